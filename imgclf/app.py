@@ -1,0 +1,107 @@
+"""The shell around every Hydra entry point: composing the config, and telling a user's mistake in one line.
+
+Nothing here loads torch, so that `--help` and a wrong override answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imgclf.errors import ConfigError, ImgclfError
+
+__all__ = ["CONF", "is_sweep", "output_folder", "plain", "register_resolvers", "run_app", "task_overrides"]
+
+_PACKAGED = Path(__file__).parent / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
+CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Run `task` with the config that the command line composes from `conf/<config_name>.yaml`.
+
+    An `ImgclfError`, and whatever Hydra finds wrong, is printed as one line and exits with 2; in a sweep it is raised, so
+    that the other trials go on. Any other exception is a bug and keeps its traceback.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
+    register_resolvers()
+    failures: list[ImgclfError] = []
+
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except ImgclfError as error:
+            if is_sweep():
+                raise
+            failures.append(error)  # Hydra would announce it with lines of its own
+            return None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        for error in failures:
+            raise error
+    except ImgclfError as error:
+        fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(_one_line(error), ConfigError.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def fail(message: str, code: int) -> None:
+    """Print `message` to stderr as the last line, and exit."""
+    sys.stdout.flush()
+    print(f"imgclf: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def register_resolvers() -> None:
+    """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`."""
+    OmegaConf.register_new_resolver("imgclf.stamp", _stamp, replace=True)
+    OmegaConf.register_new_resolver("imgclf.pretrained", lambda data_dir: data_dir != "demo", replace=True)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config with everything resolved, as dictionaries, lists and numbers; raises `ConfigError` for what is missing."""
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def output_folder() -> Path:
+    """The folder that this run writes into: `hydra.run.dir`, or its own below `hydra.sweep.dir`."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def task_overrides() -> list[str]:
+    """What the user typed, as `key=value`."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def is_sweep() -> bool:
+    """Whether this is one trial of several (`-m`)."""
+    return HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
+
+
+def _stamp() -> str:
+    """Date, time and microseconds; kept in the environment, because a process of a distributed run resolves it anew."""
+    if "LOCAL_RANK" not in os.environ or "IMGCLF_STAMP" not in os.environ:
+        os.environ["IMGCLF_STAMP"] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    return os.environ["IMGCLF_STAMP"]
+
+
+def _one_line(error: BaseException) -> str:
+    """Hydra's messages span lines, and the useful ones begin at the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(lines) or type(error).__name__

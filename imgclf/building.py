@@ -1,0 +1,124 @@
+"""From settings, as Hydra composed them, to the objects of a run."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
+
+from imgclf.callbacks import build_callbacks
+from imgclf.checkpoint import AtomicCheckpoints
+from imgclf.classifier import ImageClassifier
+from imgclf.data import datamodule_class
+from imgclf.data.datamodule import ImageDataModule
+from imgclf.data.demo import demo_folder
+from imgclf.errors import ConfigError
+from imgclf.loggers import build_logger
+from imgclf.models.backbone import check_name
+from imgclf.models.weights import read_note
+from imgclf.preprocess import Preprocess
+from imgclf.storage import cache_folder
+
+__all__ = ["build_classifier", "build_data", "build_trainer", "locate"]
+
+
+def locate(name: str, data_dir: str | None) -> Path:
+    """The folder of the data set `name`: `data_dir` ("demo": drawn on first use), else `$IMGCLF_DATA/<name>`, else where
+    `imgclf.download` puts it.
+    """
+    if data_dir == "demo":
+        return demo_folder(name)
+    if data_dir:
+        return Path(data_dir).expanduser().absolute()
+    if root := os.environ.get("IMGCLF_DATA"):
+        return Path(root).expanduser().absolute() / name
+    return cache_folder() / "data" / name
+
+
+def build_data(settings: Mapping[str, Any]) -> ImageDataModule:
+    """The data module of `settings["dataset"]`, its files found and labelled; raises `DataError`, `ConfigError`."""
+    options = dict(settings["dataset"])
+    name, data_dir = options.pop("name"), settings.get("data_dir")
+    data = _call(datamodule_class(name), "dataset", locate(name, data_dir), name=name, seed=settings["seed"],
+                 check_counts=data_dir != "demo", **options)  # fmt: skip
+    data.setup()
+    return data
+
+
+def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> ImageClassifier:
+    """The network for the data's classes, with its weights, and the preprocessing that they ask for, which the data then
+    uses; raises `ConfigError`, `CheckpointError`.
+    """
+    model = dict(settings["model"])
+    check_name(model["backbone"])
+    weights, pretrained = model.pop("weights", None), model.pop("pretrained", False) and not model.get("weights")
+    channels = model.pop("in_chans", 3)
+    chosen = {
+        key: settings[source] for key, source in (("size", "image_size"), ("resize", "resize")) if settings[source]
+    }
+    preprocess = Preprocess.of(model["backbone"], **chosen).with_channels(channels)
+    if weights:
+        note = read_note(weights, model["backbone"])
+        model["backbone_kwargs"] = {**(model.get("backbone_kwargs") or {}), **note.kwargs}
+        if note.pretrained_cfg:
+            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), **chosen).with_channels(channels)
+    data.preprocess = preprocess
+    if not weights and not pretrained:  # nothing is known about the pixels but what the training set says
+        mean, std = data.statistics(channels)
+        preprocess = Preprocess(**{**preprocess.to_dict(), "mean": mean, "std": std})
+        data.preprocess = preprocess
+    classifier = _call(
+        ImageClassifier, "the settings", model, list(data.classes), preprocess.to_dict(), optimizer=settings["optimizer"],
+        scheduler=settings["scheduler"], loss=_loss(settings["loss"], data), mixing=settings["mixing"],
+        ema_decay=settings["ema_decay"], monitor=settings["checkpoint"]["monitor"], seed=settings["seed"],
+    )  # fmt: skip
+    if weights:
+        classifier.load_weights(weights)
+    elif pretrained:
+        classifier.load_pretrained()
+    classifier.about = {"config": dict(settings), "data": {"name": data.name, "root": str(data.root), "counts": {
+        split: len(samples) for split, samples in data.samples.items()}}}  # fmt: skip
+    return classifier
+
+
+def build_trainer(settings: Mapping[str, Any], folder: Path) -> Trainer:
+    """Lightning's Trainer with `settings["trainer"]`, and imgclf's callbacks and checkpoints in `folder`."""
+    options = dict(settings["trainer"])
+    callbacks = build_callbacks(folder, settings["checkpoint"], (settings.get("callbacks") or {}).get("early_stopping"))
+    try:
+        return _call(
+            Trainer, "trainer", default_root_dir=folder, callbacks=callbacks, logger=build_logger(settings, folder),
+            plugins=[AtomicCheckpoints()], enable_checkpointing=True, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **options,
+        )  # fmt: skip
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+
+
+def _loss(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
+    """The class weights as numbers: "balanced" is N / (K * count), as in scikit-learn's `compute_class_weight`."""
+    weights = options.get("class_weights")
+    if weights == "balanced":
+        counts = data.samples["train"].counts()
+        weights = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+    elif isinstance(weights, Mapping):
+        if unknown := sorted(set(map(str, weights)) - set(data.classes)):
+            raise ConfigError(f"loss.class_weights: {', '.join(unknown)} is no class of {data.name}")
+        weights = [float(weights.get(name, 1.0)) for name in data.classes]
+    elif weights is not None and (isinstance(weights, str) or len(weights) != len(data.classes)):
+        raise ConfigError(f"loss.class_weights={weights!r}: expected null, balanced, a number for each of the "
+                          f"{len(data.classes)} classes in their order, or a mapping from names to numbers")  # fmt: skip
+    return {**options, "class_weights": None if weights is None else [float(weight) for weight in weights]}
+
+
+def _call(function: Any, where: str, *args: Any, **kwargs: Any) -> Any:
+    """Call `function`; a keyword that it doesn't take is a setting that a user misspelt."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(f"{where}: {str(error).partition('() ')[2] or error}") from None

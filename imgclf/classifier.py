@@ -1,0 +1,263 @@
+"""The LightningModule: one shared step over a network of backbone and head; its hyper-parameters are plain data."""
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric
+
+from imgclf.data.loader import Batch
+from imgclf.metrics import MONITORS, running_metrics, validation_metrics
+from imgclf.mixing import mix
+from imgclf.models.network import Network, build_network, freeze_backbone
+from imgclf.models.weights import load_pretrained, load_weights, read_checkpoint
+from imgclf.optimizers import build_optimizer, build_schedule
+from imgclf.preprocess import Preprocess
+
+__all__ = ["ImageClassifier"]
+
+
+class ImageClassifier(LightningModule):
+    """A network for `classes`, with the preprocessing that it expects, and how it is trained.
+
+    `model`: backbone, backbone_kwargs, head, freeze, unfreeze_epoch (see `build_network`). `preprocess`: the dictionary
+    of a `Preprocess`. `optimizer`, `scheduler`: see `imgclf.optimizers`. `loss`: label_smoothing, class_weights (None or
+    one number a class). `mixing`: see `imgclf.mixing`. `ema_decay`: None, or the decay of an average of the weights that
+    is then what predicts. `monitor`: what a plateau schedule watches. Weights are random until `load_weights`.
+    Raises `ConfigError`.
+    """
+
+    mean: Tensor
+    std: Tensor
+    class_weights: Tensor | None
+    running: Tensor
+    confusion: Tensor
+    ema_network: Network | None
+
+    def __init__(self, model: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any],
+                 optimizer: Mapping[str, Any] | None = None, scheduler: Mapping[str, Any] | None = None,
+                 loss: Mapping[str, Any] | None = None, mixing: Mapping[str, Any] | None = None,
+                 ema_decay: float | None = None, monitor: str = "val_accuracy", seed: int = 0) -> None:  # fmt: skip
+        super().__init__()
+        self.save_hyperparameters()
+        self.classes = tuple(classes)
+        self.preprocess = Preprocess.from_dict(dict(preprocess))
+        torch.manual_seed(seed)
+        self.network = build_network(model, len(self.classes), self.preprocess.channels, self.preprocess.size)
+        self.ema_network = copy.deepcopy(self.network).requires_grad_(False) if ema_decay else None
+        self.validation = validation_metrics(len(self.classes))
+        self.validation_loss = MeanMetric()
+        self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
+        weights = (loss or {}).get("class_weights")
+        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
+        # Sums over this epoch so far: the loss, hits among the top five; and the confusion matrix [K, K].
+        self.register_buffer("running", torch.zeros(2), persistent=False)
+        self.register_buffer("confusion", torch.zeros(len(classes), len(classes), dtype=torch.int64), persistent=False)
+        self.schedule: Any = None
+        self.learning_rate = 0.0  # of the head's parameters, at the last update
+        self._began, self._plateau_state = time.perf_counter(), None
+        self.history: list[dict[str, Any]] = []  # a row an epoch
+        self.about: dict[str, Any] = {}  # plain data that travels in the checkpoint: config, data, metrics
+
+    def load_weights(self, path: str | Path) -> None:
+        """Give the backbone the weights in a safetensors or pth file; raises `CheckpointError` if they don't fit."""
+        load_weights(self.network.backbone, path, self.hparams["model"]["backbone"])
+        self._restart_average()
+
+    def load_pretrained(self) -> None:
+        """Give the backbone timm's weights, from the hub or its local cache; raises `CheckpointError` if out of reach."""
+        model = self.hparams["model"]
+        load_pretrained(self.network.backbone, model["backbone"], model.get("backbone_kwargs") or {},
+                        self.preprocess.channels)  # fmt: skip
+        self._restart_average()
+
+    def replace_head(self, classes: Sequence[str], head: Mapping[str, Any] | None = None) -> "ImageClassifier":
+        """A copy for other classes: this backbone's weights under a new random head (like this one unless `head`)."""
+        hparams = copy.deepcopy(dict(self.hparams))
+        hparams.update(classes=list(classes), loss={**(hparams.get("loss") or {}), "class_weights": None})
+        hparams["model"] = {
+            **hparams["model"],
+            "head": dict(head if head is not None else hparams["model"].get("head") or {}),
+        }
+        other = ImageClassifier(**hparams)
+        other.network.backbone.load_state_dict(self.predictor.backbone.state_dict())
+        other._restart_average()
+        return other
+
+    @property
+    def predictor(self) -> Network:
+        """The network that answers: the averaged one where there is one."""
+        return self.ema_network if self.ema_network is not None else self.network
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it."""
+        return (images.float() - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] -> logits [B, K] of the network that answers."""
+        return self.predictor(self.normalise(images))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch: cross-entropy and the head's L2 term."""
+        generator = np.random.default_rng([self._seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(generator.integers(2**63 - 1)))  # dropout is a function of the position
+        images, partner_targets, share = mix(self.normalise(batch.images), batch.targets, self.hparams["mixing"] or {},
+                                             generator)  # fmt: skip
+        logits = self.network(images)  # [B, K]
+        loss = share * self._cross_entropy(logits, batch.targets)
+        if partner_targets is not None:
+            loss = loss + (1 - share) * self._cross_entropy(logits, partner_targets)
+        loss = loss + self.network.head.penalty()
+        self._add_to_sums(loss.detach(), logits.detach(), batch.targets)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the validation metrics; the loss is without smoothing or weights, with the L2 term."""
+        logits = self(batch.images).float()  # [B, K]
+        loss = functional.cross_entropy(logits, batch.targets) + self.predictor.head.penalty()
+        self.validation_loss.update(loss, weight=len(batch.targets))
+        self.validation.update(logits, batch.targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Give the epoch's validation metrics to whoever watches them."""
+        self.log("val_loss", self.validation_loss.compute())
+        self.log_dict(self.validation.compute())
+        self.validation_loss.reset()
+        self.validation.reset()
+
+    def on_train_start(self) -> None:
+        """Freeze what is frozen at this epoch, and put a plateau schedule where the checkpoint left it: Lightning begins a
+        resumed epoch without `on_train_epoch_start`.
+        """
+        self._began = time.perf_counter()
+        self._apply_phase()
+        if self._plateau_state and hasattr(self.schedule, "lr_scheduler"):
+            self.schedule.lr_scheduler.load_state_dict(self._plateau_state)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's sums, and the second phase if it is due."""
+        self._began = time.perf_counter()
+        self.running.zero_()
+        self.confusion.zero_()
+        self._apply_phase()
+
+    def on_train_epoch_end(self) -> None:
+        """Close the epoch: its row of history, and what a plateau schedule does about it."""
+        seen, means = self.trainer.callback_metrics, self.training_means()
+        self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
+        self.history.append({
+            "epoch": self.current_epoch, "train_loss": means["loss"], "train_accuracy": means["accuracy"],
+            "val_loss": float(seen["val_loss"]) if "val_loss" in seen else None,
+            "val_accuracy": float(seen["val_accuracy"]) if "val_accuracy" in seen else None,
+            "lr": self.learning_rate, "seconds": round(time.perf_counter() - self._began, 3),
+        })  # fmt: skip
+        metric = seen.get(self.hparams["monitor"])
+        if self.schedule is not None and self.schedule.t_in_epochs and metric is not None:
+            self.schedule.step(self.current_epoch + 1, metric=float(metric))
+
+    def training_means(self) -> dict[str, float | int]:
+        """The metrics of the pictures trained on in this epoch so far, as the network was when it met each."""
+        return running_metrics(self.confusion.cpu().numpy(), *self.running.tolist())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer; the schedule is kept here because timm's are stepped with the position, not by count."""
+        options = self.hparams["optimizer"] or {"name": "adamw", "lr": 1e-3}
+        optimizer = build_optimizer(self.network, options, self._unfreeze_epoch is not None)
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
+        steps = self.trainer.estimated_stepping_batches
+        per_epoch = int(steps / epochs) if steps != float("inf") else 1
+        self.schedule = build_schedule(optimizer, self.hparams["scheduler"] or {"name": "none"}, float(options["lr"]),
+                                       epochs, per_epoch, MONITORS[self.hparams["monitor"]])  # fmt: skip
+        return optimizer
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One update, then what follows from it: the next learning rate and the averaged weights."""
+        super().optimizer_step(*args, **kwargs)
+        done = self.global_step + 1  # Lightning counts this update only when it is back
+        self.learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.schedule is not None:
+            self.schedule.step_update(done)
+        if self.ema_network is not None:
+            self._average(min(self.hparams["ema_decay"], (1 + done) / (10 + done)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a reader of the file needs, all of it plain data."""
+        plateau = getattr(self.schedule, "lr_scheduler", None)
+        checkpoint["imgclf"] = {
+            **self.about,
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.to_dict(),
+            "history": copy.deepcopy(self.history),
+            "running": self.running.tolist(),
+            "confusion": self.confusion.tolist(),
+            "plateau": None if plateau is None else plateau.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back the history, the epoch's sums and a plateau schedule's memory."""
+        extra = checkpoint.get("imgclf", {})
+        self.history = copy.deepcopy(extra.get("history", []))
+        self.running.copy_(torch.tensor(extra.get("running", [0.0, 0.0])))
+        if "confusion" in extra:
+            self.confusion.copy_(torch.tensor(extra["confusion"]))
+        self.about = {key: extra[key] for key in ("config", "data", "metrics") if key in extra}
+        self._plateau_state = extra.get("plateau")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **changes: Any
+    ) -> "ImageClassifier":
+        """The classifier in a checkpoint, in eval mode; nothing but tensors and plain data is read from the file.
+
+        Raises `CheckpointError` for a file that is no checkpoint of imgclf, or a damaged one.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        classifier = cls(**{**checkpoint["hyper_parameters"], **changes})
+        classifier.load_state_dict(checkpoint["state_dict"])
+        classifier.on_load_checkpoint(checkpoint)
+        return classifier.eval()
+
+    @property
+    def _seed(self) -> int:
+        return int(self.hparams["seed"])
+
+    @property
+    def _unfreeze_epoch(self) -> int | None:
+        return self.hparams["model"].get("unfreeze_epoch")
+
+    def _apply_phase(self) -> None:
+        second = self._unfreeze_epoch is not None and self.current_epoch >= self._unfreeze_epoch
+        freeze_backbone(self.network, "none" if second else self.hparams["model"].get("freeze", "none"))
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = (self.hparams["loss"] or {}).get("label_smoothing", 0.0)
+        return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
+
+    @torch.no_grad()
+    def _add_to_sums(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        top = logits.topk(min(5, len(self.classes)), dim=1).indices  # [B, 5], the best first
+        hits = (top == targets[:, None]).sum()
+        self.running += torch.stack([loss.float() * len(targets), hits.float()])
+        self.confusion.index_put_((targets, top[:, 0]), torch.ones_like(targets), accumulate=True)
+
+    def _restart_average(self) -> None:
+        if self.ema_network is not None:
+            self.ema_network.load_state_dict(self.network.state_dict())
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        assert self.ema_network is not None
+        own = self.network.state_dict()
+        for name, value in self.ema_network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(own[name], 1 - decay)
+            else:
+                value.copy_(own[name])

@@ -1,0 +1,220 @@
+"""From a folder to batches: the one `LightningDataModule`, of which each known data set is a few lines of facts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+
+from imgclf.data.augment import Augment
+from imgclf.data.decode import decode
+from imgclf.data.loader import Loader
+from imgclf.data.samples import Samples, hold_out, natural_key, subsample
+from imgclf.data.sources import Found, find_split, find_train
+from imgclf.errors import ConfigError, DataError
+from imgclf.preprocess import Preprocess
+
+__all__ = ["SPLITS", "ImageDataModule"]
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageDataModule(LightningDataModule):
+    """Pictures below `root` as batches of uint8 pixels, split and labelled; the training set defines the classes.
+
+    The class attributes are the facts of a data set; a subclass, or the arguments of the same name, states its own.
+    `splits`: the layout of train, val and test (see `imgclf.data.sources`); a split without a layout, or not found, is
+    held out from train: first `test_fraction` of each class for test, then `val_fraction` of the rest for validation, by
+    `holdout` ("random", "blocks") and `split_seed`. `classes`: the names to use, None for all that are found.
+    `fraction`: how much of train is used, after the hold-outs. `batch_size` is global. `num_workers` None: chosen by
+    the number of cores; it never changes a result. `preprocess` may be replaced until the first loader is made.
+    `notes` holds, after `setup`, what a user should know, a line each.
+    Raises `DataError` and `ConfigError` from `setup`, never from the constructor.
+    """
+
+    name: str = "custom"
+    handle: str | None = None  # on Kaggle
+    licence: str | None = None
+    splits: Mapping[str, Mapping[str, Any]] = {
+        "train": {"kind": "folders", "names": ["train", "training", "."]},
+        "val": {"kind": "folders", "names": ["valid", "val", "validation"]},
+        "test": {"kind": "folders", "names": ["test", "testing"]},
+    }
+    expected: Mapping[int, tuple[int, int, int]] = {}  # number of classes -> pictures in train, val, test
+    holdout: str = "random"
+
+    def __init__(self, root: str | Path, *, name: str | None = None,
+                 splits: Mapping[str, Mapping[str, Any]] | None = None,
+                 preprocess: Preprocess | None = None, classes: Sequence[str] | None = None, batch_size: int = 32,
+                 augment: Mapping[str, Any] | None = None, augment_val: bool = False, holdout: str | None = None,
+                 val_fraction: float = 0.2, test_fraction: float = 0.1, fraction: float = 1.0, seed: int = 0,
+                 split_seed: int = 0, num_workers: int | None = None, check_counts: bool = True) -> None:  # fmt: skip
+        super().__init__()
+        self.name = name or type(self).name
+        self.root = Path(root).expanduser()
+        self.splits = {**type(self).splits, **(splits or {})}
+        self.preprocess = preprocess or Preprocess()
+        self.wanted_classes = classes
+        self.batch_size, self.augment, self.augment_val = batch_size, augment, augment_val
+        self.holdout = holdout or type(self).holdout
+        self.val_fraction, self.test_fraction, self.fraction = val_fraction, test_fraction, fraction
+        self.seed, self.split_seed, self.num_workers = seed, split_seed, num_workers
+        self.check_counts = check_counts
+        self.notes: list[str] = []
+        self.samples: dict[str, Samples] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of their indices; `setup` comes first."""
+        self.setup()
+        return self.samples["train"].classes
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find and label every picture of every split, once; opens no picture."""
+        if self.samples:
+            return
+        self.notes = []
+        base, found = self._find_train()
+        train = self._label(found, self._class_names(found))
+        if empty := [name for name, count in zip(train.classes, train.counts(), strict=True) if not count]:
+            raise DataError(f"{found.place}: no pictures of class {', '.join(map(repr, empty))}; add some, remove the "
+                            "empty folder, or name the classes to use in dataset.classes")  # fmt: skip
+        splits = {"train": train}
+        for split in ("test", "val"):
+            layout = self.splits.get(split)
+            other = find_split(self.root, base, layout) if layout else None
+            if other:
+                splits[split] = self._label(other, train.classes, split)
+            else:
+                fraction = self.test_fraction if split == "test" else self.val_fraction
+                splits["train"], splits[split] = hold_out(splits["train"], fraction, self.split_seed, self.holdout)
+                self.notes.append(self._held_out_note(split, len(splits[split]), fraction))
+        self._compare_counts(splits)
+        splits["train"] = subsample(splits["train"], self.fraction, self.seed)
+        self.samples = {split: splits[split] for split in SPLITS}
+
+    def loader(self, split: str, *, training: bool = False) -> Loader:
+        """Batches of `split`; shuffled and augmented when `training`, else in the samples' order and plain."""
+        self.setup()
+        augmented = self.augment and (training or (split == "val" and self.augment_val))
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return Loader(
+            self.samples[split], self.preprocess, batch_size=self.batch_size, seed=self.seed, shuffle=training,
+            augment=Augment.from_dict(self.augment or {}) if augmented else None, num_workers=self._workers(split),
+            rank=torch.distributed.get_rank() if distributed else 0,
+            world=torch.distributed.get_world_size() if distributed else 1,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> Loader:
+        """Batches to train on: shuffled anew each epoch, and augmented."""
+        return self.loader("train", training=True)
+
+    def val_dataloader(self) -> Loader:
+        """Batches to validate on, in the samples' order."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Batches to test on, in the samples' order."""
+        return self.loader("test")
+
+    def statistics(self, channels: int = 3, limit: int = 512) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation a channel, in units of 1, of up to `limit` training pictures: what a network that
+        starts from nothing is normalised by.
+        """
+        self.setup()
+        train = self.samples["train"]
+        chosen = np.sort(np.random.default_rng(self.split_seed).permutation(len(train))[:limit])
+        images = train.take(chosen)
+        small = replace(self.preprocess, size=min(self.preprocess.size, 64)).with_channels(channels)
+        pixels = torch.cat([batch.images for batch in Loader(images, small, batch_size=64)]).double() / 255  # [N,C,S,S]
+        mean, deviation = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp_min(1e-3)
+        return tuple(round(x, 4) for x in mean.tolist()), tuple(round(x, 4) for x in deviation.tolist())
+
+    def picture(self, split: str, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """One sample as it is on disk, at its own size: uint8 [H, W, 3 or 1]."""
+        samples = self.samples[split]
+        return decode(samples.items[index]) if samples.pixels is None else samples.pixels[index]
+
+    def _find_train(self) -> tuple[Path, Found]:
+        layout = self.splits["train"]
+        slug = (self.handle or "").rpartition("/")[2]
+        match = find_train(self.root, layout, [self.name, slug]) if self.root.is_dir() else None
+        if match is None:
+            what = " or ".join(map(str, layout.get("names", layout.get("files", ["?"]))))
+            ways = (
+                f" Kaggle has it as {self.handle}: `python -m imgclf.download dataset={self.name}`."
+                if self.handle
+                else ""
+            )
+            state = "has nothing like it down to 3 levels below it" if self.root.is_dir() else "doesn't exist"
+            raise DataError(f"{self.name}: looked for {what} ({layout.get('kind')}) in {self.root}, which {state}; pass "
+                            f"data_dir=<folder> or set IMGCLF_DATA.{ways} data_dir=demo needs no data.")  # fmt: skip
+        return match
+
+    def _class_names(self, found: Found) -> tuple[str, ...]:
+        names = sorted(found.names, key=natural_key if all(name.isdecimal() for name in found.names) else None)
+        if self.wanted_classes is None:
+            chosen = tuple(names)
+        else:
+            if odd := [
+                name for name in self.wanted_classes if isinstance(name, bool) or not isinstance(name, (str, int))
+            ]:
+                raise ConfigError(f"dataset.classes holds {odd[0]!r}, which is no text: put the name into quotes")
+            wanted = [str(name) for name in self.wanted_classes]
+            if missing := sorted(set(wanted) - set(names)):
+                raise ConfigError(f"dataset.classes: {', '.join(missing)} not found in {found.place}, which has "
+                                  f"{', '.join(names)}")  # fmt: skip
+            chosen = tuple(name for name in names if name in set(wanted))
+        if len(chosen) < 2:
+            raise DataError(
+                f"{found.place}: found {len(chosen)} class(es) ({', '.join(chosen)}); a classifier needs two"
+            )
+        return chosen
+
+    def _label(self, found: Found, classes: tuple[str, ...], split: str = "train") -> Samples:
+        """Index the labels by the training set's classes."""
+        index = {name: target for target, name in enumerate(classes)}
+        everything = split == "train" or self.wanted_classes is not None
+        if not everything and (unknown := sorted(set(found.names) - set(classes))):
+            raise DataError(f"{found.place}: {split} has class {', '.join(map(repr, unknown))}, which train doesn't have; "
+                            "remove it, or name the classes to use in dataset.classes")  # fmt: skip
+        keep = [row for row, label in enumerate(found.labels) if label in index]
+        samples = Samples(
+            items=tuple(found.items[row] for row in keep),
+            targets=np.array([index[found.labels[row]] for row in keep], dtype=np.int64),
+            classes=classes,
+            pixels=None if found.pixels is None else found.pixels[keep],
+        )
+        absent = [name for name, count in zip(classes, samples.counts(), strict=True) if not count]
+        if split != "train" and absent:
+            self.notes.append(f"{split} has no pictures of {', '.join(absent)} ({found.place})")
+        return samples
+
+    def _held_out_note(self, split: str, count: int, fraction: float) -> str:
+        if not fraction:
+            return f"no {split} split: dataset.{split}_fraction is 0"
+        return f"no {split} folder: held out {fraction:.0%} of each class of train ({self.holdout}), {count:,} pictures"
+
+    def _compare_counts(self, splits: Mapping[str, Samples]) -> None:
+        counts = tuple(len(splits[split]) for split in SPLITS)
+        expected = self.expected.get(len(splits["train"].classes)) if self.check_counts else None
+        if expected and counts != expected:
+            self.notes.append(f"{self.name}: found {_slashed(counts)} pictures in train / val / test, the whole data set "
+                              f"has {_slashed(expected)}")  # fmt: skip
+        if self.expected and not expected and self.check_counts and self.wanted_classes is None:
+            self.notes.append(f"{self.name}: found {len(splits['train'].classes)} classes, the whole data set has "
+                              f"{' or '.join(map(str, self.expected))}")  # fmt: skip
+
+    def _workers(self, split: str) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        cores = torch.get_num_threads()
+        in_memory = self.samples[split].pixels is not None and not self.augment
+        return 0 if in_memory or cores <= 2 or len(self.samples[split]) < 2 * self.batch_size else min(8, cores // 2)
+
+
+def _slashed(counts: Sequence[int]) -> str:
+    return " / ".join(f"{count:,}" for count in counts)

@@ -1,0 +1,134 @@
+"""Batches in an order that is a function of (seed, epoch), so that any position can be returned to exactly."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from imgclf.data.augment import Augment
+from imgclf.data.decode import fit, read_image
+from imgclf.data.samples import Samples
+from imgclf.errors import ConfigError
+from imgclf.preprocess import Preprocess
+
+__all__ = ["Batch", "Loader"]
+
+
+class Batch(NamedTuple):
+    """`images` uint8 [B, C, S, S], `targets` int64 [B], `indices` int64 [B] into the loader's samples."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    indices: torch.Tensor
+
+
+class _Batches(Dataset[Batch]):
+    """Turns (epoch, indices) into a batch; this is what worker processes run."""
+
+    def __init__(self, samples: Samples, preprocess: Preprocess, augment: Augment | None, seed: int) -> None:
+        self.samples, self.preprocess, self.augment, self.seed = samples, preprocess, augment, seed
+
+    def __getitem__(self, position: tuple[int, npt.NDArray[np.int64]]) -> Batch:
+        epoch, indices = position
+        images = self._images(epoch, indices)  # uint8 [B, S, S, C]
+        # [B, C, S, S] that is [B, S, S, C] in memory: channels_last at no cost
+        return Batch(
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            targets=torch.from_numpy(self.samples.targets[indices]),
+            indices=torch.from_numpy(indices),
+        )
+
+    def _images(self, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        pixels, size = self.samples.pixels, self.preprocess.size
+        if pixels is not None and not self.augment and pixels.shape[1:] == (size, size, self.preprocess.channels):
+            return pixels[indices]
+        images = np.empty((len(indices), size, size, self.preprocess.channels), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            if pixels is None:
+                image = read_image(self.samples.items[index], self.preprocess)
+            else:
+                image = fit(pixels[index], self.preprocess)
+            images[row] = self.augment(image, self.seed, epoch, int(index)) if self.augment else image
+        return images
+
+
+class Loader:
+    """An iterable of `Batch` over `samples`; the same batches whatever `num_workers` is.
+
+    `batch_size` is global: with `world` processes each gets every `world`-th sample of a batch. `shuffle` draws a new
+    order every epoch; without it the order is that of the samples. `state_dict` is {epoch, batch}: batches handed out.
+    """
+
+    def __init__(self, samples: Samples, preprocess: Preprocess, *, batch_size: int, seed: int = 0,
+                 shuffle: bool = False, augment: Augment | None = None, num_workers: int = 0,
+                 rank: int = 0, world: int = 1) -> None:  # fmt: skip
+        if batch_size < world:
+            raise ConfigError(f"dataset.batch_size={batch_size}: expected at least one picture a process, here {world}")
+        self.samples, self.batch_size, self.seed, self.shuffle = samples, batch_size, seed, shuffle
+        self.rank, self.world = rank, world
+        self.epoch, self._handed_out, self._resume_at = 0, 0, 0
+        # Lightning calls `loader.sampler.set_epoch(epoch)` at the start of every epoch, and asks for a batch sampler.
+        self.sampler, self.batch_sampler = self, None
+        self._positions: list[tuple[int, npt.NDArray[np.int64]]] = []
+        self._loader = DataLoader(
+            _Batches(samples, preprocess, augment, seed), batch_size=None, sampler=_Positions(self),
+            num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread if num_workers else None,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose which epoch's order and augmentation the next iteration gives."""
+        if epoch != self.epoch:
+            self.epoch, self._handed_out, self._resume_at = epoch, 0, 0
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The order of the samples in `epoch`: int64 [N]."""
+        if not self.shuffle:
+            return np.arange(len(self.samples))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: nothing happens before the first batch is asked for, because Lightning asks for iterators before
+        # it sets the epoch, and for more than one of them.
+        start, self._resume_at = self._resume_at, 0
+        order = self.order(self.epoch)
+        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        self._positions = [(self.epoch, batch[self.rank :: self.world]) for batch in batches[start:]]
+        self._handed_out = start
+        for batch in self._loader:
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the iteration stands, as plain numbers."""
+        return {"epoch": self.epoch, "batch": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration of that epoch begin behind the batches that were handed out."""
+        self.epoch, self._handed_out, self._resume_at = int(state["epoch"]), int(state["batch"]), int(state["batch"])
+
+
+class _Positions:
+    """The sampler of the inner loader: reads the outer one's positions anew at each epoch, also with kept workers."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._owner = loader
+
+    def __iter__(self) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        return iter(self._owner._positions)
+
+    def __len__(self) -> int:
+        return len(self._owner._positions)
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores with the training step: one thread each, or they fight over them."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

@@ -1,0 +1,187 @@
+"""Pictures as rows of numbers: one label and the pixels of a square a line, as in sign-MNIST's CSV files."""
+
+import csv
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn
+
+import numpy as np
+
+from imgclf.errors import DataError
+
+__all__ = ["PixelTable", "read_pixel_csv"]
+
+_LABEL_LENGTH = 80  # characters that the fast way keeps; longer labels take the slow one
+_VALUES = {str(value): value for value in range(256)}
+_WHOLE = re.compile(r"\s*\+?0*([0-9]{1,3})\s*", re.ASCII)
+_NUMBER_LABEL = re.compile(r"\+?([0-9]{1,18})(\.0*)?")
+
+
+@dataclass(frozen=True)
+class PixelTable:
+    """N pictures: `pixels` uint8 [N, S, S, C], `labels` as text, `lines` [N] where each stands in the file, from 1."""
+
+    pixels: np.ndarray
+    labels: list[str]
+    lines: np.ndarray
+
+
+def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) -> PixelTable:
+    """Read a CSV file of square pictures, one a row, with or without a header.
+
+    A row is the label and S * S grey values, or 3 * S * S values r, g, b, r, g, b ... from the top left, row by row; no
+    number is both, so the width says which, and `channels` (1 or 3) only refuses the other. The first row is a header
+    when it has a cell `label` or holds no number after its first cell. The label column is the one called `label`, else
+    the first. Labels are any text; numbers among them lose leading zeros and a ".0". Pixels are whole numbers from 0 to
+    255: "12.0" is refused, since a file of floats may hold another scale. Blank lines are skipped.
+
+    Raises `DataError` naming the file, the line, what came and what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a CSV file of pixels")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            start, first, header = _first_row(path, file)
+            column = next((i for i, cell in enumerate(first) if _is_label(cell)), 0) if header else 0
+            shape = _shape(path, start, len(first) - 1, channels)
+            rows = _read_fast(path, header, column, len(first))
+            rows = rows or _read_slowly(path, header, column, len(first))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is no text (byte {error.start:,} isn't UTF-8), expected a CSV file of pixels"
+        ) from None
+    except csv.Error as error:
+        raise DataError(f"{path}: isn't CSV ({error}), expected rows of a label and pixels") from None
+    pixels, labels, lines = rows
+    if not len(pixels):
+        raise DataError(f"{path}: line {start} is a header and no row follows, expected a label and pixels a row")
+    names = {label: _label(path, label, lines, labels) for label in set(labels)}
+    return PixelTable(pixels.reshape(-1, *shape), [names[label] for label in labels], lines)
+
+
+def _is_label(cell: str) -> bool:
+    return cell.strip().lower() == "label"
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _rows(file: IO[str]) -> Iterator[tuple[int, list[str]]]:
+    """The line that each row begins on, and its cells; without blank lines."""
+    reader = csv.reader(file)
+    line = 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            yield line, cells
+        line = reader.line_num + 1
+
+
+def _first_row(path: Path, file: IO[str]) -> tuple[int, list[str], bool]:
+    """Line number and cells of the first row, and whether it is a header."""
+    head = file.read(4096)
+    if "\0" in head:
+        raise DataError(f"{path}: is a binary file, expected a CSV file of pixels")
+    if head.lstrip().lower().startswith(("<!doctype", "<html", "<?xml", "<head")):
+        raise DataError(
+            f"{path}: line 1 begins with {head.lstrip()[:15]!r}, a web page saved as CSV: download it again"
+        )
+    file.seek(0)
+    line, cells = next(_rows(file), (0, []))
+    if not cells:
+        raise DataError(f"{path}: is empty, expected rows of a label and pixels")
+    header = any(map(_is_label, cells)) or not any(map(_is_number, cells[1:]))
+    return line, cells, header
+
+
+def _shape(path: Path, line: int, pixels: int, channels: int | None) -> tuple[int, int, int]:
+    """(S, S, C) of a row of so many pixels."""
+    for count in (1, 3):
+        side = math.isqrt(pixels // count)
+        if pixels and side * side * count == pixels:
+            if channels in (None, count):
+                return side, side, count
+            raise DataError(f"{path}: rows of {side} x {side} pixels with {count} channel(s), expected {channels}")
+    raise DataError(
+        f"{path}: line {line} has {pixels + 1} cells, expected a label and the pixels of a square "
+        f"(such as 1 + 28 * 28 = 785, or 1 + 3 * 28 * 28 in colour)"
+    )
+
+
+def _read_fast(path: Path, header: bool, column: int, width: int) -> tuple[np.ndarray, list[str], np.ndarray] | None:
+    """All rows by NumPy's parser, or None when a single cell or line is unusual, for `_read_slowly` to judge."""
+    fields = [
+        ("before", np.uint8, (column,)),
+        ("label", f"U{_LABEL_LENGTH}"),
+        ("after", np.uint8, (width - column - 1,)),
+    ]
+    kept = [field for field in fields if field[-1] != (0,)]
+    with path.open(encoding="utf-8-sig", newline="") as file, warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy warns where it reads "1.5" as 1
+        if header:
+            file.readline()
+        try:
+            table = np.loadtxt(file, dtype=kept, delimiter=",", quotechar='"', comments=None, ndmin=1)
+        except (ValueError, Warning):
+            return None
+    lines = 0
+    with path.open("rb") as binary:
+        while block := binary.read(2**20):
+            lines += block.count(b"\n")
+            last = block
+    lines += not last.endswith(b"\n")
+    labels = table["label"].tolist()
+    if len(table) + header != lines or max(map(len, labels)) == _LABEL_LENGTH:
+        return None
+    parts = [table[name] for name in ("before", "after") if name in (table.dtype.names or ())]
+    pixels = np.ascontiguousarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=1)
+    return pixels, labels, np.arange(1 + header, lines + 1, dtype=np.int64)
+
+
+def _read_slowly(path: Path, header: bool, column: int, width: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """The same row by row; raises `DataError` at the first cell or row that is wrong."""
+    pixels, labels, lines = [], [], []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = _rows(file)
+        if header:
+            next(rows)
+        for line, cells in rows:
+            if len(cells) != width:
+                _refuse_width(path, line, len(cells), width, last=next(rows, None) is None)
+            labels.append(cells.pop(column))
+            lines.append(line)
+            values = list(map(_VALUES.get, cells))
+            for index, value in enumerate(values):
+                if value is None:
+                    match = _WHOLE.fullmatch(cells[index])
+                    if not match or int(match[1]) > 255:
+                        place = f"{path}: line {line}, column {index + 1 + (index >= column)} is {cells[index][:40]!r}"
+                        raise DataError(f"{place}, expected a whole number from 0 to 255")
+                    values[index] = int(match[1])
+            pixels.append(np.array(values, np.uint8))
+    shape = (len(pixels), width - 1)
+    return np.array(pixels, np.uint8).reshape(shape), labels, np.array(lines, np.int64)
+
+
+def _refuse_width(path: Path, line: int, cells: int, width: int, *, last: bool) -> NoReturn:
+    cut = " (the last line: the file is cut off, download it again)" if last and cells < width else ""
+    raise DataError(f"{path}: line {line} has {cells} cells, expected {width} as in the first row{cut}")
+
+
+def _label(path: Path, label: str, lines: np.ndarray, labels: list[str]) -> str:
+    """The label as the table gives it."""
+    text = " ".join(label.split())
+    if not text:
+        raise DataError(f"{path}: line {lines[labels.index(label)]} has no label, expected a number or a class name")
+    number = _NUMBER_LABEL.fullmatch(text)
+    return str(int(number[1])) if number else text

@@ -1,0 +1,37 @@
+"""The exceptions that a user can meet; anything else that escapes is a bug and keeps its traceback.
+
+ImgclfError            shown as one line, exit code 2
+├── ConfigError        a setting that can't be used
+├── DataError          a folder or file of data isn't what it should be
+│   └── ImageError     one picture can't be read; the message names it
+├── CheckpointError    a checkpoint or weights file can't be used
+└── RunError           a run can't start, go on or be resumed
+"""
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError"]
+
+
+class ImgclfError(Exception):
+    """A mistake or mishap on the user's side, told in one line: what came, what was expected, what to do next."""
+
+    exit_code = 2
+
+
+class ConfigError(ImgclfError):
+    """A setting that can't be used."""
+
+
+class DataError(ImgclfError):
+    """A folder or file of data isn't what it should be."""
+
+
+class ImageError(DataError):
+    """One picture can't be read; the message begins with its name."""
+
+
+class CheckpointError(ImgclfError):
+    """A checkpoint or weights file can't be used."""
+
+
+class RunError(ImgclfError):
+    """A run can't start, go on or be resumed."""

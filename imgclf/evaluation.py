@@ -1,0 +1,74 @@
+"""Measuring a checkpoint on data, from plain settings."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imgclf.building import build_data
+from imgclf.classifier import ImageClassifier
+from imgclf.data.datamodule import SPLITS
+from imgclf.errors import CheckpointError, ConfigError, DataError
+from imgclf.inference import assess
+from imgclf.report.plots import plot_confusion
+from imgclf.report.tables import metrics_json
+from imgclf.summary import print_metrics, print_per_class, quieten
+
+__all__ = ["evaluate"]
+
+
+def evaluate(settings: dict[str, Any], folder: Path) -> float:
+    """Measure `settings["checkpoint"]` on a split; writes metrics.json, predictions, per-class table and confusion matrix
+    into `folder`, and returns the accuracy. Raises `DataError` when the data has other classes than the checkpoint.
+    """
+    quieten()
+    split = settings["split"]
+    if split not in SPLITS:
+        raise ConfigError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    classifier = ImageClassifier.load_from_checkpoint(settings["checkpoint"]).to(_device(settings["device"]))
+    data = build_data(_data_settings(settings, classifier))
+    if data.classes != classifier.classes:
+        raise DataError(_difference(data.classes, classifier.classes, settings["checkpoint"], data.root))
+    data.preprocess = classifier.preprocess
+    if not len(data.samples[split]):
+        raise DataError(f"{data.root}: no pictures for split={split}; choose another split or data_dir")
+    metrics, matrix = assess(classifier, data.loader(split), None, folder / f"predictions_{split}.csv",
+                             folder / f"per_class_{split}.csv")  # fmt: skip
+    metrics_json(folder / "metrics.json", {split: metrics})
+    plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
+    print_per_class(split, matrix, classifier.classes)
+    print_metrics({split: metrics})
+    print(f"everything is in {folder}", flush=True)
+    return float(metrics["accuracy"])
+
+
+def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
+    """What the checkpoint was trained on, where the command line doesn't say otherwise."""
+    trained = classifier.about.get("config")
+    if trained is None:
+        raise CheckpointError(
+            f"{settings['checkpoint']}: doesn't say what it was trained on; pass dataset= and data_dir="
+        )
+    chosen = {"dataset": settings.get("dataset") or trained["dataset"], "seed": trained["seed"]}
+    same = chosen["dataset"]["name"] == trained["dataset"]["name"]
+    return {**chosen, "data_dir": settings["data_dir"] or (trained["data_dir"] if same else None)}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; pass device=cpu") from None
+
+
+def _difference(found: tuple[str, ...], known: tuple[str, ...], checkpoint: str, root: Path) -> str:
+    new, gone = sorted(set(found) - set(known)), sorted(set(known) - set(found))
+    parts = [
+        f"only in the data: {', '.join(new[:5])}" * bool(new),
+        f"only in the checkpoint: {', '.join(gone[:5])}" * bool(gone),
+    ]
+    return (f"{root} has {len(found)} classes and {checkpoint} {len(known)}, and they differ ("
+            f"{'; '.join(part for part in parts if part) or 'the same names in another order'}); pass the data it was "
+            "trained for, or choose with dataset.classes")  # fmt: skip

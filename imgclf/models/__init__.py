@@ -1,0 +1,1 @@
+"""Backbone, head and the network of both."""

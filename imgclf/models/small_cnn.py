@@ -1,0 +1,103 @@
+"""The small convolutional networks of the reference systems: one network with parameters, registered with timm.
+
+Layers are initialised as Keras does (Glorot-uniform kernels, zero biases) and BatchNorm has Keras's momentum and epsilon,
+because the reference figures were got with them (Keras 3.15, `keras.layers.Conv2D`, `BatchNormalization`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from imgclf.errors import ConfigError
+
+__all__ = ["SmallCNN", "glorot"]
+
+BATCH_NORM: dict[str, Any] = {"momentum": 0.01, "eps": 1e-3}  # Keras says momentum 0.99 for what torch calls 0.01
+
+
+def glorot(module: nn.Module) -> None:
+    """Initialise a convolution or dense layer as Keras does."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class SmallCNN(nn.Module):
+    """3x3 convolutions with ReLU and 2x2 max-pools: [B, C, S, S] -> [B, F, h, w].
+
+    `layers` lists numbers of filters and the word "pool", in order: `[32, pool, 64, pool]`. `padding` is "same" or
+    "valid"; `batch_norm` puts one behind each ReLU. Raises `ConfigError` for another layer or padding.
+    """
+
+    def __init__(self, layers: Sequence[int | str] = (32, "pool", 64, "pool", 128, "pool"), padding: str = "same",
+                 batch_norm: bool = False, in_chans: int = 3, num_classes: int = 1000,
+                 pretrained_cfg: Any = None, **unused: Any) -> None:  # fmt: skip
+        super().__init__()
+        if unused and any(value is not None for key, value in unused.items() if key not in _TIMM_EXTRAS):
+            raise ConfigError(f"small_cnn has no {', '.join(unused)}: it knows layers, padding, batch_norm")
+        if padding not in ("same", "valid") or not layers or layers[0] == "pool":
+            raise ConfigError(
+                f"small_cnn: padding={padding!r}, layers={list(layers)}; expected same or valid, filters first"
+            )
+        self.features = nn.Sequential(*_modules(layers, padding, batch_norm, in_chans))
+        self.num_features = self.head_hidden_size = [int(width) for width in layers if width != "pool"][-1]
+        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.pretrained_cfg = self.default_cfg = pretrained_cfg
+        self.apply(glorot)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The map of the last layer: [B, C, S, S] -> [B, F, h, w]."""
+        return self.features(images)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """timm's own head, average pool and one dense layer: [B, F, h, w] -> [B, F] or [B, K]."""
+        pooled = features.mean(dim=(2, 3))  # [B, F]
+        return pooled if pre_logits else self.classifier(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> [B, K]."""
+        return self.forward_head(self.forward_features(images))
+
+
+def _modules(layers: Sequence[int | str], padding: str, batch_norm: bool, channels: int) -> list[nn.Module]:
+    modules: list[nn.Module] = []
+    for position, width in enumerate(layers):
+        if width == "pool":
+            continue  # placed with the convolution before it
+        if not isinstance(width, int) or width < 1:
+            raise ConfigError(f"small_cnn: layers={list(layers)}; expected numbers of filters and the word pool")
+        pool: list[nn.Module] = (
+            [nn.MaxPool2d(2)] if layers[position + 1 : position + 2] in (["pool"], ("pool",)) else []
+        )
+        modules.append(nn.Conv2d(channels, width, 3, padding=padding))
+        # max(relu(x)) = relu(max(x)): pooling first leaves a quarter of the ReLU's work. Not so behind a BatchNorm.
+        if batch_norm:
+            modules += [nn.ReLU(), nn.BatchNorm2d(width, **BATCH_NORM), *pool]
+        else:
+            modules += [*pool, nn.ReLU()]
+        channels = width
+    return modules
+
+
+_TIMM_EXTRAS = ("pretrained_cfg_overlay", "cache_dir", "global_pool", "drop_rate", "drop_path_rate")
+
+default_cfgs = generate_default_cfgs({
+    "small_cnn.none": {
+        "input_size": (3, 64, 64), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear",
+        "crop_pct": 1.0, "first_conv": "features.0", "classifier": "classifier",
+    }
+})  # fmt: skip
+
+
+@register_model
+def small_cnn(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> SmallCNN:
+    """`timm.create_model("small_cnn", layers=[...])`; there are no pretrained weights.
+
+    Raises `ConfigError` when weights are asked for.
+    """
+    if pretrained:
+        raise ConfigError("model.pretrained=true: small_cnn has no pretrained weights; pass model.pretrained=false")
+    return SmallCNN(pretrained_cfg=pretrained_cfg, **kwargs)

@@ -1,0 +1,105 @@
+"""Weights for a backbone: from a local file, or timm's from the hub."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import adapt_input_conv
+from torch import nn
+
+from imgclf.errors import CheckpointError
+from imgclf.models.backbone import Backbone
+from imgclf.tensors import read_file
+
+__all__ = ["WeightsNote", "load_pretrained", "load_weights", "read_checkpoint", "read_note"]
+
+
+@dataclass(frozen=True)
+class WeightsNote:
+    """What the JSON beside a weights file says: the architecture, keywords for `create_model`, timm's `pretrained_cfg`."""
+
+    architecture: str | None
+    kwargs: Mapping[str, Any]
+    pretrained_cfg: Mapping[str, Any] | None
+
+
+def read_note(path: str | Path, backbone: str) -> WeightsNote:
+    """The note beside the weights at `path` (same name, `.json`), or an empty one where there is none.
+
+    Raises `CheckpointError` when it can't be read or is for another architecture than `backbone`.
+    """
+    note = Path(path).with_suffix(".json")
+    if not note.is_file():
+        return WeightsNote(None, {}, None)
+    try:
+        values = json.loads(note.read_text(encoding="utf-8"))
+        found = WeightsNote(values.get("architecture"), dict(values.get("create_model_kwargs") or {}),
+                            values.get("pretrained_cfg"))  # fmt: skip
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{note}: can't be read ({error}); correct it or move it away") from None
+    if found.architecture and found.architecture.partition(".")[0] != backbone.partition(".")[0]:
+        raise CheckpointError(f"{path}: weights of {found.architecture}, but model.backbone={backbone}; "
+                              f"pass model.backbone={found.architecture} or other weights")  # fmt: skip
+    return found
+
+
+def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
+    """Copy the tensors in a local file into `backbone`; those of the file's own head are left out.
+
+    Raises `CheckpointError` when the file can't be read, lacks a tensor, or has one of another shape.
+    """
+    read_note(path, name)
+    state = read_file(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a mapping of names to tensors, found {type(state).__name__}")
+    if isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    own = {
+        key: value for key, value in backbone.network.state_dict().items() if not key.endswith("num_batches_tracked")
+    }
+    if missing := [key for key in own if key not in tensors]:
+        raise CheckpointError(f"{path}: lacks {len(missing)} of the {len(own)} tensors of {name}, first {missing[0]!r}; "
+                              "these are weights of another network, or not in timm's format")  # fmt: skip
+    _adapt_channels(backbone.network, tensors)
+    for key, value in own.items():
+        if tensors[key].shape != value.shape:
+            raise CheckpointError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, {name} needs "
+                                  f"{tuple(value.shape)}; check model.backbone and model.backbone_kwargs")  # fmt: skip
+        value.copy_(tensors[key])
+
+
+def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in_chans: int) -> None:
+    """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach."""
+    try:
+        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans, **kwargs)
+    except Exception as error:  # the hub's client raises a dozen kinds, and so does a network that is half there
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(
+            f"no ImageNet weights for {name} ({type(error).__name__}: {reason}). Three ways out: go online and run again; "
+            "model.weights=<a safetensors or pth file>; model.pretrained=false to start from random weights"
+        ) from error
+    own = backbone.network.state_dict()
+    backbone.network.load_state_dict({key: value for key, value in source.state_dict().items() if key in own})
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The contents of a checkpoint of imgclf; raises `CheckpointError` for any other file."""
+    checkpoint = read_file(path, map_location)
+    wanted = ("state_dict", "hyper_parameters", "imgclf")
+    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(key), dict) for key in wanted):
+        raise CheckpointError(f"{path}: no checkpoint of imgclf; expected one that `python -m imgclf.train` wrote")
+    return checkpoint
+
+
+def _adapt_channels(network: nn.Module, tensors: dict[str, Any]) -> None:
+    """Weights for RGB serve for grey (summed) and back (repeated), as timm does it."""
+    first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
+    for key in [f"{name}.weight" for name in ([first] if isinstance(first, str) else first or [])]:
+        wanted = network.state_dict()[key].shape[1]
+        if key in tensors and tensors[key].shape[1] != wanted:
+            tensors[key] = adapt_input_conv(wanted, tensors[key])

@@ -1,0 +1,63 @@
+"""Optimizers and learning-rate schedules by name, from timm's factories."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+from timm.scheduler.scheduler import Scheduler
+
+from imgclf.errors import ConfigError
+from imgclf.models.network import Network
+
+__all__ = ["SCHEDULES", "build_optimizer", "build_schedule"]
+
+SCHEDULES = ("none", "cosine", "step", "plateau", "poly")
+
+
+def build_optimizer(network: Network, options: Mapping[str, Any], include_frozen: bool) -> torch.optim.Optimizer:
+    """timm's optimizer `options["name"]` with a group each for head and backbone, vectors apart and without decay.
+
+    `options`: name, lr, weight_decay, backbone_lr (None: lr), `options` (more keywords, such as eps or momentum).
+    With `include_frozen`, parameters that are frozen now take part: they are thawed later. Raises `ConfigError`.
+    """
+    groups = []
+    for part, module in (("head", network.head), ("backbone", network.backbone)):
+        lr = options["lr"] if part == "head" or options.get("backbone_lr") is None else options["backbone_lr"]
+        chosen = [p for p in module.parameters() if p.requires_grad or include_frozen]
+        for matrices, decay in ((True, options.get("weight_decay", 0.0)), (False, 0.0)):
+            if parameters := [p for p in chosen if (p.ndim > 1) == matrices]:
+                groups.append({"params": parameters, "lr": float(lr), "weight_decay": float(decay), "name": part})
+    try:
+        return create_optimizer_v2(groups, opt=options["name"], lr=float(options["lr"]),
+                                              weight_decay=0.0, **(options.get("options") or {}))  # fmt: skip
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"optimizer.name={options['name']!r}, options {dict(options.get('options') or {})}: {reason}; "
+                          "names are those of `timm.optim.list_optimizers()`") from None  # fmt: skip
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping[str, Any], lr: float, epochs: int,
+                   steps_per_epoch: int, monitor_mode: str) -> Scheduler | None:  # fmt: skip
+    """timm's schedule `options["name"]`, None for a constant rate; all but plateau are functions of the step.
+
+    `options`: name, warmup_epochs, min_lr, decay_epochs, decay_rate (for poly the power), patience_epochs.
+    Raises `ConfigError` for an unknown name.
+    """
+    name, warmup = options["name"], options.get("warmup_epochs", 0)
+    if name not in SCHEDULES:
+        raise ConfigError(f"scheduler.name={name!r}: expected one of {', '.join(SCHEDULES)}")
+    if name == "none" and not warmup:
+        return None
+    rate = options.get("decay_rate")
+    if name == "none":
+        name, rate = "step", 1.0  # a schedule that never decays, for the sake of its warm-up
+    schedule, _ = create_scheduler_v2(
+        optimizer, sched=name, num_epochs=max(1, epochs), warmup_epochs=warmup, warmup_lr=lr / 100,
+        min_lr=options.get("min_lr", 0.0), decay_epochs=options.get("decay_epochs") or max(1, epochs / 3),
+        decay_rate=rate if rate is not None else (1.0 if name == "poly" else 0.1),
+        patience_epochs=options.get("patience_epochs", 5), plateau_mode=monitor_mode,
+        step_on_epochs=name == "plateau", updates_per_epoch=max(1, steps_per_epoch),
+    )  # fmt: skip
+    return schedule

@@ -1,0 +1,150 @@
+"""A trained classifier for other scripts: `imgclf.load("best.ckpt").predict("picture.jpg")`."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imgclf.classifier import ImageClassifier
+from imgclf.data.decode import as_pixels, fit, read_image
+from imgclf.data.loader import Batch
+from imgclf.data.sources import list_images
+from imgclf.errors import ConfigError, DataError, ImageError
+from imgclf.inference import predict_logits, softmax
+
+__all__ = ["Predictor", "load"]
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> "Predictor":
+    """The classifier in a checkpoint that `imgclf.train` wrote; needs nothing but the file, and runs no code in it.
+
+    Raises `CheckpointError` for any other or a damaged file, `ConfigError` for a device that isn't there.
+    """
+    try:
+        classifier = ImageClassifier.load_from_checkpoint(path).to(device)
+    except (RuntimeError, AssertionError) as error:
+        if "devic" not in str(error).lower() and "cuda" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"device={str(device)!r}: {str(error).splitlines()[0]}; pass cpu, or what this machine has"
+        ) from None
+    return Predictor(classifier)
+
+
+class Predictor:
+    """Answers for pictures: paths, folders, PIL images, numpy arrays or torch tensors, one or many.
+
+    Arrays are [H, W] or [H, W, 3], tensors [C, H, W]; uint8, or floats from 0 to 1. A sequence, or an array or tensor with
+    one axis more, is many; a folder stands for the pictures in it and below it, in natural order.
+    """
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        self.classifier = classifier.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the columns of `predict_proba`."""
+        return self.classifier.classes
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row an epoch, with the columns of `history.csv`."""
+        return self.classifier.history
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the run measured: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
+        return self.classifier.about.get("metrics", {})
+
+    def predict(self, pictures: Any, *, errors: str = "raise", batch_size: int = 32) -> Any:
+        """The class name of one picture, or a list of them for many, in order.
+
+        `errors="return"` puts the `ImageError` in the place of a picture that can't be read, which otherwise is raised.
+        """
+        answers: list[Any] = []
+        for _, probabilities, error in self.stream(pictures, errors=errors, batch_size=batch_size):
+            answers.append(self.classes[int(probabilities.argmax())] if error is None else error)
+        return answers[0] if _is_one(pictures) else answers
+
+    def predict_proba(self, pictures: Any, *, errors: str = "raise", batch_size: int = 32) -> NDArray[np.float32]:
+        """Probabilities float32 [N, K]; a row of NaN for a picture that can't be read, with `errors="return"`."""
+        rows = [row for _, row, _ in self.stream(pictures, errors=errors, batch_size=batch_size)]
+        return np.stack(rows) if rows else np.zeros((0, len(self.classes)), dtype=np.float32)
+
+    def stream(self, pictures: Any, *, errors: str = "raise",
+               batch_size: int = 32) -> Iterator[tuple[str, NDArray[np.float32], ImageError | None]]:  # fmt: skip
+        """(name, probabilities float32 [K], None) for each picture in order, or (name, NaNs, the error); holds one batch
+        in memory at a time. Raises `DataError` for a folder without pictures.
+        """
+        if errors not in ("raise", "return"):
+            raise ConfigError(f"errors={errors!r}: expected raise or return")
+        pending: list[tuple[str, NDArray[np.uint8] | ImageError]] = []
+        for name, picture in _each(pictures):
+            pending.append((name, self._pixels(name, picture, errors)))
+            if len(pending) == batch_size:
+                yield from self._answer(pending)
+                pending = []
+        yield from self._answer(pending)
+
+    def _pixels(self, name: str, picture: Any, errors: str) -> NDArray[np.uint8] | ImageError:
+        """uint8 [S, S, C], by the decoder that training used."""
+        try:
+            if isinstance(picture, (str, os.PathLike, bytes)):
+                return read_image(picture, self.classifier.preprocess, name)
+            return fit(as_pixels(picture), self.classifier.preprocess)
+        except ImageError as error:
+            if errors == "raise":
+                raise
+            return error
+
+    def _answer(self, pending: Sequence[tuple[str, NDArray[np.uint8] | ImageError]]
+                ) -> Iterator[tuple[str, NDArray[np.float32], ImageError | None]]:  # fmt: skip
+        good = [pixels for _, pixels in pending if not isinstance(pixels, ImageError)]
+        rows = iter(())
+        if good:
+            images = torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2)  # [B, C, S, S]
+            nothing = torch.zeros(len(good), dtype=torch.int64)
+            rows = iter(softmax(predict_logits(self.classifier, [Batch(images, nothing, nothing)])))
+        for name, pixels in pending:
+            if isinstance(pixels, ImageError):
+                yield name, np.full(len(self.classes), np.nan, dtype=np.float32), pixels
+            else:
+                yield name, next(rows), None
+
+
+def _is_one(pictures: Any) -> bool:
+    if isinstance(pictures, (str, os.PathLike)):
+        return not Path(pictures).is_dir()
+    if isinstance(pictures, (np.ndarray, torch.Tensor)):
+        return pictures.ndim <= 3
+    return isinstance(pictures, bytes) or not isinstance(pictures, Iterable)
+
+
+def _each(pictures: Any) -> Iterator[tuple[str, Any]]:
+    """(name, picture) for one or many; a folder gives its pictures."""
+    if isinstance(pictures, (str, os.PathLike)):
+        yield from _files(Path(pictures))
+    elif _is_one(pictures):
+        yield "picture 0", pictures
+    else:
+        for number, picture in enumerate(pictures):
+            if isinstance(picture, (str, os.PathLike)):
+                yield from _files(Path(picture))
+            else:
+                yield f"picture {number}", picture
+
+
+def _files(path: Path) -> Iterator[tuple[str, Any]]:
+    if not path.is_dir():
+        yield str(path), path
+        return
+    files = [
+        file for folder in [path, *sorted(p for p in path.rglob("*") if p.is_dir())] for file in list_images(folder)
+    ]
+    if not files:
+        raise DataError(f"{path}: no pictures in this folder or below it; expected files such as .jpg or .png")
+    yield from ((str(file), file) for file in files)

@@ -1,0 +1,27 @@
+"""`python -m imgclf.train dataset=cards model=mobilenetv3`: from a folder of pictures to a tested checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from imgclf.app import output_folder, plain, run_app, task_overrides
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["main"]
+
+
+def main(config: DictConfig) -> float | None:
+    """Train, test and save as `config` says; returns the best validation metric, which is what a sweep maximises.
+
+    Raises `ImgclfError` for whatever the user can mend.
+    """
+    settings = plain(config)
+    from imgclf.training import train  # here, because it loads torch
+
+    return train(settings, output_folder(), task_overrides())
+
+
+if __name__ == "__main__":
+    run_app("train", main)
