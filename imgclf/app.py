@@ -20,6 +20,8 @@ from imgclf.errors import ConfigError, ImgclfError
 
 __all__ = ["CONF", "is_sweep", "output_folder", "plain", "register_resolvers", "run_app", "task_overrides"]
 
+_ENDS = ("Config search path:", "Set the environment variable")
+
 _PACKAGED = Path(__file__).parent / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
@@ -53,6 +55,8 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         fail(_one_line(error), ConfigError.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", 130)
+    except BrokenPipeError:  # `... --help | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: str, code: int) -> None:
@@ -103,5 +107,6 @@ def _stamp() -> str:
 def _one_line(error: BaseException) -> str:
     """Hydra's messages span lines, and the useful ones begin at the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    end = next((i for i, line in enumerate(lines) if line.startswith(_ENDS)), len(lines))  # what follows is for Hydra
+    lines = [line for line in lines[:end] if not line.startswith(("full_key:", "object_type=", "reference_type="))]
     return " ".join(lines) or type(error).__name__

@@ -49,14 +49,15 @@ def assess(
     """
     logits = predict_logits(classifier, loader, limit)  # [N, K]
     samples: Samples = loader.samples
-    targets = samples.targets[: len(logits)]
+    order = loader.order(0)[: len(logits)]
+    targets = samples.targets[order]
     with torch.inference_mode():
         loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)).item()
         loss += classifier.predictor.head.penalty().item()
     probabilities = softmax(logits)
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(classifier.classes))
     if predictions:
-        predictions_csv(predictions, samples.items[: len(logits)], targets, probabilities, classifier.classes)
+        predictions_csv(predictions, [samples.items[index] for index in order], targets, probabilities, classifier.classes)
     if classes_csv:
         per_class_csv(classes_csv, classifier.classes, matrix)
     return split_metrics(probabilities, targets, loss), matrix

@@ -73,7 +73,8 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
         if len(data.samples[split]):
             predictions = folder / f"predictions_{split}.csv" if split == "test" else None
             limit = _batches(settings["trainer"].get(f"limit_{split}_batches"))
-            metrics[split], matrices[split] = assess(classifier, data.loader(split), limit, predictions,
+            loader = data.loader(split, shuffle="once" if limit else "never")  # a limit shows a fair sample
+            metrics[split], matrices[split] = assess(classifier, loader, limit, predictions,
                                                      folder / f"per_class_{split}.csv")  # fmt: skip
     metrics_json(folder / "metrics.json", metrics)
     add_metrics(path, metrics)

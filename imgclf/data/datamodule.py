@@ -96,13 +96,13 @@ class ImageDataModule(LightningDataModule):
         splits["train"] = subsample(splits["train"], self.fraction, self.seed)
         self.samples = {split: splits[split] for split in SPLITS}
 
-    def loader(self, split: str, *, training: bool = False) -> Loader:
-        """Batches of `split`; shuffled and augmented when `training`, else in the samples' order and plain."""
+    def loader(self, split: str, *, shuffle: str = "never", training: bool = False) -> Loader:
+        """Batches of `split`, augmented when `training`; for `shuffle` see `Loader`."""
         self.setup()
         augmented = self.augment and (training or (split == "val" and self.augment_val))
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return Loader(
-            self.samples[split], self.preprocess, batch_size=self.batch_size, seed=self.seed, shuffle=training,
+            self.samples[split], self.preprocess, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle,
             augment=Augment.from_dict(self.augment or {}) if augmented else None, num_workers=self._workers(split),
             rank=torch.distributed.get_rank() if distributed else 0,
             world=torch.distributed.get_world_size() if distributed else 1,
@@ -110,11 +110,12 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches to train on: shuffled anew each epoch, and augmented."""
-        return self.loader("train", training=True)
+        overfitting = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0)
+        return self.loader("train", shuffle="once" if overfitting else "epoch", training=True)
 
     def val_dataloader(self) -> Loader:
-        """Batches to validate on, in the samples' order."""
-        return self.loader("val")
+        """Batches to validate on, in one order for all epochs: a few of them are then a fair sample."""
+        return self.loader("val", shuffle="once")
 
     def test_dataloader(self) -> Loader:
         """Batches to test on, in the samples' order."""

@@ -28,7 +28,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from imgclf.errors import ImageError
 from imgclf.preprocess import Preprocess
@@ -59,7 +68,8 @@ _NUMERIC = ("I", "F")  # first letters of the modes that hold more than 8 bits
 _HEADER_BYTES = 16 * 2**20  # all that may stand before the pixels, profiles and previews included
 _TIFF_CODECS = {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate"}
 _TIFF_CODECS |= {"packbits", "zstd", "webp"}
-_BAND = 2**20  # pixels converted at a time, so that intermediate copies stay small
+_SMALL = 2**20  # bytes or pixels that need no special care
+_BAND = 2**18  # pixels converted at a time, so that intermediate copies stay small
 
 
 def decode(source: Source, name: str | None = None) -> np.ndarray:
@@ -170,13 +180,13 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
         return canvas
     # "crop": torchvision's Resize(floor(size / crop_pct)) of the shorter side, then CenterCrop(size). The far ends of a
-    # long picture, which no filter reaches from the crop, go first: 1 x 50,000 would grow to 256 x 12,800,000 in between.
-    short, least = math.floor(size / preprocess.crop_pct), min(width, height)
-    spare = max(width, height) // 2 - 4 * least - 8
-    if spare > 0:
+    # very long picture, which no filter reaches from the crop, go first: 1 x 50,000 would grow to 256 x 12,800,000.
+    short, least, most = math.floor(size / preprocess.crop_pct), min(width, height), max(width, height)
+    spare = most // 2 - 4 * least - 8
+    if spare > 0 and short * short * most > 2**24 * least:
         x, y = (spare, 0) if width > height else (0, spare)
         image = image.crop((x, y, width - x, height - y))
-    scaled = tuple(int(short * side / least) for side in image.size)
+    scaled = (int(short * image.width / least), int(short * image.height / least))
     left, top = (round((side - size) / 2.0) for side in scaled)
     return image.resize(scaled, resample).crop((left, top, left + size, top + size))
 
@@ -234,7 +244,7 @@ def _open(data: bytes) -> tuple[Image.Image, dict[str, Any]]:
     # Below 1 MiB no header can hold enough to matter, and metering takes a tenth of a small JPEG's time.
     file = (
         _Metered(data, math.inf if kind in ("TIFF", "WEBP") else _HEADER_BYTES)
-        if len(data) > _BAND
+        if len(data) > _SMALL
         else io.BytesIO(data)
     )
     with _quiet():
@@ -390,7 +400,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
     with _quiet() if image.format == "TIFF" else nullcontext():
         image.load()
     scale = _scale(image) if image.mode.startswith(_NUMERIC) else None
-    if image.mode == "RGB" and key is None and image.width * image.height <= _BAND:
+    if image.mode == "RGB" and key is None and image.width * image.height <= _SMALL:
         pixels = np.array(image)  # the same as below, sooner
     else:
         pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -537,6 +547,8 @@ def _naming(source: Any, name: str | None) -> Iterator[None]:
             name = f"picture of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
         name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
         what = str(error) or type(error).__name__
-        if not isinstance(error, ImageError):
+        if isinstance(error, (UnidentifiedImageError, struct.error)):
+            what = "begins like a picture, but its header is damaged or cut off: copy or download it again"
+        elif not isinstance(error, ImageError):
             what = f"can't be decoded ({' '.join(what.split())[:160]}): replace or remove it"
         raise ImageError(f"{name}: {what}") from None

@@ -17,6 +17,14 @@ from imgclf.storage import cache_folder
 
 __all__ = ["DEMO_NAMES", "demo_folder", "draw_demo"]
 
+# Pictures a class, by split; for the alphabet, which has one test picture a class, videos and their frames
+_COUNTS = {
+    "sign_mnist": {"train": 36, "test": 10},
+    "asl_alphabet": {"videos": 5, "frames": 5},
+    "rock_paper_scissors": {"train": 40, "test": 16, "validation": 4, "hires": 2},
+    "cards": {"train": 34, "valid": 4, "test": 4},
+    "sports": {"train": 30, "valid": 5, "test": 5},
+}
 _VERSION = "1"  # of the drawings: raise it with any change that moves a byte, so that no older folder is taken for new
 
 
@@ -54,17 +62,17 @@ def demo_folder(name: str, seed: int = 0) -> Path:
 def _cards(folder: Path, rng: np.random.Generator) -> None:
     tables, lamps, faces = backgrounds(rng, 36, 336), lights(rng, 16, 224), card_faces()
     rows = ["class index,filepaths,labels,card type,data set"]
-    for split, count, digits in (("train", 39, 3), ("valid", 4, 1), ("test", 4, 1)):
+    for split, count in _COUNTS["cards"].items():
         for index, name in enumerate(CARD_CLASSES):
             (folder / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(1, count + 1):
                 table, lamp = tables[rng.integers(len(tables))], lamps[rng.integers(len(lamps))]
-                matrix = view(faces[name], 224, rng, scale=(0.75, 0.95), turn=8, tilt=0.02, shift=0.12)
-                path = f"{split}/{name}/{number:0{digits}}.jpg"
+                matrix = view(faces[name], 224, rng, scale=(0.75, 0.95), turn=10, tilt=0.02, shift=0.13)
+                path = f"{split}/{name}/{number:0{3 if split == 'train' else 1}}.jpg"
                 write_image(folder / path, paste(crop(table, 224, rng), faces[name], matrix, lamp))
                 rows.append(f"{index},{path},{name},{name.split()[0]},{split}")
-    twin = (folder / "train" / "four of clubs" / "027.jpg").read_bytes()  # as in the original, under two classes
-    (folder / "train" / "four of spades" / "020.jpg").write_bytes(twin)
+    twin = (folder / "train" / "four of clubs" / "001.jpg").read_bytes()  # as in the original, under two classes
+    (folder / "train" / "four of spades" / "001.jpg").write_bytes(twin)
     rows.append("0,train/ace of clubs/output,ace of clubs,ace,train")  # as in the original, a file that isn't there
     (folder / "cards.csv").write_text("\n".join(rows) + "\n", newline="")
 
@@ -72,7 +80,7 @@ def _cards(folder: Path, rng: np.random.Generator) -> None:
 def _sports(folder: Path, rng: np.random.Generator) -> None:
     tables, lamps = backgrounds(rng, 24, 336), lights(rng, 16, 224)
     rows = ["class id,filepaths,labels,data set"]
-    for split, count, digits in (("train", 30, 3), ("valid", 5, 1), ("test", 5, 1)):
+    for split, count in _COUNTS["sports"].items():
         for index, name in enumerate(SPORTS_CLASSES):
             (folder / split / name).mkdir(parents=True, exist_ok=True)
             for number in range(1, count + 1 - (split == "test" and name == "rowing")):  # one class is a picture short
@@ -82,7 +90,7 @@ def _sports(folder: Path, rng: np.random.Generator) -> None:
                 sign = sport_sign(name, figure, plate)
                 matrix = view(sign, 224, rng, scale=(0.65, 0.95), turn=22, tilt=0.05, shift=0.08)
                 image = paste(crop(table, 224, rng), sign, matrix, lamp)
-                path = f"{split}/{name}/{number:0{digits}}.jpg"
+                path = f"{split}/{name}/{number:0{3 if split == 'train' else 1}}.jpg"
                 write_image(folder / path, image, grey=len(rows) % 60 == 7)
                 rows.append(f"{index},{path},{name},{split}")
     twin = (folder / "train" / "golf" / "001.jpg").read_bytes()  # a duplicate across the splits
@@ -92,49 +100,49 @@ def _sports(folder: Path, rng: np.random.Generator) -> None:
 
 def _rock_paper_scissors(folder: Path, rng: np.random.Generator) -> None:
     top = folder / "Rock-Paper-Scissors"
-    lamps = {side: lights(rng, 10, side) for side in (300, 900)}
+    lamps, counts = {side: lights(rng, 8, side) for side in (300, 900)}, _COUNTS["rock_paper_scissors"]
     for name, gesture in GESTURES.items():
-        paths = [top / "train" / name / f"{name}01-{number:03}.png" for number in range(40)]
-        paths += [top / "test" / name / f"test{name}01-{number:02}.png" for number in range(16)]
-        paths += [top / "validation" / f"{name}{number}.png" for number in range(1, 5)]
-        paths += [top / "validation" / f"{name}-hires{number}.png" for number in range(1, 3)]
+        paths = [top / "train" / name / f"{name}01-{number:03}.png" for number in range(counts["train"])]
+        paths += [top / "test" / name / f"test{name}01-{number:02}.png" for number in range(counts["test"])]
+        paths += [top / "validation" / f"{name}{number}.png" for number in range(1, counts["validation"] + 1)]
+        paths += [top / "validation" / f"{name}-hires{number}.png" for number in range(1, counts["hires"] + 1)]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
             side = 900 if "hires" in path.name else 300
-            wall = np.full((side, side, 3), colour(rng, (20, 140), (60, 250)), np.uint8)
+            wall = np.full((side, side, 3), colour(rng, (20, 140), (20, 255)), np.uint8)
             hand = Pose(gesture.fingers, gesture.thumb, gesture.spread, float(rng.uniform(-180, 180)))
-            image = draw_hand(
-                wall, hand, rng.normal(size=MOVES), SKINS[rng.integers(len(SKINS))], rng.random() < 0.5, 0.3
-            )
-            image = relight(image, lamps[side][rng.integers(10)])
-            write_image(path, cv2.merge([*cv2.split(image), np.full((side, side), 255, np.uint8)]))
+            moves, skin = rng.normal(size=MOVES), SKINS[rng.integers(len(SKINS))]
+            moves[9:11] *= 1.8  # so that where the picture is bright tells little
+            image = draw_hand(wall, hand, moves, skin, mirrored=rng.random() < 0.5, size=rng.uniform(0.2, 0.34))
+            image = relight(image, lamps[side][rng.integers(8)])
+            write_image(path, np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), np.uint8))
 
 
 def _asl_alphabet(folder: Path, rng: np.random.Generator) -> None:
     train = folder / "asl_alphabet_train" / "asl_alphabet_train"
     test = folder / "asl_alphabet_test" / "asl_alphabet_test"
     test.mkdir(parents=True, exist_ok=True)
-    tables, lamps = backgrounds(rng, 24, 300), lights(rng, 16, 200)
+    rooms, lamps, counts = backgrounds(rng, 24, 300, things=2), lights(rng, 16, 200), _COUNTS["asl_alphabet"]
     for name in sorted([*SIGNS, "nothing"]):
         (train / name).mkdir(parents=True, exist_ok=True)
-        takes = [_take(SIGNS.get(name), 5, tables, lamps, rng) for _ in range(5)]
+        takes = [_take(SIGNS.get(name), counts["frames"], rooms, lamps, rng) for _ in range(counts["videos"])]
         for number, frame in enumerate((frame for take in takes for frame in take), start=1):
             write_image(train / name / f"{name}{number}.jpg", frame)
         if name != "del":  # the original has no test picture of it
-            write_image(test / f"{name}_test.jpg", _take(SIGNS.get(name), 1, tables, lamps, rng)[0])
+            write_image(test / f"{name}_test.jpg", _take(SIGNS.get(name), 1, rooms, lamps, rng)[0])
 
 
 def _take(
-    sign: Pose | None, frames: int, tables: list[Pixels], lamps: list[Pixels], rng: np.random.Generator
+    sign: Pose | None, frames: int, rooms: list[Pixels], lamps: list[Pixels], rng: np.random.Generator
 ) -> list[Pixels]:
     """Frames of one video, each close to the one before: one room, one hand that drifts; None is an empty room."""
-    table, lamp = crop(tables[rng.integers(len(tables))], 200, rng), lamps[rng.integers(len(lamps))]
-    skin, mirrored, moves = SKINS[rng.integers(len(SKINS))], bool(rng.random() < 0.5), rng.normal(size=MOVES)
+    room, lamp = crop(rooms[rng.integers(len(rooms))], 200, rng), lamps[rng.integers(len(lamps))]
+    skin, moves = SKINS[rng.integers(len(SKINS))], rng.normal(size=MOVES)
     shots = []
     for _ in range(frames):
         moves = 0.95 * moves + 0.31 * rng.normal(size=MOVES)  # keeps a spread of 1: 0.95^2 + 0.31^2 = 1
-        room = np.roll(table, rng.integers(-1, 2, 2), (0, 1))  # a hand-held camera
-        shots.append(relight(room if sign is None else draw_hand(room, sign, moves, skin, mirrored, 0.3), lamp))
+        room = np.roll(room, rng.integers(-1, 2, 2), (0, 1))  # a hand-held camera
+        shots.append(relight(room if sign is None else draw_hand(room, sign, 0.7 * moves, skin, size=0.3), lamp))
     return shots
 
 
@@ -142,11 +150,11 @@ def _sign_mnist(folder: Path, rng: np.random.Generator) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     walls, lamps = backgrounds(rng, 24, 84, things=3), lights(rng, 16, 56)
     labels = [label for label in range(25) if label != 9]  # positions in the alphabet; J and Z are movements
-    for split, count in (("train", 40), ("test", 12)):
+    for split, count in _COUNTS["sign_mnist"].items():
         rows = []
         for label in labels * count:
             wall, skin = crop(walls[rng.integers(len(walls))], 56, rng), SKINS[rng.integers(len(SKINS))]
-            image = draw_hand(wall, SIGNS[chr(65 + label)], rng.normal(size=MOVES), skin, rng.random() < 0.5, 0.32)
+            image = draw_hand(wall, SIGNS[chr(65 + label)], 0.7 * rng.normal(size=MOVES), skin, size=0.32)
             image = relight(image, lamps[rng.integers(len(lamps))])
             grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (28, 28), interpolation=cv2.INTER_AREA)
             rows.append(",".join(map(str, (label, *grey.ravel().tolist()))))

@@ -120,7 +120,7 @@ def draw_hand(
     bones[..., 1] *= -1  # rows count downwards
     bones[..., :2] += side * (np.array((0.5, 0.53)) + 0.045 * moves[9:11])
     height, cover = _relief(bones.astype(np.float32), side)
-    down, across = np.gradient(height)
+    across, down = (cv2.Sobel(height, cv2.CV_32F, *axis, ksize=1, scale=0.5) for axis in ((1, 0), (0, 1)))
     slope = np.sqrt(1 + down * down + across * across)
     lit = np.clip((0.9 - 0.3 * float(moves[11]) * across + 0.35 * down) / slope, 0, 1.2)
     soft = (side // 16 | 1, side // 16 | 1)
@@ -135,7 +135,7 @@ def draw_hand(
 
 def _relief(bones: NDArray[np.float32], side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Height [S, S] in pixels of the surface nearest to the viewer (0 where there is none) and how much of a pixel it fills."""
-    height, cover = np.full((side, side), -side, np.float32), np.zeros((side, side), np.float32)
+    height, depth = np.full((2, side, side), -side, np.float32)  # depth: pixels inside the outline
     steps = np.arange(side, dtype=np.float32)
     reach = bones[:, :, 3:].max(axis=1) + 1
     lows = np.floor(bones[..., :2].min(axis=1) - reach).clip(0, side).astype(int).tolist()
@@ -153,5 +153,7 @@ def _relief(bones: NDArray[np.float32], side: int) -> tuple[NDArray[np.float32],
         inside = radius * radius - away
         surface = start[2] + along * span[2] + np.sqrt(np.maximum(inside, 0))
         np.maximum(height[box], np.where(inside > 0, surface, -side), out=height[box])
-        np.maximum(cover[box], np.minimum(radius - np.sqrt(away) + 0.5, 1), out=cover[box])
-    return np.where(height > -side, height, 0).astype(np.float32), cover
+        np.maximum(
+            depth[box], inside * (0.5 / start[3]), out=depth[box]
+        )  # r^2 - d^2 = (r + d)(r - d), about 2 r (r - d)
+    return np.where(height > -side, height, np.float32(0)), (depth + 0.5).clip(0, 1)

@@ -59,12 +59,13 @@ class _Batches(Dataset[Batch]):
 class Loader:
     """An iterable of `Batch` over `samples`; the same batches whatever `num_workers` is.
 
-    `batch_size` is global: with `world` processes each gets every `world`-th sample of a batch. `shuffle` draws a new
-    order every epoch; without it the order is that of the samples. `state_dict` is {epoch, batch}: batches handed out.
+    `batch_size` is global: with `world` processes each gets every `world`-th sample of a batch. `shuffle`: "epoch" draws a
+    new order every epoch, "once" one for all (so that a few batches show more than the first class), "never" keeps that
+    of the samples. `state_dict` is {epoch, batch}: batches handed out.
     """
 
     def __init__(self, samples: Samples, preprocess: Preprocess, *, batch_size: int, seed: int = 0,
-                 shuffle: bool = False, augment: Augment | None = None, num_workers: int = 0,
+                 shuffle: str = "never", augment: Augment | None = None, num_workers: int = 0,
                  rank: int = 0, world: int = 1) -> None:  # fmt: skip
         if batch_size < world:
             raise ConfigError(f"dataset.batch_size={batch_size}: expected at least one picture a process, here {world}")
@@ -90,9 +91,10 @@ class Loader:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """The order of the samples in `epoch`: int64 [N]."""
-        if not self.shuffle:
+        if self.shuffle == "never":
             return np.arange(len(self.samples))
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))
+        position = [self.seed, epoch] if self.shuffle == "epoch" else [self.seed]
+        return np.random.default_rng(position).permutation(len(self.samples))
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing happens before the first batch is asked for, because Lightning asks for iterators before

@@ -1,6 +1,7 @@
 """Any timm network without its head: images to a feature map."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -34,8 +35,8 @@ class Backbone(nn.Module):
 def check_name(name: str) -> None:
     """Raise `ConfigError` unless `name` is one that timm has registered: nothing is fetched from a hub by name."""
     if not timm.is_model(name.partition(".")[0]) or ":" in name or "/" in name:
-        near = ", ".join(timm.list_models(f"*{name.partition('_')[0].partition('.')[0]}*")[:6])
-        hint = f"; near it: {near}" if near else ""
+        near = get_close_matches(name, timm.list_models(), n=5)
+        hint = f"; near it: {', '.join(near)}" if near else ""
         raise ConfigError(
             f"model.backbone={name!r}: timm has no network of that name{hint}; `timm.list_models()` lists all"
         )
