@@ -57,7 +57,9 @@ def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> Imag
     weights, pretrained = model.pop("weights", None), model.pop("pretrained", False) and not model.get("weights")
     channels = model.pop("in_chans", 3)
     chosen = {
-        key: settings[source] for key, source in (("size", "image_size"), ("resize", "resize")) if settings[source]
+        key: settings[source]
+        for key, source in (("size", "image_size"), ("resize", "resize"))
+        if settings[source] is not None
     }
     preprocess = Preprocess.of(model["backbone"], **chosen).with_channels(channels)
     if weights:

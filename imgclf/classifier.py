@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from imgclf.data.loader import Batch
@@ -53,7 +55,7 @@ class ImageClassifier(LightningModule):
         self.network = build_network(model, len(self.classes), self.preprocess.channels, self.preprocess.size)
         self.ema_network = copy.deepcopy(self.network).requires_grad_(False) if ema_decay else None
         self.validation = validation_metrics(len(self.classes))
-        self.validation_loss = MeanMetric()
+        self.validation_loss = MeanMetric(nan_strategy="disable")  # a loss that isn't a number is to be seen
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
         weights = (loss or {}).get("class_weights")
@@ -61,7 +63,7 @@ class ImageClassifier(LightningModule):
         # Sums over this epoch so far: the loss, hits among the top five; and the confusion matrix [K, K].
         self.register_buffer("running", torch.zeros(2), persistent=False)
         self.register_buffer("confusion", torch.zeros(len(classes), len(classes), dtype=torch.int64), persistent=False)
-        self.schedule: Any = None
+        self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
         self._began, self._plateau_state = time.perf_counter(), None
         self.history: list[dict[str, Any]] = []  # a row an epoch
@@ -123,7 +125,8 @@ class ImageClassifier(LightningModule):
         """Add one batch to the validation metrics; the loss is without smoothing or weights, with the L2 term."""
         logits = self(batch.images).float()  # [B, K]
         loss = functional.cross_entropy(logits, batch.targets) + self.predictor.head.penalty()
-        self.validation_loss.update(loss, weight=len(batch.targets))
+        # A number as weight is ignored by torchmetrics 1.9 when NaNs are let through; a tensor isn't.
+        self.validation_loss.update(loss, weight=torch.full_like(loss, len(batch.targets)))
         self.validation.update(logits, batch.targets)
 
     def on_validation_epoch_end(self) -> None:
@@ -139,8 +142,8 @@ class ImageClassifier(LightningModule):
         """
         self._began = time.perf_counter()
         self._apply_phase()
-        if self._plateau_state and hasattr(self.schedule, "lr_scheduler"):
-            self.schedule.lr_scheduler.load_state_dict(self._plateau_state)
+        if self._plateau_state and isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.load_state_dict(self._plateau_state)
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums, and the second phase if it is due."""
@@ -160,15 +163,15 @@ class ImageClassifier(LightningModule):
             "lr": self.learning_rate, "seconds": round(time.perf_counter() - self._began, 3),
         })  # fmt: skip
         metric = seen.get(self.hparams["monitor"])
-        if self.schedule is not None and self.schedule.t_in_epochs and metric is not None:
-            self.schedule.step(self.current_epoch + 1, metric=float(metric))
+        if isinstance(self.schedule, ReduceLROnPlateau) and metric is not None:
+            self.schedule.step(float(metric))
 
     def training_means(self) -> dict[str, float | int]:
         """The metrics of the pictures trained on in this epoch so far, as the network was when it met each."""
         return running_metrics(self.confusion.cpu().numpy(), *self.running.tolist())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer; the schedule is kept here because timm's are stepped with the position, not by count."""
+        """The optimizer; the schedule is kept here because timm's are functions of the position."""
         options = self.hparams["optimizer"] or {"name": "adamw", "lr": 1e-3}
         optimizer = build_optimizer(self.network, options, self._unfreeze_epoch is not None)
         epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
@@ -183,14 +186,13 @@ class ImageClassifier(LightningModule):
         super().optimizer_step(*args, **kwargs)
         done = self.global_step + 1  # Lightning counts this update only when it is back
         self.learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        if self.schedule is not None:
+        if isinstance(self.schedule, Scheduler):
             self.schedule.step_update(done)
         if self.ema_network is not None:
             self._average(min(self.hparams["ema_decay"], (1 + done) / (10 + done)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader of the file needs, all of it plain data."""
-        plateau = getattr(self.schedule, "lr_scheduler", None)
         checkpoint["imgclf"] = {
             **self.about,
             "classes": list(self.classes),
@@ -198,7 +200,7 @@ class ImageClassifier(LightningModule):
             "history": copy.deepcopy(self.history),
             "running": self.running.tolist(),
             "confusion": self.confusion.tolist(),
-            "plateau": None if plateau is None else plateau.state_dict(),
+            "plateau": self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

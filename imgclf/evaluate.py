@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgclf.allocator import keep_memory
 from imgclf.app import output_folder, plain, run_app
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def main(config: DictConfig) -> float:
     Raises `CheckpointError`, `DataError`, `ConfigError`.
     """
     settings = plain(config)
+    keep_memory()
     from imgclf.evaluation import evaluate  # here, because it loads torch
 
     return evaluate(settings, output_folder())

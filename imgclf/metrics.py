@@ -1,5 +1,7 @@
 """What is measured during training: torchmetrics, averaged over an epoch."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from torchmetrics import Metric, MetricCollection
@@ -10,7 +12,7 @@ from imgclf.report.tables import metrics_of
 __all__ = ["MONITORS", "running_metrics", "validation_metrics"]
 
 # What early stopping and the best checkpoint may watch, and which way is better.
-MONITORS = {"val_loss": "min", "val_accuracy": "max", "val_top5": "max", "val_macro_f1": "max"}
+MONITORS: dict[str, Literal["min", "max"]] = {"val_loss": "min", "val_accuracy": "max", "val_top5": "max", "val_macro_f1": "max"}
 
 
 def validation_metrics(num_classes: int) -> MetricCollection:

@@ -1,12 +1,13 @@
 """Optimizers and learning-rate schedules by name, from timm's factories."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler import Scheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgclf.errors import ConfigError
 from imgclf.models.network import Network
@@ -38,26 +39,35 @@ def build_optimizer(network: Network, options: Mapping[str, Any], include_frozen
                           "names are those of `timm.optim.list_optimizers()`") from None  # fmt: skip
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping[str, Any], lr: float, epochs: int,
-                   steps_per_epoch: int, monitor_mode: str) -> Scheduler | None:  # fmt: skip
-    """timm's schedule `options["name"]`, None for a constant rate; all but plateau are functions of the step.
+def build_schedule(
+    optimizer: torch.optim.Optimizer,
+    options: Mapping[str, Any],
+    lr: float,
+    epochs: int,
+    steps_per_epoch: int,
+    monitor_mode: Literal["min", "max"],
+) -> Scheduler | ReduceLROnPlateau | None:
+    """timm's schedule `options["name"]`, a function of the step; torch's for plateau; None for a constant rate.
 
     `options`: name, warmup_epochs, min_lr, decay_epochs, decay_rate (for poly the power), patience_epochs.
-    Raises `ConfigError` for an unknown name.
+    Raises `ConfigError` for an unknown name, or a plateau with a warm-up.
     """
-    name, warmup = options["name"], options.get("warmup_epochs", 0)
+    name, warmup, rate = options["name"], options.get("warmup_epochs", 0), options.get("decay_rate")
     if name not in SCHEDULES:
         raise ConfigError(f"scheduler.name={name!r}: expected one of {', '.join(SCHEDULES)}")
+    if name == "plateau":  # timm's own is deprecated, and forgets its patience on a resume
+        if warmup:
+            raise ConfigError("scheduler.name=plateau has no warm-up; pass scheduler.warmup_epochs=0")
+        return ReduceLROnPlateau(optimizer, monitor_mode, factor=0.1 if rate is None else rate,
+                                 patience=options.get("patience_epochs", 5), min_lr=options.get("min_lr", 0.0))  # fmt: skip
     if name == "none" and not warmup:
         return None
-    rate = options.get("decay_rate")
     if name == "none":
         name, rate = "step", 1.0  # a schedule that never decays, for the sake of its warm-up
     schedule, _ = create_scheduler_v2(
         optimizer, sched=name, num_epochs=max(1, epochs), warmup_epochs=warmup, warmup_lr=lr / 100,
         min_lr=options.get("min_lr", 0.0), decay_epochs=options.get("decay_epochs") or max(1, epochs / 3),
         decay_rate=rate if rate is not None else (1.0 if name == "poly" else 0.1),
-        patience_epochs=options.get("patience_epochs", 5), plateau_mode=monitor_mode,
-        step_on_epochs=name == "plateau", updates_per_epoch=max(1, steps_per_epoch),
+        step_on_epochs=False, updates_per_epoch=max(1, steps_per_epoch),
     )  # fmt: skip
     return schedule

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from imgclf.allocator import keep_memory
 from imgclf.errors import ImgclfError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the class of each picture; returns 1 if one of them couldn't be read, 2 for a checkpoint that can't be used."""
     options = _parser().parse_args(arguments)
+    keep_memory()
     from imgclf.predictor import load  # here, because it loads torch
 
     try:

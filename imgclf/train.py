@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgclf.allocator import keep_memory
 from imgclf.app import output_folder, plain, run_app, task_overrides
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def main(config: DictConfig) -> float | None:
     Raises `ImgclfError` for whatever the user can mend.
     """
     settings = plain(config)
+    keep_memory()
     from imgclf.training import train  # here, because it loads torch
 
     return train(settings, output_folder(), task_overrides())

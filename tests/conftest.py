@@ -49,7 +49,9 @@ def draw_tree(root: Path, counts: dict[str, int]) -> Path:
     for split, count in counts.items():
         for position, (name, colour) in enumerate(COLOURS.items()):
             for number in range(count):
-                draw_picture(root / split / name / f"{number:03}.png", colour, seed=hash((split, number)) % 999 + position)
+                draw_picture(
+                    root / split / name / f"{number:03}.png", colour, seed=hash((split, number)) % 999 + position
+                )
     return root
 
 

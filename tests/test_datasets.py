@@ -140,7 +140,10 @@ def test_counts_that_differ_are_one_line(cards: Path, tmp_path: Path) -> None:
         touch(tmp_path / "train" / name, (f"{i:03}.jpg" for i in range(10)))
     data = CardsDataModule(tmp_path)
     assert counts(data) == (53 * 7, 53 * 2, 53)  # one of ten for test, 20 % of nine for validation
-    assert "found 371 / 106 / 53 pictures in train / val / test, the whole data set has 7,624 / 265 / 265" in data.notes[-1]
+    assert (
+        "found 371 / 106 / 53 pictures in train / val / test, the whole data set has 7,624 / 265 / 265"
+        in data.notes[-1]
+    )
     assert sum("held out" in note for note in data.notes) == 2
 
 
@@ -154,7 +157,9 @@ def test_counts_that_differ_are_one_line(cards: Path, tmp_path: Path) -> None:
         (ASLAlphabetDataModule, "asl_alphabet", (522, 116, 87), 29),
     ],
 )
-def test_real_slices(shared: Path, module: type[ImageDataModule], name: str, expected: tuple[int, ...], classes: int) -> None:
+def test_real_slices(
+    shared: Path, module: type[ImageDataModule], name: str, expected: tuple[int, ...], classes: int
+) -> None:
     for root in (shared / "data" / name, shared / "data"):  # the set's own folder, or the one that holds all of them
         data = module(root, batch_size=4)
         assert counts(data) == expected

@@ -85,10 +85,10 @@ def test_cards_layout(drawn):
     classes = {Path(path).name for path in found}
     assert len(classes) == 53 and {"ace of clubs", "ten of spades", "joker"} <= classes
     assert found == {
-        f"{split}/{name}": n for split, n in (("train", 34), ("valid", 4), ("test", 4)) for name in classes
+        f"{split}/{name}": n for split, n in (("train", 39), ("valid", 4), ("test", 4)) for name in classes
     }
     assert {path.name for path in (folder / "valid" / "joker").iterdir()} == {"1.jpg", "2.jpg", "3.jpg", "4.jpg"}
-    assert (folder / "train" / "joker" / "001.jpg").exists() and (folder / "train" / "joker" / "034.jpg").exists()
+    assert (folder / "train" / "joker" / "001.jpg").exists() and (folder / "train" / "joker" / "039.jpg").exists()
     assert read(folder / "test" / "joker" / "1.jpg").shape == (224, 224, 3)
 
 
@@ -96,7 +96,7 @@ def test_cards_quirks(drawn):
     folder = drawn("cards")
     lines = (folder / "cards.csv").read_text().splitlines()
     assert lines[0] == "class index,filepaths,labels,card type,data set"
-    assert "8,test/five of clubs/2.jpg,five of clubs,five,test" in lines and len(lines) == 1 + 53 * 42 + 1
+    assert "8,test/five of clubs/2.jpg,five of clubs,five,test" in lines and len(lines) == 1 + 53 * 47 + 1
     listed = {line.split(",")[1] for line in lines[1:]}
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")}
     assert there < listed and len(listed - there) == 1
@@ -126,9 +126,9 @@ def test_rock_paper_scissors_layout_and_quirks(drawn):
     assert [path.name for path in folder.iterdir()] == ["Rock-Paper-Scissors"]
     top = folder / "Rock-Paper-Scissors"
     classes = ("paper", "rock", "scissors")
-    expected = {f"{split}/{name}": n for split, n in (("train", 40), ("test", 16)) for name in classes}
-    assert pictures(top) == expected | {"validation": 18}
-    flat = {f"{name}{n}.png" for name in classes for n in (1, 2, 3, 4, "-hires1", "-hires2")}
+    expected = {f"{split}/{name}": n for split, n in (("train", 36), ("test", 24)) for name in classes}
+    assert pictures(top) == expected | {"validation": 15}
+    flat = {f"{name}{n}.png" for name in classes for n in (1, 2, 3, "-hires1", "-hires2")}
     assert {path.name for path in (top / "validation").iterdir()} == flat
     for path in top.rglob("*.png"):
         side = 900 if "hires" in path.name else 300
@@ -140,21 +140,21 @@ def test_asl_alphabet_layout_and_quirks(drawn):
     folder = drawn("asl_alphabet")
     names = [*LETTERS, "del", "nothing", "space"]
     train = folder / "asl_alphabet_train" / "asl_alphabet_train"
-    assert pictures(train) == dict.fromkeys(names, 25)
-    assert {path.name for path in (train / "del").iterdir()} == {f"del{number}.jpg" for number in range(1, 26)}
+    assert pictures(train) == dict.fromkeys(names, 20)
+    assert {path.name for path in (train / "del").iterdir()} == {f"del{number}.jpg" for number in range(1, 21)}
     test = folder / "asl_alphabet_test" / "asl_alphabet_test"
     assert {path.name for path in test.iterdir()} == {f"{name}_test.jpg" for name in names if name != "del"}
-    frames = np.stack([read(train / "A" / f"A{number}.jpg") for number in range(1, 26)]).astype(float)
-    assert frames.shape == (25, 200, 200, 3)
+    frames = np.stack([read(train / "A" / f"A{number}.jpg") for number in range(1, 21)]).astype(float)
+    assert frames.shape == (20, 200, 200, 3)
     steps = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
-    cuts = np.arange(24) % 5 == 4  # a new video every five frames
+    cuts = np.arange(19) % 4 == 3  # a new video every four frames
     assert steps[~cuts].max() < steps[cuts].min()
 
 
 def test_sign_mnist_layout_and_quirks(drawn):
     folder = drawn("sign_mnist")
     assert {path.name for path in folder.iterdir()} == {"sign_mnist_train.csv", "sign_mnist_test.csv"}
-    for split, count in (("train", 36), ("test", 10)):
+    for split, count in (("train", 30), ("test", 8)):
         data = (folder / f"sign_mnist_{split}.csv").read_bytes()
         assert data.count(b"\n") == data.count(b"\r\n") == 1 + 24 * count and data.endswith(b"\r\n")
         header, *rows = data.decode().split("\r\n")[:-1]
@@ -172,13 +172,13 @@ def pixels(paths):
 
 
 def train_and_test(name, folder):
-    """Pixels and classes of both splits; of the alphabet's 25 frames a class the last 20 % are the test split."""
+    """Pixels and classes of both splits; of the alphabet's 20 frames a class the last 20 % are the test split."""
     if name == "sign_mnist":
         tables = [np.loadtxt(folder / f"sign_mnist_{s}.csv", delimiter=",", skiprows=1) for s in ("train", "test")]
         return [(table[:, 1:], table[:, 0]) for table in tables]
     if name == "asl_alphabet":
         paths = sorted((folder / "asl_alphabet_train").rglob("*.jpg"))
-        held_out = [int(path.stem.removeprefix(path.parent.name)) > 20 for path in paths]
+        held_out = [int(path.stem.removeprefix(path.parent.name)) > 16 for path in paths]
         splits = [[path for path, out in zip(paths, held_out, strict=True) if out is which] for which in (False, True)]
     else:
         splits = [sorted(folder.rglob(f"{split}/*/*.[jp][pn]g")) for split in ("train", "test")]
@@ -193,12 +193,12 @@ def test_a_linear_model_on_pixels_learns_something_and_stays_below_half(name, dr
     (x, y), (test_x, test_y) = train_and_test(name, drawn(name))
     mean, std = x.mean(0), x.std(0) + 1e-6
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy moves by a few percent from here on
-        model = linear.LogisticRegression(max_iter=20).fit(((x - mean) / std).astype(np.float32), y)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after 60 steps it is at most six percent better
+        model = linear.LogisticRegression(max_iter=10).fit(((x - mean) / std).astype(np.float32), y)
     accuracy = model.score(((test_x - mean) / std).astype(np.float32), test_y)
     chance = 1 / len(set(y.tolist()))
     assert accuracy < 0.5
-    if chance < 0.1:  # three classes leave no room between chance and half that 48 pictures could show
+    if chance < 0.1:  # three classes leave no room between chance and half that 72 pictures could show
         assert accuracy > 2 * chance
 
 

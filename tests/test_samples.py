@@ -9,7 +9,9 @@ from imgclf.errors import ConfigError
 
 def fabricate(*counts: int) -> Samples:
     """Samples called like video frames, `A1.jpg` ..., in the order that a file system may give."""
-    items = tuple(f"{chr(65 + target)}{number}.jpg" for target, count in enumerate(counts) for number in range(1, count + 1))
+    items = tuple(
+        f"{chr(65 + target)}{number}.jpg" for target, count in enumerate(counts) for number in range(1, count + 1)
+    )
     targets = np.repeat(np.arange(len(counts)), counts)
     order = np.random.default_rng(1).permutation(len(items))
     return Samples(items, targets.astype(np.int64), tuple(chr(65 + i) for i in range(len(counts)))).take(order)
@@ -62,4 +64,9 @@ def test_impossible_hold_outs_are_refused() -> None:
 
 
 def test_natural_order() -> None:
-    assert sorted(["A10.jpg", "A2.jpg", "A1.jpg", "B1.jpg"], key=natural_key) == ["A1.jpg", "A2.jpg", "A10.jpg", "B1.jpg"]
+    assert sorted(["A10.jpg", "A2.jpg", "A1.jpg", "B1.jpg"], key=natural_key) == [
+        "A1.jpg",
+        "A2.jpg",
+        "A10.jpg",
+        "B1.jpg",
+    ]

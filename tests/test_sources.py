@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import COLOURS, composed, draw_picture, draw_tree
+
 from imgclf.building import build_data
 from imgclf.data.cards import CardsDataModule
 from imgclf.data.datamodule import ImageDataModule
@@ -29,7 +29,9 @@ def test_three_levels_down(tmp_path: Path, depth: str) -> None:
     assert counts(ImageDataModule(tmp_path)) == [6, 3, 3]
     draw_tree(tmp_path / "deep/a/b/c", {"train": 2})
     with pytest.raises(DataError, match="nothing like it down to 3 levels"):
-        ImageDataModule(tmp_path / "deep/../deep/..", splits={"train": {"kind": "folders", "names": ["elsewhere"]}}).setup()
+        ImageDataModule(
+            tmp_path / "deep/../deep/..", splits={"train": {"kind": "folders", "names": ["elsewhere"]}}
+        ).setup()
 
 
 def test_paths_with_spaces_brackets_and_equals_signs(tmp_path: Path) -> None:
@@ -129,7 +131,9 @@ def test_a_pixel_csv_by_its_yaml(tmp_path: Path, side: int, channels: int) -> No
 def test_a_list_by_its_yaml(tmp_path: Path) -> None:
     draw_tree(tmp_path, {"pictures": 10})
     lines = [f"pictures/{name}/{number:03}.png,{name}" for name in COLOURS for number in range(10)]
-    (tmp_path / "labels.csv").write_text("\n".join(["label,path", *(",".join(line.split(",")[::-1]) for line in lines)]))
+    (tmp_path / "labels.csv").write_text(
+        "\n".join(["label,path", *(",".join(line.split(",")[::-1]) for line in lines)])
+    )
     assert counts(build_data(composed("dataset=list", f"data_dir='{tmp_path}'"))) == [21, 6, 3]
     (tmp_path / "labels.csv").write_text("\n".join(lines))  # without a header
     assert counts(build_data(composed("dataset=list", f"data_dir='{tmp_path}'"))) == [21, 6, 3]

@@ -15,6 +15,9 @@ from imgclf.errors import ConfigError
 
 __all__ = ["Augment"]
 
+# OpenCV's threads don't survive a fork: a worker process would wait for them for ever. Pictures this small need none.
+cv2.setNumThreads(0)
+
 Pixels = npt.NDArray[np.uint8]
 _BORDERS = {"nearest": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}
 

@@ -110,7 +110,8 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches to train on: shuffled anew each epoch, and augmented."""
-        overfitting = self.trainer is not None and getattr(self.trainer, "overfit_batches", 0)
+        trainer: Any = self.trainer
+        overfitting = trainer is not None and trainer.overfit_batches > 0
         return self.loader("train", shuffle="once" if overfitting else "epoch", training=True)
 
     def val_dataloader(self) -> Loader:

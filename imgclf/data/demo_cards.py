@@ -20,7 +20,7 @@ _FINE = 2  # drawn this much larger than the layer handed out, because the edges
 _WIDTH, _HEIGHT = 200 * _FINE, 280 * _FINE
 _SKIN, _GOLD, _PAPER = (246, 212, 176), (236, 180, 40), (251, 249, 242)
 _ROBES = {"clubs": (38, 128, 84), "diamonds": (62, 124, 224), "hearts": (208, 52, 88), "spades": (78, 74, 96)}
-_CURTAINS = {"jack": (206, 234, 250), "queen": (255, 216, 230), "king": (255, 232, 164)}
+_CURTAINS = {"jack": (164, 214, 248), "queen": (252, 180, 210), "king": (255, 218, 100)}
 _LEFT, _MIDDLE, _RIGHT = 0.36, 0.5, 0.64
 _TWO, _THREE, _FOUR = (0.17, 0.83), (0.17, 0.5, 0.83), (0.15, 0.383, 0.617, 0.85)
 # Where the pips of each rank stand: column -> rows, in card widths and heights
@@ -102,7 +102,7 @@ def _suit(draw: ImageDraw.ImageDraw, suit: str, x: float, y: float, size: float,
 
 def _index(draw: ImageDraw.ImageDraw, rank: str, suit: str) -> None:
     """The rank and the suit in the upper left corner, in the large size of a bridge club's decks."""
-    font = ImageFont.load_default(size=(42 if rank == "ten" else 58) * _FINE)
+    font = ImageFont.load_default(size=(44 if rank == "ten" else 62) * _FINE)
     draw.text((27 * _FINE, 29 * _FINE), _RANKS[rank], _SUITS[suit], font, anchor="mm", stroke_width=1.5 * _FINE)
     _suit(draw, suit, 27 * _FINE, 76 * _FINE, 42 * _FINE)
 

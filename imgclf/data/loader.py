@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -132,5 +131,4 @@ class _Positions:
 
 def _one_thread(worker: int) -> None:
     """Workers share the cores with the training step: one thread each, or they fight over them."""
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)

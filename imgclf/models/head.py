@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from imgclf.errors import ConfigError
-from imgclf.models.small_cnn import BATCH_NORM, glorot
+from imgclf.models.small_cnn import BN_EPSILON, BN_MOMENTUM, glorot
 
 __all__ = ["Head"]
 
@@ -21,13 +21,14 @@ class Head(nn.Module):
 
     `hidden`: widths of the dense layers before the last. `pool`: avg, max or flatten; `pool_at`: "before" the hidden
     layers, or "after" them (each is then a 1x1 convolution on the map, which is Keras's Dense on a map). Behind each
-    hidden layer: `activation`, BatchNorm if `batch_norm`; `dropout` stands before the last layer. `l2`: weight of the
-    sum of squared kernel values in the loss: one number for every hidden layer, or a list with one a dense layer, the
+    hidden layer: `activation`, BatchNorm if `batch_norm` (with `bn_momentum`); `dropout` stands before the last layer.
+    `l2`: weight of the sum of squared kernel values in the loss: one number for every hidden layer, or a list with one a dense layer, the
     last included. Raises `ConfigError` for values outside these.
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int, *, hidden: Sequence[int] = (), pool: str = "avg",
-                 pool_at: str = "before", dropout: float = 0.0, batch_norm: bool = False, activation: str = "relu",
+                 pool_at: str = "before", dropout: float = 0.0, batch_norm: bool = False,
+                 bn_momentum: float = BN_MOMENTUM, activation: str = "relu",
                  l2: float | Sequence[float] = 0.0) -> None:  # fmt: skip
         super().__init__()
         _check(hidden, pool, pool_at, activation)
@@ -40,7 +41,9 @@ class Head(nn.Module):
         for units in hidden:
             layers += [nn.Conv2d(width, units, 1) if on_map else nn.Linear(width, units), ACTIVATIONS[activation]()]
             if batch_norm:
-                layers.append((nn.BatchNorm2d if on_map else nn.BatchNorm1d)(units, **BATCH_NORM))
+                layers.append(
+                    (nn.BatchNorm2d if on_map else nn.BatchNorm1d)(units, eps=BN_EPSILON, momentum=bn_momentum)
+                )
             width = units
         self.hidden = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout)

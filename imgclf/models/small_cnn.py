@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from imgclf.errors import ConfigError
 
-__all__ = ["SmallCNN", "glorot"]
+__all__ = ["BN_EPSILON", "BN_MOMENTUM", "SmallCNN", "glorot"]
 
-BATCH_NORM: dict[str, Any] = {"momentum": 0.01, "eps": 1e-3}  # Keras says momentum 0.99 for what torch calls 0.01
+BN_MOMENTUM, BN_EPSILON = 0.01, 1e-3  # Keras's defaults; it says momentum 0.99 for what torch calls 0.01
 
 
 def glorot(module: nn.Module) -> None:
@@ -29,20 +29,23 @@ class SmallCNN(nn.Module):
     """3x3 convolutions with ReLU and 2x2 max-pools: [B, C, S, S] -> [B, F, h, w].
 
     `layers` lists numbers of filters and the word "pool", in order: `[32, pool, 64, pool]`. `padding` is "same" or
-    "valid"; `batch_norm` puts one behind each ReLU. Raises `ConfigError` for another layer or padding.
+    "valid"; `batch_norm` puts one behind each ReLU, whose statistics follow a batch by `bn_momentum`.
+    Raises `ConfigError` for another layer or padding.
     """
 
     def __init__(self, layers: Sequence[int | str] = (32, "pool", 64, "pool", 128, "pool"), padding: str = "same",
-                 batch_norm: bool = False, in_chans: int = 3, num_classes: int = 1000,
+                 batch_norm: bool = False, bn_momentum: float = BN_MOMENTUM, in_chans: int = 3, num_classes: int = 1000,
                  pretrained_cfg: Any = None, **unused: Any) -> None:  # fmt: skip
         super().__init__()
-        if unused and any(value is not None for key, value in unused.items() if key not in _TIMM_EXTRAS):
-            raise ConfigError(f"small_cnn has no {', '.join(unused)}: it knows layers, padding, batch_norm")
+        if unknown := sorted(set(unused) - set(_TIMM_EXTRAS)):
+            raise ConfigError(
+                f"small_cnn has no {', '.join(unknown)}: it knows layers, padding, batch_norm, bn_momentum"
+            )
         if padding not in ("same", "valid") or not layers or layers[0] == "pool":
             raise ConfigError(
                 f"small_cnn: padding={padding!r}, layers={list(layers)}; expected same or valid, filters first"
             )
-        self.features = nn.Sequential(*_modules(layers, padding, batch_norm, in_chans))
+        self.features = nn.Sequential(*_modules(layers, padding, bn_momentum if batch_norm else None, in_chans))
         self.num_features = self.head_hidden_size = [int(width) for width in layers if width != "pool"][-1]
         self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.pretrained_cfg = self.default_cfg = pretrained_cfg
@@ -62,7 +65,7 @@ class SmallCNN(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def _modules(layers: Sequence[int | str], padding: str, batch_norm: bool, channels: int) -> list[nn.Module]:
+def _modules(layers: Sequence[int | str], padding: str, bn_momentum: float | None, channels: int) -> list[nn.Module]:
     modules: list[nn.Module] = []
     for position, width in enumerate(layers):
         if width == "pool":
@@ -74,8 +77,8 @@ def _modules(layers: Sequence[int | str], padding: str, batch_norm: bool, channe
         )
         modules.append(nn.Conv2d(channels, width, 3, padding=padding))
         # max(relu(x)) = relu(max(x)): pooling first leaves a quarter of the ReLU's work. Not so behind a BatchNorm.
-        if batch_norm:
-            modules += [nn.ReLU(), nn.BatchNorm2d(width, **BATCH_NORM), *pool]
+        if bn_momentum is not None:
+            modules += [nn.ReLU(), nn.BatchNorm2d(width, eps=BN_EPSILON, momentum=bn_momentum), *pool]
         else:
             modules += [*pool, nn.ReLU()]
         channels = width

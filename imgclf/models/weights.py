@@ -11,7 +11,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgclf.errors import CheckpointError
+from imgclf.errors import CheckpointError, ImgclfError
 from imgclf.models.backbone import Backbone
 from imgclf.tensors import read_file
 
@@ -77,6 +77,8 @@ def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in
     """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach."""
     try:
         source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans, **kwargs)
+    except ImgclfError:
+        raise
     except Exception as error:  # the hub's client raises a dozen kinds, and so does a network that is half there
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(

@@ -1,0 +1,99 @@
+"""Batches: order by position, any number of workers, and going on where one stopped."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imgclf.data.augment import Augment
+from imgclf.data.datamodule import ImageDataModule
+from imgclf.data.loader import Batch, Loader
+from imgclf.data.samples import Samples
+from imgclf.errors import ConfigError
+from imgclf.preprocess import Preprocess
+
+SMALL = Preprocess(size=16)
+
+
+def loader(colours: Path, **options: object) -> Loader:
+    data = ImageDataModule(colours)
+    data.setup()
+    defaults: dict[str, object] = {"batch_size": 5, "seed": 3, "shuffle": "epoch", "augment": Augment(20, 0.1)}
+    return Loader(data.samples["train"], SMALL, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+def equal(first: Iterable[Batch], second: Iterable[Batch]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return bool(pairs) and all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+
+
+def test_a_batch_is_uint8_channels_last_and_tells_its_samples(colours: Path) -> None:
+    batches = list(loader(colours, shuffle="never", augment=None))
+    assert [len(batch.targets) for batch in batches] == [5] * 7 + [1]
+    assert batches[0].images.shape == (5, 3, 16, 16)
+    assert batches[0].images.dtype == torch.uint8
+    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(36))
+    assert torch.cat([batch.targets for batch in batches]).tolist() == [0] * 12 + [1] * 12 + [2] * 12
+
+
+def test_every_epoch_has_its_own_order_of_all_samples(colours: Path) -> None:
+    source = loader(colours)
+    orders = []
+    for epoch in (0, 1):
+        source.set_epoch(epoch)
+        orders.append(torch.cat([batch.indices for batch in source]).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(36))
+    assert orders[0] != orders[1]
+    once = loader(colours, shuffle="once")
+    first = torch.cat([batch.indices for batch in once]).tolist()
+    once.set_epoch(1)
+    assert first == torch.cat([batch.indices for batch in once]).tolist() != list(range(36))
+
+
+def test_workers_change_nothing(colours: Path) -> None:
+    plain, helped = loader(colours), loader(colours, num_workers=2)
+    for epoch in (0, 1, 2):
+        plain.set_epoch(epoch)
+        helped.set_epoch(epoch)
+        assert equal(plain, helped)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_from_any_batch(colours: Path, workers: int) -> None:
+    whole = loader(colours)
+    whole.set_epoch(1)
+    expected = list(whole)
+    for position in (1, 4, 7) if workers else range(1, 8):
+        stopped = loader(colours)
+        stopped.set_epoch(1)
+        iterator = iter(stopped)
+        for _ in range(position):
+            next(iterator)
+        resumed = loader(colours, num_workers=workers)
+        resumed.load_state_dict(stopped.state_dict())
+        resumed.set_epoch(1)  # Lightning does so
+        assert equal(list(resumed), expected[position:])
+        resumed.set_epoch(2)
+        assert len(list(resumed)) == 8  # the next epoch is whole again
+
+
+def test_processes_share_a_batch(colours: Path) -> None:
+    whole = torch.cat([batch.indices for batch in loader(colours)])
+    parts = [torch.cat([batch.indices for batch in loader(colours, rank=rank, world=2)]) for rank in (0, 1)]
+    assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
+    assert not set(parts[0].tolist()) & set(parts[1].tolist())
+    with pytest.raises(ConfigError, match="at least one picture a process, here 8"):
+        loader(colours, world=8)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (28, 3), (40, 1), (40, 3)])
+def test_pictures_in_memory(size: int, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28, 1), dtype=np.uint8)
+    samples = Samples(tuple(map(str, range(6))), np.zeros(6, np.int64), ("a", "b"), pixels)
+    (batch,) = Loader(samples, Preprocess(size=size).with_channels(channels), batch_size=8)
+    assert batch.images.shape == (6, channels, size, size)
+    if size == 28:
+        assert np.array_equal(batch.images[:, 0].numpy(), pixels[..., 0])
