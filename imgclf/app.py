@@ -6,6 +6,7 @@ Nothing here loads torch, so that `--help` and a wrong override answer at once.
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             if is_sweep():
                 raise
             failures.append(error)  # Hydra would announce it with lines of its own
+            with suppress(OSError):
+                output_folder().rmdir()  # Hydra made it; it goes if nothing was written
             return None
 
     try:

@@ -154,6 +154,8 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: its row of history, and what a plateau schedule does about it."""
+        for sums in (self.running, self.confusion):  # of all processes
+            sums.copy_(self.trainer.strategy.reduce(sums, reduce_op="sum"))
         seen, means = self.trainer.callback_metrics, self.training_means()
         self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
         self.history.append({
@@ -167,7 +169,7 @@ class ImageClassifier(LightningModule):
             self.schedule.step(float(metric))
 
     def training_means(self) -> dict[str, float | int]:
-        """The metrics of the pictures trained on in this epoch so far, as the network was when it met each."""
+        """The metrics of the pictures trained on in the last epoch, as the network was when it met each."""
         return running_metrics(self.confusion.cpu().numpy(), *self.running.tolist())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from imgclf.classifier import ImageClassifier
-from imgclf.data.decode import as_pixels, fit, read_image
+from imgclf.data.decode import as_pixels, read_image
+from imgclf.data.fitting import fit
 from imgclf.data.loader import Batch
 from imgclf.data.sources import list_images
 from imgclf.errors import ConfigError, DataError, ImageError

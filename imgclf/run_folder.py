@@ -15,7 +15,7 @@ import yaml
 from imgclf.errors import RunError
 from imgclf.storage import sweep_leftovers, write_atomically
 
-__all__ = ["claim", "describe_environment", "write_environment"]
+__all__ = ["claim", "describe_environment", "refuse_taken", "write_environment"]
 
 PACKAGES = (
     "imgclf",
@@ -30,25 +30,30 @@ PACKAGES = (
 )
 
 
+def refuse_taken(folder: Path) -> None:
+    """Raise `RunError` if a run lives in `folder`."""
+    if (folder / "config.yaml").exists():
+        raise RunError(f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to go on with that run")
+
+
 def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: bool) -> None:
     """Make `folder` this run's own and write `config.yaml` and `overrides.yaml` into it.
 
     Raises `RunError` when a run lives there already, unless it is being resumed: of two that start at once, one wins.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     try:
-        with open(folder / "config.yaml", "x", encoding="utf-8") as file:
-            file.write(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        if resuming:
+            write_atomically(folder / "config.yaml", text)
+        else:
+            with open(folder / "config.yaml", "x", encoding="utf-8") as file:
+                file.write(text)
     except FileExistsError:
-        if not resuming:
-            raise RunError(f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to go on with "
-                           "that run") from None  # fmt: skip
-        write_atomically(folder / "config.yaml", text)
+        refuse_taken(folder)
+        raise
     except OSError as error:
-        raise RunError(
-            f"{folder}: can't be written ({error.strerror}); pass hydra.run.dir=<a folder of yours>"
-        ) from None
+        raise RunError(f"{folder}: can't be written ({error.strerror}); pass hydra.run.dir=<a folder of yours>") from None
     write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     for part in (folder, folder / "checkpoints"):
         sweep_leftovers(part)

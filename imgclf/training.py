@@ -14,7 +14,7 @@ from imgclf.errors import RunError
 from imgclf.inference import assess
 from imgclf.report.plots import plot_confusion, plot_curves
 from imgclf.report.tables import metrics_json
-from imgclf.run_folder import claim, write_environment
+from imgclf.run_folder import claim, refuse_taken, write_environment
 from imgclf.summary import print_data, print_metrics, print_network, print_per_class, quieten
 
 __all__ = ["train"]
@@ -26,11 +26,12 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
     """
     began = time.perf_counter()
     quieten()
-    resume_from = _claim(settings, folder, overrides)
+    resume_from = _resume_point(settings, folder)
     data = build_data(settings)
     classifier = build_classifier(settings, data)
     trainer = build_trainer(settings, folder)
     if trainer.is_global_zero:
+        claim(folder, settings, overrides, resuming=settings["ckpt_path"] == "last")
         print_data(data)
         print_network(classifier)
         print(f"run folder: {folder}", flush=True)
@@ -49,13 +50,14 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
     return best.best_value
 
 
-def _claim(settings: dict[str, Any], folder: Path, overrides: list[str]) -> Path | None:
-    """Make the folder this run's own, and find the checkpoint to go on from."""
-    wanted = settings.get("ckpt_path")
-    resume_from = find_last(folder) if wanted == "last" else (Path(wanted).absolute() if wanted else None)
+def _resume_point(settings: dict[str, Any], folder: Path) -> Path | None:
+    """The checkpoint to go on from, if that was asked for; a folder that is taken is refused before anything is done."""
+    wanted = settings["ckpt_path"]
+    if wanted == "last":
+        return find_last(folder)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        claim(folder, settings, overrides, resuming=wanted == "last")
-    return resume_from
+        refuse_taken(folder)
+    return Path(wanted).absolute() if wanted else None
 
 
 def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, trained: ImageClassifier,

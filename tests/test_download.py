@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request
 
 import pytest
 
-from imgclf.data import download
+from imgclf.data import fetch, fetch_part, http_client
 from imgclf.data.archive import ArchiveError
-from imgclf.data.download import destination, download_dataset, download_url
+from imgclf.data.download import destination, download_dataset
+from imgclf.data.fetch import download_url
 from imgclf.errors import DataError
 
 BODY = bytes(os.urandom(200_000))
@@ -120,7 +122,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "kaggle"))
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(fetch, "_BACKOFF_SECONDS", 0.001)
     monkeypatch.setitem(sys.modules, "kagglehub", None)
 
 
@@ -250,8 +252,8 @@ def test_redirects_are_few_and_to_http_alone(serve: Any, tmp_path: Path) -> None
         fail(lambda: download_url(f"{site.url}/bad", tmp_path / "d"), f"{site.url}/bad", "302")
     assert names(tmp_path) == ["a", "c"]
     secure = Request("https://kaggle.example/a")
-    with pytest.raises(download.HTTPError, match="refused") as caught:
-        download._Redirect().redirect_request(
+    with pytest.raises(HTTPError, match="refused") as caught:
+        http_client._Redirect().redirect_request(
             secure, io.BytesIO(), 302, "", caught_headers(), "http://kaggle.example/a"
         )
     caught.value.close()
@@ -274,8 +276,8 @@ def test_silence_a_drip_and_a_closed_port_end(serve: Any, tmp_path: Path, monkey
     site = serve(pause_seconds=0.6)
     get = lambda url: download_url(url, tmp_path / "a", timeout_seconds=0.2, attempts=1)  # noqa: E731
     fail(lambda: get(f"{site.url}/a"), "timed out", "10 bytes are kept")
-    monkeypatch.setattr(download, "_SLOWEST_BYTES_PER_SECOND", 1e9)
-    monkeypatch.setattr(download, "_CHUNK_BYTES", 10)
+    monkeypatch.setattr(fetch_part, "_SLOWEST_BYTES_PER_SECOND", 1e9)
+    monkeypatch.setattr(fetch_part, "_CHUNK_BYTES", 10)
     site.pause_seconds = 0
     fail(lambda: download_url(f"{site.url}/a", tmp_path / "b", timeout_seconds=0.01, attempts=1), "bytes in 0.01 sec")
     fail(lambda: get("http://127.0.0.1:9/a?key=secret"), "http://127.0.0.1:9/a: ", "refused")
@@ -297,12 +299,12 @@ def test_a_full_disk_is_one_line_and_resumed_when_there_is_room(serve: Any, tmp_
 
 KILLED = """
 import os, signal, sys
-from imgclf.data import download
-download._CHUNK_BYTES = 1000
+from imgclf.data import fetch, fetch_part
+fetch_part._CHUNK_BYTES = 1000
 def die(done, total):
     if done > total // 2:
         os.kill(os.getpid(), signal.SIGKILL)
-download.download_url(sys.argv[1], sys.argv[2], progress=die)
+fetch.download_url(sys.argv[1], sys.argv[2], progress=die)
 """
 
 

@@ -61,12 +61,19 @@ def test_workers_change_nothing(colours: Path) -> None:
         assert equal(plain, helped)
 
 
+def test_no_training_batch_is_a_single_picture(colours: Path) -> None:
+    sizes = [len(batch.targets) for batch in loader(colours, batch_size=7)]
+    assert sizes == [7, 7, 7, 7, 8]  # 36 = 5 * 7 + 1
+    assert len(loader(colours, batch_size=7)) == 5
+    assert [len(batch.targets) for batch in loader(colours, batch_size=7, shuffle="never")] == [7, 7, 7, 7, 7, 1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_going_on_from_any_batch(colours: Path, workers: int) -> None:
     whole = loader(colours)
     whole.set_epoch(1)
     expected = list(whole)
-    for position in (1, 4, 7) if workers else range(1, 8):
+    for position in (1, 4, 6) if workers else range(1, 7):
         stopped = loader(colours)
         stopped.set_epoch(1)
         iterator = iter(stopped)
@@ -77,7 +84,7 @@ def test_going_on_from_any_batch(colours: Path, workers: int) -> None:
         resumed.set_epoch(1)  # Lightning does so
         assert equal(list(resumed), expected[position:])
         resumed.set_epoch(2)
-        assert len(list(resumed)) == 8  # the next epoch is whole again
+        assert len(list(resumed)) == len(whole)  # the next epoch is whole again
 
 
 def test_processes_share_a_batch(colours: Path) -> None:

@@ -246,6 +246,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(run_tiny: Run
         (("resize=stretch",), ConfigError, "expected one of squash, crop, letterbox"),
         (("model.weights=/nowhere.pth",), CheckpointError, "nowhere.pth: no such file"),
         (("model.weights=https://example.com/a.pth",), CheckpointError, "aren't loaded from URLs"),
+        (("model=mobilenetv3", "model.pretrained=true"), CheckpointError, "no ImageNet weights .* Three ways out"),
         (("model.pretrained=true",), ConfigError, "small_cnn has no pretrained weights"),
         (("ckpt_path=/nowhere.ckpt",), CheckpointError, "nowhere.ckpt: no such file"),
         (("ckpt_path=last",), CheckpointError, "ckpt_path=last: there is no"),

@@ -1,6 +1,7 @@
 """Batches in an order that is a function of (seed, epoch), so that any position can be returned to exactly."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imgclf.data.augment import Augment
-from imgclf.data.decode import fit, read_image
+from imgclf.data.decode import read_image
+from imgclf.data.fitting import fit
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError
 from imgclf.preprocess import Preprocess
@@ -81,7 +83,7 @@ class Loader:
         )  # fmt: skip
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch_size)
+        return len(self._cuts()) - 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch's order and augmentation the next iteration gives."""
@@ -100,12 +102,19 @@ class Loader:
         # it sets the epoch, and for more than one of them.
         start, self._resume_at = self._resume_at, 0
         order = self.order(self.epoch)
-        batches = [order[first : first + self.batch_size] for first in range(0, len(order), self.batch_size)]
+        batches = [order[first:last] for first, last in pairwise(self._cuts())]
         self._positions = [(self.epoch, batch[self.rank :: self.world]) for batch in batches[start:]]
         self._handed_out = start
         for batch in self._loader:
             self._handed_out += 1
             yield batch
+
+    def _cuts(self) -> list[int]:
+        """Where one batch ends and the next begins: `batch_size` apart, from 0 to N."""
+        cuts = [*range(0, len(self.samples), self.batch_size), len(self.samples)]
+        if self.shuffle == "epoch" and len(cuts) > 2 and cuts[-1] - cuts[-2] <= self.world:
+            del cuts[-2]  # BatchNorm can't learn from a single picture: it joins the batch before it
+        return cuts
 
     def state_dict(self) -> dict[str, int]:
         """Where the iteration stands, as plain numbers."""

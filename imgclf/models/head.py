@@ -22,8 +22,8 @@ class Head(nn.Module):
     `hidden`: widths of the dense layers before the last. `pool`: avg, max or flatten; `pool_at`: "before" the hidden
     layers, or "after" them (each is then a 1x1 convolution on the map, which is Keras's Dense on a map). Behind each
     hidden layer: `activation`, BatchNorm if `batch_norm` (with `bn_momentum`); `dropout` stands before the last layer.
-    `l2`: weight of the sum of squared kernel values in the loss: one number for every hidden layer, or a list with one a dense layer, the
-    last included. Raises `ConfigError` for values outside these.
+    `l2`: weight of the sum of squared kernel values in the loss: one number for every hidden layer, or a list with one a
+    dense layer, the last included. Raises `ConfigError` for values outside these.
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int, *, hidden: Sequence[int] = (), pool: str = "avg",

@@ -1,13 +1,17 @@
 """Weights for a backbone: from a local file, or timm's from the hub."""
 
 import json
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.models import adapt_input_conv
 from torch import nn
 
@@ -75,6 +79,7 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
 
 def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in_chans: int) -> None:
     """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach."""
+    _stay_offline_if_so()
     try:
         source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans, **kwargs)
     except ImgclfError:
@@ -87,6 +92,17 @@ def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in
         ) from error
     own = backbone.network.state_dict()
     backbone.network.load_state_dict({key: value for key, value in source.state_dict().items() if key in own})
+
+
+def _stay_offline_if_so() -> None:
+    """Without a way to the hub, look into its local cache only: its client would try for a minute, aloud."""
+    if any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return  # the way may lead through the proxy
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

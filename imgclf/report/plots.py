@@ -54,7 +54,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     if not rows:
         raise ValueError("no epochs to draw: the history is empty")
-    epochs = np.array([row["epoch"] for row in rows], dtype=np.int64)
+    epochs = np.array([row["epoch"] for row in rows], dtype=np.int64) + 1  # files count from 0, people from 1
     figure = Figure(figsize=(11, 4.2), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     best = _best_row(rows)
