@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         fail(_one_line(error), ConfigError.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except BrokenPipeError:  # `... --help | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail("interrupted; ckpt_path=last with the same hydra.run.dir goes on from the last checkpoint", 130)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `... --help | head`: the reader has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code)
 
 
 def fail(message: str, code: int) -> None:
@@ -100,8 +104,11 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
 
 
+@cache
 def _stamp() -> str:
-    """Date, time and microseconds; kept in the environment, because a process of a distributed run resolves it anew."""
+    """Date, time and microseconds: one for all trials of a sweep, and, through the environment, for all processes of a
+    distributed run, each of which resolves it anew.
+    """
     if "LOCAL_RANK" not in os.environ or "IMGCLF_STAMP" not in os.environ:
         os.environ["IMGCLF_STAMP"] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     return os.environ["IMGCLF_STAMP"]

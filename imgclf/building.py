@@ -86,28 +86,41 @@ def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> Imag
     return classifier
 
 
-def build_trainer(settings: Mapping[str, Any], folder: Path) -> Trainer:
-    """Lightning's Trainer with `settings["trainer"]`, and imgclf's callbacks and checkpoints in `folder`."""
+def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModule) -> Trainer:
+    """Lightning's Trainer with `settings["trainer"]`, and imgclf's callbacks and checkpoints in `folder`.
+
+    Without validation pictures there is nothing to stop early by.
+    """
     options = dict(settings["trainer"])
-    callbacks = build_callbacks(folder, settings["checkpoint"], (settings.get("callbacks") or {}).get("early_stopping"))
+    if not isinstance(options["max_epochs"], int):
+        raise ConfigError(f"trainer.max_epochs={options['max_epochs']!r}: expected a whole number of epochs")
+    if not len(data.samples["val"]):
+        options["limit_val_batches"] = 0
+    stopping = (settings.get("callbacks") or {}).get("early_stopping") if options["limit_val_batches"] != 0 else None
+    callbacks = _call(
+        build_callbacks, "checkpoint or callbacks.early_stopping", folder, settings["checkpoint"], stopping
+    )
     try:
         return _call(
             Trainer, "trainer", default_root_dir=folder, callbacks=callbacks, logger=build_logger(settings, folder),
             plugins=[AtomicCheckpoints()], enable_checkpointing=True, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **options,
         )  # fmt: skip
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
 
 
 def _loss(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
     """The class weights as numbers: "balanced" is N / (K * count), as in scikit-learn's `compute_class_weight`."""
-    weights = options.get("class_weights")
+    smoothing, weights = options.get("label_smoothing", 0.0), options.get("class_weights")
+    if not isinstance(smoothing, (int, float)) or not 0 <= smoothing < 1:
+        raise ConfigError(f"loss.label_smoothing={smoothing!r}: expected a number from 0 up to, not including, 1")
     if weights == "balanced":
         counts = data.samples["train"].counts()
         weights = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
     elif isinstance(weights, Mapping):
-        if unknown := sorted(set(map(str, weights)) - set(data.classes)):
+        weights = {str(name): weight for name, weight in weights.items()}
+        if unknown := sorted(set(weights) - set(data.classes)):
             raise ConfigError(f"loss.class_weights: {', '.join(unknown)} is no class of {data.name}")
         weights = [float(weights.get(name, 1.0)) for name in data.classes]
     elif weights is not None and (isinstance(weights, str) or len(weights) != len(data.classes)):

@@ -1,5 +1,6 @@
 """What happens around training, apart from training: the console, the files of a run, early stopping."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ class Checkpoints(Checkpoint):
             return
         by_step = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         by_time = self.every_minutes and time.monotonic() - self._saved_at > 60 * self.every_minutes
-        if by_step or by_time:
+        if trainer.strategy.broadcast(bool(by_step or by_time)):  # clocks differ between processes, saving is for all
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -67,6 +68,7 @@ class Checkpoints(Checkpoint):
         metric = trainer.callback_metrics.get(self.monitor)
         value = float(metric) if metric is not None else None
         improved = value is None or self.best_value is None or self._better(value, self.best_value)
+        improved = improved or not (self.folder / "best.ckpt").is_file()  # resumed from another run's checkpoint
         if improved:
             self.best_value, self.best_epoch = value, trainer.current_epoch
         last = self._save(trainer)
@@ -85,6 +87,8 @@ class Checkpoints(Checkpoint):
         self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
 
     def _better(self, value: float, best: float) -> bool:
+        if math.isnan(best):
+            return not math.isnan(value)
         return value > best if MONITORS[self.monitor] == "max" else value < best
 
     def _save(self, trainer: Trainer) -> Path:

@@ -1,6 +1,7 @@
 """The LightningModule: one shared step over a network of backbone and head; its hyper-parameters are plain data."""
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 
 from imgclf.data.loader import Batch
+from imgclf.errors import ConfigError
 from imgclf.metrics import MONITORS, running_metrics, validation_metrics
 from imgclf.mixing import mix
 from imgclf.models.network import Network, build_network, freeze_backbone
@@ -51,11 +53,13 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters()
         self.classes = tuple(classes)
         self.preprocess = Preprocess.from_dict(dict(preprocess))
-        torch.manual_seed(seed)
-        self.network = build_network(model, len(self.classes), self.preprocess.channels, self.preprocess.size)
+        with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their own random numbers
+            torch.manual_seed(seed)
+            self.network = build_network(model, len(self.classes), self.preprocess.channels, self.preprocess.size)
         self.ema_network = copy.deepcopy(self.network).requires_grad_(False) if ema_decay else None
         self.validation = validation_metrics(len(self.classes))
-        self.validation_loss = MeanMetric(nan_strategy="disable")  # a loss that isn't a number is to be seen
+        # Two sums, because torchmetrics 1.9's MeanMetric loses the weights when it lets NaNs through, and they are to be seen.
+        self.validation_loss, self.validation_count = SumMetric(nan_strategy="disable"), SumMetric()
         self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
         weights = (loss or {}).get("class_weights")
@@ -66,6 +70,7 @@ class ImageClassifier(LightningModule):
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
         self._began, self._plateau_state = time.perf_counter(), None
+        self._validated: dict[str, float] = {}  # what this epoch's validation said
         self.history: list[dict[str, Any]] = []  # a row an epoch
         self.about: dict[str, Any] = {}  # plain data that travels in the checkpoint: config, data, metrics
 
@@ -78,7 +83,7 @@ class ImageClassifier(LightningModule):
         """Give the backbone timm's weights, from the hub or its local cache; raises `CheckpointError` if out of reach."""
         model = self.hparams["model"]
         load_pretrained(self.network.backbone, model["backbone"], model.get("backbone_kwargs") or {},
-                        self.preprocess.channels)  # fmt: skip
+                        self.preprocess.channels, self.preprocess.size)  # fmt: skip
         self._restart_average()
 
     def replace_head(self, classes: Sequence[str], head: Mapping[str, Any] | None = None) -> "ImageClassifier":
@@ -122,27 +127,57 @@ class ImageClassifier(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add one batch to the validation metrics; the loss is without smoothing or weights, with the L2 term."""
+        """Add one batch to the metrics; the loss is without smoothing or weights, with the L2 term."""
+        if not len(batch.targets):
+            return  # the last batch may have fewer pictures than there are processes
         logits = self(batch.images).float()  # [B, K]
         loss = functional.cross_entropy(logits, batch.targets) + self.predictor.head.penalty()
-        # A number as weight is ignored by torchmetrics 1.9 when NaNs are let through; a tensor isn't.
-        self.validation_loss.update(loss, weight=torch.full_like(loss, len(batch.targets)))
+        self.validation_loss.update(loss * len(batch.targets))
+        self.validation_count.update(len(batch.targets))
         self.validation.update(logits, batch.targets)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation; the metrics are called test_loss, test_accuracy and so on."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probabilities float32 [B, K]."""
+        return self(batch.images).float().softmax(dim=1)
 
     def on_validation_epoch_end(self) -> None:
         """Give the epoch's validation metrics to whoever watches them."""
-        self.log("val_loss", self.validation_loss.compute())
-        self.log_dict(self.validation.compute())
+        self._validated = self._close_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._close_metrics("test")
+
+    def _close_metrics(self, split: str) -> dict[str, float]:
+        values = {f"{split}_loss": self.validation_loss.compute() / self.validation_count.compute()}
+        values |= {f"{split}_{name}": value for name, value in self.validation.compute().items()}
+        self.log_dict(values)
         self.validation_loss.reset()
+        self.validation_count.reset()
         self.validation.reset()
+        return {name: float(value) for name, value in values.items()}
 
     def on_train_start(self) -> None:
-        """Freeze what is frozen at this epoch, and put a plateau schedule where the checkpoint left it: Lightning begins a
+        """Freeze what is frozen at this epoch, and build the schedule where the checkpoint left it: Lightning begins a
         resumed epoch without `on_train_epoch_start`.
+
+        The schedule is built here because it needs the number of batches, and to ask for that any earlier makes
+        Lightning set the loader up before it restores the loader's position.
         """
         self._began = time.perf_counter()
         self._apply_phase()
-        if self._plateau_state and isinstance(self.schedule, ReduceLROnPlateau):
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        self.schedule = build_schedule(
+            self.trainer.optimizers[0], self.hparams["scheduler"] or {"name": "none"}, self.trainer.max_epochs or 1, steps,
+            MONITORS[self.hparams["monitor"]],
+        )  # fmt: skip
+        if isinstance(self.schedule, Scheduler):
+            self.schedule.step_update(self.global_step)
+        elif self.schedule is not None and self._plateau_state:
             self.schedule.load_state_dict(self._plateau_state)
 
     def on_train_epoch_start(self) -> None:
@@ -150,38 +185,33 @@ class ImageClassifier(LightningModule):
         self._began = time.perf_counter()
         self.running.zero_()
         self.confusion.zero_()
+        self._validated = {}
         self._apply_phase()
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: its row of history, and what a plateau schedule does about it."""
         for sums in (self.running, self.confusion):  # of all processes
             sums.copy_(self.trainer.strategy.reduce(sums, reduce_op="sum"))
-        seen, means = self.trainer.callback_metrics, self.training_means()
+        seen, means = self._validated, self.training_means()
         self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
         self.history.append({
             "epoch": self.current_epoch, "train_loss": means["loss"], "train_accuracy": means["accuracy"],
-            "val_loss": float(seen["val_loss"]) if "val_loss" in seen else None,
-            "val_accuracy": float(seen["val_accuracy"]) if "val_accuracy" in seen else None,
+            "val_loss": seen.get("val_loss"),
+            "val_accuracy": seen.get("val_accuracy"),
             "lr": self.learning_rate, "seconds": round(time.perf_counter() - self._began, 3),
         })  # fmt: skip
         metric = seen.get(self.hparams["monitor"])
         if isinstance(self.schedule, ReduceLROnPlateau) and metric is not None:
-            self.schedule.step(float(metric))
+            self.schedule.step(metric)
 
     def training_means(self) -> dict[str, float | int]:
         """The metrics of the pictures trained on in the last epoch, as the network was when it met each."""
         return running_metrics(self.confusion.cpu().numpy(), *self.running.tolist())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer; the schedule is kept here because timm's are functions of the position."""
+        """The optimizer; its schedule is built when training starts, and kept here, as a function of the position."""
         options = self.hparams["optimizer"] or {"name": "adamw", "lr": 1e-3}
-        optimizer = build_optimizer(self.network, options, self._unfreeze_epoch is not None)
-        epochs = self.trainer.max_epochs if self.trainer.max_epochs and self.trainer.max_epochs > 0 else 1
-        steps = self.trainer.estimated_stepping_batches
-        per_epoch = int(steps / epochs) if steps != float("inf") else 1
-        self.schedule = build_schedule(optimizer, self.hparams["scheduler"] or {"name": "none"}, float(options["lr"]),
-                                       epochs, per_epoch, MONITORS[self.hparams["monitor"]])  # fmt: skip
-        return optimizer
+        return build_optimizer(self.network, options, self._unfreeze_epoch is not None)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One update, then what follows from it: the next learning rate and the averaged weights."""
@@ -212,7 +242,6 @@ class ImageClassifier(LightningModule):
         self.running.copy_(torch.tensor(extra.get("running", [0.0, 0.0])))
         if "confusion" in extra:
             self.confusion.copy_(torch.tensor(extra["confusion"]))
-        self.about = {key: extra[key] for key in ("config", "data", "metrics") if key in extra}
         self._plateau_state = extra.get("plateau")
 
     @classmethod
@@ -227,6 +256,9 @@ class ImageClassifier(LightningModule):
         classifier = cls(**{**checkpoint["hyper_parameters"], **changes})
         classifier.load_state_dict(checkpoint["state_dict"])
         classifier.on_load_checkpoint(checkpoint)
+        classifier.about = {
+            key: value for key, value in checkpoint["imgclf"].items() if key in ("config", "data", "metrics")
+        }
         return classifier.eval()
 
     @property
@@ -238,6 +270,10 @@ class ImageClassifier(LightningModule):
         return self.hparams["model"].get("unfreeze_epoch")
 
     def _apply_phase(self) -> None:
+        if (
+            self._unfreeze_epoch is not None and self.trainer.world_size > 1
+        ):  # DDP's reducer knows only what is trained at first
+            raise ConfigError("model.unfreeze_epoch with several processes isn't possible; pass trainer.devices=1")
         second = self._unfreeze_epoch is not None and self.current_epoch >= self._unfreeze_epoch
         freeze_backbone(self.network, "none" if second else self.hparams["model"].get("freeze", "none"))
 
@@ -250,7 +286,8 @@ class ImageClassifier(LightningModule):
         top = logits.topk(min(5, len(self.classes)), dim=1).indices  # [B, 5], the best first
         hits = (top == targets[:, None]).sum()
         self.running += torch.stack([loss.float() * len(targets), hits.float()])
-        self.confusion.index_put_((targets, top[:, 0]), torch.ones_like(targets), accumulate=True)
+        cells = torch.bincount(targets * len(self.classes) + top[:, 0], minlength=len(self.classes) ** 2)  # [K * K]
+        self.confusion += cells.view_as(self.confusion)
 
     def _restart_average(self) -> None:
         if self.ema_network is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgclf.allocator import keep_memory
-from imgclf.app import output_folder, plain, run_app
+from imgclf.app import output_folder, plain, run_app, task_overrides
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,7 +18,7 @@ def main(config: DictConfig) -> float:
 
     Raises `CheckpointError`, `DataError`, `ConfigError`.
     """
-    settings = plain(config)
+    settings = {**plain(config), "typed": task_overrides()}
     keep_memory()
     from imgclf.evaluation import evaluate  # here, because it loads torch
 

@@ -12,6 +12,7 @@ from imgclf.errors import CheckpointError, ConfigError, DataError
 from imgclf.inference import assess
 from imgclf.report.plots import plot_confusion
 from imgclf.report.tables import metrics_json
+from imgclf.run_folder import refuse_taken
 from imgclf.summary import print_metrics, print_per_class, quieten
 
 __all__ = ["evaluate"]
@@ -22,6 +23,7 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     into `folder`, and returns the accuracy. Raises `DataError` when the data has other classes than the checkpoint.
     """
     quieten()
+    refuse_taken(folder)
     split = settings["split"]
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
@@ -43,15 +45,24 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
 
 
 def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
-    """What the checkpoint was trained on, where the command line doesn't say otherwise."""
-    trained = classifier.about.get("config")
+    """What the checkpoint was trained on, where the command line doesn't say otherwise.
+
+    Of the same data set the splits must be the same too, or a checkpoint is tested on what it was trained on: only what
+    was typed differs.
+    """
+    trained, chosen = classifier.about.get("config"), settings.get("dataset")
     if trained is None:
-        raise CheckpointError(
-            f"{settings['checkpoint']}: doesn't say what it was trained on; pass dataset= and data_dir="
-        )
-    chosen = {"dataset": settings.get("dataset") or trained["dataset"], "seed": trained["seed"]}
-    same = chosen["dataset"]["name"] == trained["dataset"]["name"]
-    return {**chosen, "data_dir": settings["data_dir"] or (trained["data_dir"] if same else None)}
+        if chosen is None:
+            raise CheckpointError(
+                f"{settings['checkpoint']}: doesn't say what it was trained on; pass dataset= and data_dir="
+            )
+        return {"dataset": chosen, "seed": 0, "data_dir": settings["data_dir"]}
+    dataset, data_dir = trained["dataset"], settings["data_dir"]
+    if chosen is not None and chosen["name"] != dataset["name"]:
+        return {"dataset": chosen, "seed": trained["seed"], "data_dir": data_dir}
+    keys = [typed.lstrip("+").partition("=")[0].removeprefix("dataset.") for typed in settings.get("typed", ())]
+    dataset = {**dataset, **{key: chosen[key] for key in keys if chosen and key in chosen}}
+    return {"dataset": dataset, "seed": trained["seed"], "data_dir": data_dir or classifier.about["data"]["root"]}
 
 
 def _device(name: str) -> torch.device:
@@ -71,4 +82,4 @@ def _difference(found: tuple[str, ...], known: tuple[str, ...], checkpoint: str,
     ]
     return (f"{root} has {len(found)} classes and {checkpoint} {len(known)}, and they differ ("
             f"{'; '.join(part for part in parts if part) or 'the same names in another order'}); pass the data it was "
-            "trained for, or choose with dataset.classes")  # fmt: skip
+            "trained for, or choose with dataset=<name> dataset.classes=[...]")  # fmt: skip

@@ -57,7 +57,9 @@ def assess(
     probabilities = softmax(logits)
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(classifier.classes))
     if predictions:
-        predictions_csv(predictions, [samples.items[index] for index in order], targets, probabilities, classifier.classes)
+        predictions_csv(
+            predictions, [samples.items[index] for index in order], targets, probabilities, classifier.classes
+        )
     if classes_csv:
         per_class_csv(classes_csv, classifier.classes, matrix)
     return split_metrics(probabilities, targets, loss), matrix

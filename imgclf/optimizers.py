@@ -23,15 +23,21 @@ def build_optimizer(network: Network, options: Mapping[str, Any], include_frozen
     `options`: name, lr, weight_decay, backbone_lr (None: lr), `options` (more keywords, such as eps or momentum).
     With `include_frozen`, parameters that are frozen now take part: they are thawed later. Raises `ConfigError`.
     """
+    try:
+        rates = {
+            key: float(options[key]) for key in ("lr", "backbone_lr", "weight_decay") if options.get(key) is not None
+        }
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer: {error}; lr, backbone_lr and weight_decay are numbers") from None
     groups = []
     for part, module in (("head", network.head), ("backbone", network.backbone)):
-        lr = options["lr"] if part == "head" or options.get("backbone_lr") is None else options["backbone_lr"]
+        lr = rates["lr"] if part == "head" else rates.get("backbone_lr", rates["lr"])
         chosen = [p for p in module.parameters() if p.requires_grad or include_frozen]
-        for matrices, decay in ((True, options.get("weight_decay", 0.0)), (False, 0.0)):
+        for matrices, decay in ((True, rates.get("weight_decay", 0.0)), (False, 0.0)):
             if parameters := [p for p in chosen if (p.ndim > 1) == matrices]:
-                groups.append({"params": parameters, "lr": float(lr), "weight_decay": float(decay), "name": part})
+                groups.append({"params": parameters, "lr": lr, "weight_decay": decay, "name": part})
     try:
-        return create_optimizer_v2(groups, opt=options["name"], lr=float(options["lr"]),
+        return create_optimizer_v2(groups, opt=options["name"], lr=rates["lr"],
                                               weight_decay=0.0, **(options.get("options") or {}))  # fmt: skip
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -42,7 +48,6 @@ def build_optimizer(network: Network, options: Mapping[str, Any], include_frozen
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     options: Mapping[str, Any],
-    lr: float,
     epochs: int,
     steps_per_epoch: int,
     monitor_mode: Literal["min", "max"],
@@ -64,8 +69,9 @@ def build_schedule(
         return None
     if name == "none":
         name, rate = "step", 1.0  # a schedule that never decays, for the sake of its warm-up
+    slowest = min(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
     schedule, _ = create_scheduler_v2(
-        optimizer, sched=name, num_epochs=max(1, epochs), warmup_epochs=warmup, warmup_lr=lr / 100,
+        optimizer, sched=name, num_epochs=max(1, epochs), warmup_epochs=warmup, warmup_lr=slowest / 100,
         min_lr=options.get("min_lr", 0.0), decay_epochs=options.get("decay_epochs") or max(1, epochs / 3),
         decay_rate=rate if rate is not None else (1.0 if name == "poly" else 0.1),
         step_on_epochs=False, updates_per_epoch=max(1, steps_per_epoch),

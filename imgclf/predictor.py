@@ -14,7 +14,7 @@ from imgclf.data.decode import as_pixels, read_image
 from imgclf.data.fitting import fit
 from imgclf.data.loader import Batch
 from imgclf.data.sources import list_images
-from imgclf.errors import ConfigError, DataError, ImageError
+from imgclf.errors import ConfigError, ImageError
 from imgclf.inference import predict_logits, softmax
 
 __all__ = ["Predictor", "load"]
@@ -79,7 +79,7 @@ class Predictor:
     def stream(self, pictures: Any, *, errors: str = "raise",
                batch_size: int = 32) -> Iterator[tuple[str, NDArray[np.float32], ImageError | None]]:  # fmt: skip
         """(name, probabilities float32 [K], None) for each picture in order, or (name, NaNs, the error); holds one batch
-        in memory at a time. Raises `DataError` for a folder without pictures.
+        in memory at a time. A folder without pictures is a picture that can't be read.
         """
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: expected raise or return")
@@ -94,6 +94,8 @@ class Predictor:
     def _pixels(self, name: str, picture: Any, errors: str) -> NDArray[np.uint8] | ImageError:
         """uint8 [S, S, C], by the decoder that training used."""
         try:
+            if isinstance(picture, ImageError):
+                raise picture
             if isinstance(picture, (str, os.PathLike, bytes)):
                 return read_image(picture, self.classifier.preprocess, name)
             return fit(as_pixels(picture), self.classifier.preprocess)
@@ -147,5 +149,8 @@ def _files(path: Path) -> Iterator[tuple[str, Any]]:
         file for folder in [path, *sorted(p for p in path.rglob("*") if p.is_dir())] for file in list_images(folder)
     ]
     if not files:
-        raise DataError(f"{path}: no pictures in this folder or below it; expected files such as .jpg or .png")
+        yield (
+            str(path),
+            ImageError(f"{path}: no pictures in this folder or below it; expected files such as .jpg or .png"),
+        )
     yield from ((str(file), file) for file in files)

@@ -82,6 +82,8 @@ class Preprocess:
 
     def with_channels(self, channels: int) -> "Preprocess":
         """The same for grey (1) or RGB (3) input: the grey values are the means over the channels."""
+        if channels not in (1, 3):
+            raise ConfigError(f"model.in_chans={channels!r}: expected 1 (grey) or 3 (RGB)")
         if channels == self.channels:
             return self
         if channels == 1:

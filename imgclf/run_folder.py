@@ -33,7 +33,9 @@ PACKAGES = (
 def refuse_taken(folder: Path) -> None:
     """Raise `RunError` if a run lives in `folder`."""
     if (folder / "config.yaml").exists():
-        raise RunError(f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to go on with that run")
+        raise RunError(
+            f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to go on with that run"
+        )
 
 
 def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: bool) -> None:
@@ -53,7 +55,9 @@ def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: 
         refuse_taken(folder)
         raise
     except OSError as error:
-        raise RunError(f"{folder}: can't be written ({error.strerror}); pass hydra.run.dir=<a folder of yours>") from None
+        raise RunError(
+            f"{folder}: can't be written ({error.strerror}); pass hydra.run.dir=<a folder of yours>"
+        ) from None
     write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     for part in (folder, folder / "checkpoints"):
         sweep_leftovers(part)

@@ -23,10 +23,10 @@ def read_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     Raises `CheckpointError`, in one line, for a URL, a missing, damaged or foreign file, one that asks for code to be
     run, and tensors that are not dense or claim to be larger than what the file holds.
     """
-    text = os.fspath(path)
+    text = os.path.expanduser(os.fspath(path))  # noqa: PTH111, a URL is no path
     if "://" in text:
         raise CheckpointError(f"{text}: models aren't loaded from URLs; download the file, then pass its path")
-    path = Path(path)
+    path = Path(text)
     if not path.is_file():
         raise CheckpointError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a model file")
     if path.stat().st_size == 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 from imgclf.building import build_classifier, build_data, build_trainer
 from imgclf.callbacks import Checkpoints
-from imgclf.checkpoint import add_metrics, find_last
+from imgclf.checkpoint import add_metrics, check_resumable, find_last
 from imgclf.classifier import ImageClassifier
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.errors import RunError
@@ -29,16 +29,19 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
     resume_from = _resume_point(settings, folder)
     data = build_data(settings)
     classifier = build_classifier(settings, data)
-    trainer = build_trainer(settings, folder)
+    if resume_from:
+        check_resumable(resume_from, classifier)
+    trainer = build_trainer(settings, folder, data)
     if trainer.is_global_zero:
         claim(folder, settings, overrides, resuming=settings["ckpt_path"] == "last")
         print_data(data)
         print_network(classifier)
         print(f"run folder: {folder}", flush=True)
     ready = time.perf_counter()
-    trainer.fit(classifier, datamodule=data, ckpt_path=resume_from)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=resume_from)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
     fitted = time.perf_counter()
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
     if trainer.is_global_zero:
@@ -57,7 +60,7 @@ def _resume_point(settings: dict[str, Any], folder: Path) -> Path | None:
         return find_last(folder)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         refuse_taken(folder)
-    return Path(wanted).absolute() if wanted else None
+    return Path(wanted).expanduser().absolute() if wanted else None
 
 
 def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, trained: ImageClassifier,
@@ -72,10 +75,13 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
     metrics: dict[str, Any] = {"train": trained.training_means()}
     matrices = {}
     for split in ("val", "test"):
-        if len(data.samples[split]):
+        if len(data.samples[split]) and settings["trainer"]["limit_test_batches"] != 0:
             predictions = folder / f"predictions_{split}.csv" if split == "test" else None
-            limit = _batches(settings["trainer"].get(f"limit_{split}_batches"))
+            limit = settings["trainer"][
+                "limit_test_batches"
+            ]  # of debug=..., for both; else the whole split is measured
             loader = data.loader(split, shuffle="once" if limit else "never")  # a limit shows a fair sample
+            limit = max(1, round(limit * len(loader))) if isinstance(limit, float) else limit
             metrics[split], matrices[split] = assess(classifier, loader, limit, predictions,
                                                      folder / f"per_class_{split}.csv")  # fmt: skip
     metrics_json(folder / "metrics.json", metrics)
@@ -88,8 +94,3 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
         print_per_class(split, matrices[split], classifier.classes)
     print(f"best epoch: {best_epoch + 1}" if best_epoch is not None else "best epoch: none")
     print_metrics(metrics)
-
-
-def _batches(limit: int | float | None) -> int | None:
-    """Lightning's `limit_*_batches` as a number of batches; a fraction means all here."""
-    return limit if isinstance(limit, int) and not isinstance(limit, bool) else None

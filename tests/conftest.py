@@ -50,7 +50,7 @@ def draw_tree(root: Path, counts: dict[str, int]) -> Path:
         for position, (name, colour) in enumerate(COLOURS.items()):
             for number in range(count):
                 draw_picture(
-                    root / split / name / f"{number:03}.png", colour, seed=hash((split, number)) % 999 + position
+                    root / split / name / f"{number:03}.png", colour, seed=1000 * len(split) + 10 * number + position
                 )
     return root
 

@@ -15,7 +15,7 @@ FLOORS = {
     1: ("data", "models", "report", "metrics"),
     2: ("optimizers", "classifier"),
     3: ("inference", "callbacks", "checkpoint", "loggers", "predictor", "summary", "run_folder", "building"),
-    4: ("training", "evaluation", "app", "train", "evaluate", "predict", "download", "cli"),
+    4: ("training", "evaluation", "app", "train", "evaluate", "predict", "download", "cli", "__main__"),
 }
 HOMES = {
     "hydra": ("app",),

@@ -66,6 +66,14 @@ def test_class_folders_without_splits(tmp_path: Path) -> None:
     assert counts(ImageDataModule(tmp_path, test_fraction=0.0, val_fraction=0.5)) == [15, 15, 0]
 
 
+def test_a_test_folder_beside_class_folders_is_no_class(tmp_path: Path) -> None:
+    draw_tree(tmp_path, {".": 10})
+    draw_picture(tmp_path / "test" / "0.png", (1, 2, 3), 0)
+    data = ImageDataModule(tmp_path)
+    data.setup()
+    assert data.classes == tuple(COLOURS)
+
+
 def test_a_stray_picture_makes_no_class(tmp_path: Path) -> None:
     draw_tree(tmp_path / "set", {"train": 2, "val": 1, "test": 1})
     draw_picture(tmp_path / "odd" / "stray.png", (1, 2, 3), 0)

@@ -13,12 +13,15 @@ import torch
 import yaml
 from conftest import COLOURS, SHARED, TINY, composed, draw_tree
 from PIL import Image
+from pytorch_lightning import Trainer
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import imgclf
+from imgclf.callbacks import Checkpoints
 from imgclf.checkpoint import find_last
 from imgclf.errors import CheckpointError, ConfigError, DataError, RunError
 from imgclf.evaluation import evaluate
+from imgclf.summary import quieten
 from imgclf.training import train
 
 Run = Callable[..., Path]
@@ -171,6 +174,99 @@ def test_going_on_with_a_run(run_tiny: Run, tmp_path: Path) -> None:
         find_last(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.head.dropout=0.3", "dataset.augment={rotation_degrees: 10}", "scheduler.name=cosine"),
+        ("trainer.accumulate_grad_batches=2", "ema_decay=0.9", "mixing.mixup=0.4", "scheduler.name=plateau"),
+    ],
+)
+def test_going_on_within_an_epoch(run_tiny: Run, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]) -> None:
+    overrides = (*overrides, "checkpoint.every_n_steps=1", "trainer.max_epochs=3")
+    stops: dict[int, bytes] = {}
+    save = Checkpoints._save
+
+    def save_and_keep(self: Checkpoints, trainer: Trainer) -> Path:
+        path = save(self, trainer)
+        stops[trainer.global_step] = path.read_bytes()
+        return path
+
+    monkeypatch.setattr(Checkpoints, "_save", save_and_keep)
+    whole = torch.load(run_tiny(*overrides) / "checkpoints" / "last.ckpt", weights_only=True)
+    monkeypatch.setattr(Checkpoints, "_save", save)
+    assert len(stops) == whole["global_step"]  # one at every step, the epochs' ends among them
+    for step in sorted(stops)[1 : len(stops) - 1 : 3]:
+        folder = run_tiny(*overrides, "trainer.max_epochs=1")
+        (folder / "checkpoints" / "last.ckpt").write_bytes(stops[step])
+        run_tiny(*overrides, "ckpt_path=last", folder=folder)
+        again = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for key, value in whole["state_dict"].items():
+            assert torch.equal(value, again["state_dict"][key]), (step, key)
+        assert without_seconds(whole["imgclf"]["history"]) == without_seconds(again["imgclf"]["history"]), step
+
+
+def without_seconds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_going_on_from_another_run(run_tiny: Run, tiny_run: Path) -> None:
+    last = tiny_run / "checkpoints" / "last.ckpt"
+    folder = run_tiny(f"ckpt_path='{last}'", "trainer.max_epochs=4")
+    assert len(read_rows(folder / "history.csv")) == 4
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
+    for change, message in (
+        ("dataset.classes=[red,blue]", "its classes are others than this run's"),
+        ("model.head.hidden=[9]", r"its model are others than this run's \(head: .*'hidden': \[8\]"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            run_tiny(f"ckpt_path='{last}'", change)
+
+
+@pytest.mark.parametrize("override", ["trainer.limit_val_batches=0", "dataset.splits.val=null"])
+def test_without_validation(run_tiny: Run, override: str) -> None:
+    more = ("dataset.val_fraction=0",) if "splits" in override else ()
+    folder = run_tiny(override, *more)
+    assert read_rows(folder / "history.csv")[0]["val_loss"] == ""
+    assert read_json(folder / "metrics.json")["test"]["count"] == 15
+
+
+def test_lightning_tests_and_predicts(tiny_run: Path, colours: Path) -> None:
+    classifier = imgclf.load(tiny_run / "checkpoints" / "best.ckpt").classifier
+    data = imgclf.ImageDataModule(colours, preprocess=classifier.preprocess, batch_size=8)
+    quieten()
+    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+    (answer,) = trainer.test(classifier, datamodule=data, verbose=False)
+    expected = read_json(tiny_run / "metrics.json")["test"]
+    assert answer["test_accuracy"] == pytest.approx(expected["accuracy"])
+    assert answer["test_loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    predictions = trainer.predict(classifier, datamodule=data)
+    assert sum(len(part) for part in predictions or []) == 15
+
+
+def test_loading_leaves_random_numbers_alone(tiny_run: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    imgclf.load(tiny_run / "checkpoints" / "best.ckpt")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluate_keeps_the_splits_that_were_trained_on(run_tiny: Run, colours: Path, tmp_path: Path) -> None:
+    folder = run_tiny(f"data_dir='{colours / 'train'}'", "dataset.test_fraction=0.25", "dataset.split_seed=3")
+    checkpoint = f"checkpoint='{folder}/checkpoints/best.ckpt'"
+    expected = read_json(folder / "metrics.json")["test"]
+    assert expected["count"] == 9
+    for number, more in enumerate(((), ("dataset=folders",))):
+        settings = composed(checkpoint, *more, config="evaluate")
+        evaluate(settings, tmp_path / str(number))
+        assert read_json(tmp_path / str(number) / "metrics.json")["test"] == expected
+    with pytest.raises(RunError, match="holds a run already"):
+        evaluate(composed(checkpoint, config="evaluate"), folder)
+    typed = ["dataset=folders", "dataset.test_fraction=0.5"]
+    evaluate({**composed(checkpoint, *typed, config="evaluate"), "typed": typed}, tmp_path / "typed")
+    assert read_json(tmp_path / "typed" / "metrics.json")["test"]["count"] == 18
+
+
 def test_two_phases_survive_a_stop(run_tiny: Run) -> None:
     phases = ("model.freeze=all", "model.unfreeze_epoch=1", "optimizer.backbone_lr=0.001", "scheduler.name=cosine")
     whole, folder = run_tiny(*phases, "trainer.max_epochs=3"), run_tiny(*phases, "trainer.max_epochs=1")
@@ -240,13 +336,24 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(run_tiny: Run
         (("loss.class_weights=[1.0]",), ConfigError, "a number for each of the 3 classes"),
         (("loss.class_weights={pink: 1.0}",), ConfigError, "pink is no class of folders"),
         (("dataset.augment={spin: 3}",), ConfigError, "has no spin"),
+        (("optimizer.lr=fast",), ConfigError, "lr, backbone_lr and weight_decay are numbers"),
+        (("model.head.dropout=2",), ConfigError, "dropout"),
+        (("dataset.num_workers=-1",), ConfigError, r"dataset\.num_workers=-1: expected a whole number"),
+        (("dataset.batch_size=big",), ConfigError, r"dataset\.batch_size='big'"),
+        (("seed=-1",), ConfigError, "seed=-1"),
+        (("dataset.augment=true",), ConfigError, "expected null, or a mapping"),
+        (("dataset.classes=red",), ConfigError, r"dataset\.classes='red': expected a list"),
+        (("loss.label_smoothing=2",), ConfigError, r"loss\.label_smoothing=2"),
+        (("+callbacks.early_stopping.patiance=3",), ConfigError, "early_stopping: .*patiance"),
+        (("+checkpoint.often=1",), ConfigError, "checkpoint .*often"),
+        (("trainer.max_epochs=ten",), ConfigError, "trainer"),
+        (("model.in_chans=4",), ConfigError, r"model\.in_chans=4"),
         (("+dataset.colour=3",), ConfigError, "dataset: got an unexpected keyword argument 'colour'"),
         (("trainer.accelerator=quantum",), ConfigError, "trainer: .*quantum"),
         (("image_size=0",), ConfigError, "image_size=0"),
         (("resize=stretch",), ConfigError, "expected one of squash, crop, letterbox"),
         (("model.weights=/nowhere.pth",), CheckpointError, "nowhere.pth: no such file"),
         (("model.weights=https://example.com/a.pth",), CheckpointError, "aren't loaded from URLs"),
-        (("model=mobilenetv3", "model.pretrained=true"), CheckpointError, "no ImageNet weights .* Three ways out"),
         (("model.pretrained=true",), ConfigError, "small_cnn has no pretrained weights"),
         (("ckpt_path=/nowhere.ckpt",), CheckpointError, "nowhere.ckpt: no such file"),
         (("ckpt_path=last",), CheckpointError, "ckpt_path=last: there is no"),

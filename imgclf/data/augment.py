@@ -55,6 +55,8 @@ class Augment:
     def from_dict(cls, values: Mapping[str, Any]) -> "Augment":
         """From a YAML mapping; raises `ConfigError` that names an unknown key and the known ones."""
         known = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"dataset.augment={values!r}: expected null, or a mapping of {', '.join(known)}")
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(f"dataset.augment has no {', '.join(unknown)}: it knows {', '.join(known)}")
         return cls(**values)

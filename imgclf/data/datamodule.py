@@ -76,6 +76,7 @@ class ImageDataModule(LightningDataModule):
         """Find and label every picture of every split, once; opens no picture."""
         if self.samples:
             return
+        self._check_options()
         self.notes = []
         base, found = self._find_train()
         train = self._label(found, self._class_names(found))
@@ -96,11 +97,13 @@ class ImageDataModule(LightningDataModule):
         splits["train"] = subsample(splits["train"], self.fraction, self.seed)
         self.samples = {split: splits[split] for split in SPLITS}
 
-    def loader(self, split: str, *, shuffle: str = "never", training: bool = False) -> Loader:
-        """Batches of `split`, augmented when `training`; for `shuffle` see `Loader`."""
+    def loader(self, split: str, *, shuffle: str = "never", training: bool = False, shared: bool = False) -> Loader:
+        """Batches of `split`, augmented when `training`; `shared` with the other processes of a distributed run, else
+        whole in each. For `shuffle` see `Loader`.
+        """
         self.setup()
         augmented = self.augment and (training or (split == "val" and self.augment_val))
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        distributed = shared and torch.distributed.is_available() and torch.distributed.is_initialized()
         return Loader(
             self.samples[split], self.preprocess, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle,
             augment=Augment.from_dict(self.augment or {}) if augmented else None, num_workers=self._workers(split),
@@ -112,15 +115,19 @@ class ImageDataModule(LightningDataModule):
         """Batches to train on: shuffled anew each epoch, and augmented."""
         trainer: Any = self.trainer
         overfitting = trainer is not None and trainer.overfit_batches > 0
-        return self.loader("train", shuffle="once" if overfitting else "epoch", training=True)
+        return self.loader("train", shuffle="once" if overfitting else "epoch", training=True, shared=True)
 
     def val_dataloader(self) -> Loader:
         """Batches to validate on, in one order for all epochs: a few of them are then a fair sample."""
-        return self.loader("val", shuffle="once")
+        return self.loader("val", shuffle="once", shared=True)
 
     def test_dataloader(self) -> Loader:
         """Batches to test on, in the samples' order."""
-        return self.loader("test")
+        return self.loader("test", shared=True)
+
+    def predict_dataloader(self) -> Loader:
+        """Batches of the test split, in the samples' order."""
+        return self.loader("test", shared=True)
 
     def statistics(self, channels: int = 3, limit: int = 512) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation a channel, in units of 1, of up to `limit` training pictures: what a network that
@@ -139,6 +146,18 @@ class ImageDataModule(LightningDataModule):
         """One sample as it is on disk, at its own size: uint8 [H, W, 3 or 1]."""
         samples = self.samples[split]
         return decode(samples.items[index]) if samples.pixels is None else samples.pixels[index]
+
+    def _check_options(self) -> None:
+        counts = {"batch_size": (self.batch_size, 1), "num_workers": (self.num_workers or 0, 0), "seed": (self.seed, 0)}
+        for name, (value, least) in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"dataset.{name}={value!r}: expected a whole number of at least {least}")
+        if self.wanted_classes is not None and isinstance(self.wanted_classes, str):
+            raise ConfigError(
+                f"dataset.classes={self.wanted_classes!r}: expected a list, such as [{self.wanted_classes},...]"
+            )
+        if self.augment:
+            Augment.from_dict(self.augment)
 
     def _find_train(self) -> tuple[Path, Found]:
         layout = self.splits["train"]

@@ -23,6 +23,7 @@ from imgclf.errors import ConfigError, DataError
 __all__ = ["IMAGE_SUFFIXES", "Found", "find_split", "find_train", "list_images"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # beside classes: none
 DEPTH = 3  # levels below the root that are searched
 
 
@@ -110,7 +111,7 @@ def _find(base: Path, layout: Mapping[str, Any], probe: bool = False) -> Found |
 def _find_folders(base: Path, *, probe: bool, names: Sequence[str]) -> Found | None:
     """One subfolder a class, holding pictures. `names`: what the split's folder may be called; "." is `base` itself."""
     for place in _named(base, names):
-        classes = _subfolders(place)
+        classes = [f for f in _subfolders(place) if place != base or f.name.casefold() not in SPLIT_NAMES]
         # A folder that is not called "train" must mostly hold pictures: one folder of stray pictures is no class.
         needed = 1 if place != base else max(2, len(classes) / 2)
         if sum(_has_images(folder) for folder in classes) < needed:

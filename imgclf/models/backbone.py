@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imgclf.errors import ConfigError
 from imgclf.models import small_cnn  # noqa: F401, registers itself with timm
 
-__all__ = ["Backbone", "build_backbone", "check_name"]
+__all__ = ["Backbone", "build_backbone", "check_name", "sized"]
 
 
 class Backbone(nn.Module):
@@ -42,15 +42,14 @@ def check_name(name: str) -> None:
         )
 
 
-def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any] | None = None,
-                   pretrained: bool = False) -> Backbone:  # fmt: skip
-    """timm's `name` for `in_chans` channels and pictures of side `size`, with its hub's weights or random ones.
+def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any] | None = None) -> Backbone:
+    """timm's `name` for `in_chans` channels and pictures of side `size`, with random weights.
 
     Raises `ConfigError` for an unknown name, a keyword that the network doesn't take, or a size it can't take.
     """
     check_name(name)
     try:
-        network = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, **_sized(name, size),
+        network = timm.create_model(name, pretrained=False, in_chans=in_chans, num_classes=0, **sized(name, size),
                                     **(kwargs or {}))  # fmt: skip
         return Backbone(network, in_chans, size)
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
@@ -60,7 +59,7 @@ def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any
         ) from error
 
 
-def _sized(name: str, size: int) -> dict[str, Any]:
+def sized(name: str, size: int) -> dict[str, Any]:
     """Transformers must be told the size; they are known by a fixed input size in timm's own configuration."""
     config = timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size and tuple(config.input_size[1:]) != (size, size)

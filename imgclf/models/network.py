@@ -40,13 +40,12 @@ class Network(nn.Module):
         return self
 
 
-def build_network(model: Mapping[str, Any], num_classes: int, in_chans: int, size: int, *,
-                  pretrained: bool = False) -> Network:  # fmt: skip
+def build_network(model: Mapping[str, Any], num_classes: int, in_chans: int, size: int) -> Network:
     """The network that `model` (plain data: backbone, backbone_kwargs, head, freeze) describes.
 
-    Its weights are random, or timm's where `pretrained`. Raises `ConfigError`.
+    Its weights are random. Raises `ConfigError`.
     """
-    backbone = build_backbone(model["backbone"], in_chans, size, model.get("backbone_kwargs"), pretrained)
+    backbone = build_backbone(model["backbone"], in_chans, size, model.get("backbone_kwargs"))
     network = Network(backbone, build_head(model.get("head") or {}, backbone, num_classes))
     freeze_backbone(network, model.get("freeze", "none"))
     return network.to(memory_format=torch.channels_last)
@@ -56,7 +55,7 @@ def build_head(options: Mapping[str, Any], backbone: Backbone, num_classes: int)
     """A new head on `backbone`; raises `ConfigError` for an option that a head doesn't have."""
     try:
         return Head(backbone.shape, num_classes, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"model.head={dict(options)}: {error}") from None
 
 

@@ -16,7 +16,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from imgclf.errors import CheckpointError, ImgclfError
-from imgclf.models.backbone import Backbone
+from imgclf.models.backbone import Backbone, sized
 from imgclf.tensors import read_file
 
 __all__ = ["WeightsNote", "load_pretrained", "load_weights", "read_checkpoint", "read_note"]
@@ -77,11 +77,12 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
         value.copy_(tensors[key])
 
 
-def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in_chans: int) -> None:
+def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in_chans: int, size: int) -> None:
     """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach."""
     _stay_offline_if_so()
     try:
-        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans, **kwargs)
+        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans, **sized(name, size),
+                                   **kwargs)  # fmt: skip
     except ImgclfError:
         raise
     except Exception as error:  # the hub's client raises a dozen kinds, and so does a network that is half there

@@ -1,0 +1,5 @@
+"""`python -m imgclf train ...`: the same as `imgclf train ...`."""
+
+from imgclf.cli import main
+
+main()
