@@ -41,8 +41,6 @@ class ImageClassifier(LightningModule):
     mean: Tensor
     std: Tensor
     class_weights: Tensor | None
-    running: Tensor
-    confusion: Tensor
     ema_network: Network | None
 
     def __init__(self, model: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any],
@@ -64,9 +62,10 @@ class ImageClassifier(LightningModule):
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
         weights = (loss or {}).get("class_weights")
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
-        # Sums over this epoch so far: the loss, hits among the top five; and the confusion matrix [K, K].
-        self.register_buffer("running", torch.zeros(2), persistent=False)
-        self.register_buffer("confusion", torch.zeros(len(classes), len(classes), dtype=torch.int64), persistent=False)
+        # Sums over this epoch so far: the loss, hits among the top five; and the confusion matrix [K, K]. No buffers: a
+        # distributed run would overwrite every process's with those of the first.
+        self.running = torch.zeros(2)
+        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
         self._began, self._plateau_state = time.perf_counter(), None
@@ -169,6 +168,7 @@ class ImageClassifier(LightningModule):
         Lightning set the loader up before it restores the loader's position.
         """
         self._began = time.perf_counter()
+        self.running, self.confusion = self.running.to(self.device), self.confusion.to(self.device)
         self._apply_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         self.schedule = build_schedule(
@@ -183,15 +183,14 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums, and the second phase if it is due."""
         self._began = time.perf_counter()
-        self.running.zero_()
-        self.confusion.zero_()
+        self.running, self.confusion = torch.zeros_like(self.running), torch.zeros_like(self.confusion)
         self._validated = {}
         self._apply_phase()
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: its row of history, and what a plateau schedule does about it."""
         for sums in (self.running, self.confusion):  # of all processes
-            sums.copy_(self.trainer.strategy.reduce(sums, reduce_op="sum"))
+            sums.copy_(self.trainer.strategy.reduce(sums.clone(), reduce_op="sum"))
         seen, means = self._validated, self.training_means()
         self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
         self.history.append({
@@ -237,12 +236,10 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the history, the epoch's sums and a plateau schedule's memory."""
-        extra = checkpoint.get("imgclf", {})
-        self.history = copy.deepcopy(extra.get("history", []))
-        self.running.copy_(torch.tensor(extra.get("running", [0.0, 0.0])))
-        if "confusion" in extra:
-            self.confusion.copy_(torch.tensor(extra["confusion"]))
-        self._plateau_state = extra.get("plateau")
+        extra = checkpoint["imgclf"]
+        self.history = copy.deepcopy(extra["history"])
+        self.running, self.confusion = torch.tensor(extra["running"]), torch.tensor(extra["confusion"])
+        self._plateau_state = extra["plateau"]
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
