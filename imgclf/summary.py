@@ -27,8 +27,8 @@ def quieten() -> None:
         ".*does not have many workers.*", ".*number of training batches.*", ".*in eval mode at the start of training.*",
         ".*GPU available but not used.*", ".*IntermediateResult.*", ".*Checkpoint directory.*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*", ".*was configured so.*", ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*no logger.*",
-        ".*It is recommended to use `self.log.*sync_dist.*", ".*srun.*", ".*`train_dataloader`.*overfit.*", ".*You requested to overfit.*",
+        ".*no logger.*", ".*srun.*", ".*`train_dataloader`.*overfit.*", ".*You requested to overfit.*",
+        ".*It is recommended to use `self.log.*sync_dist.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", message=message)
 
