@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imgclf.errors import ConfigError, ImgclfError
+from imgclf.interrupts import Interrupted
 
 __all__ = ["CONF", "is_sweep", "output_folder", "plain", "register_resolvers", "run_app", "task_overrides"]
 
@@ -57,8 +58,10 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         fail(_one_line(error), ConfigError.exit_code)
+    except Interrupted as stop:
+        fail(str(stop), stop.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted; ckpt_path=last with the same hydra.run.dir goes on from the last checkpoint", 130)
+        fail("interrupted by SIGINT", 130)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # `... --help | head`: the reader has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,8 +77,11 @@ def fail(message: str, code: int) -> None:
 
 
 def register_resolvers() -> None:
-    """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`."""
+    """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`;
+    `${imgclf.run_folder:${resume},<dataset>,<model>}`: the folder to go on in, else a new one.
+    """
     OmegaConf.register_new_resolver("imgclf.stamp", _stamp, replace=True)
+    OmegaConf.register_new_resolver("imgclf.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("imgclf.pretrained", lambda data_dir: data_dir != "demo", replace=True)
 
 
@@ -112,6 +118,10 @@ def _stamp() -> str:
     if "LOCAL_RANK" not in os.environ or "IMGCLF_STAMP" not in os.environ:
         os.environ["IMGCLF_STAMP"] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     return os.environ["IMGCLF_STAMP"]
+
+
+def _run_folder(resume: str | None, dataset: str, model: str) -> str:
+    return str(Path(resume).expanduser().absolute()) if resume else f"outputs/{dataset}/{model}/{_stamp()}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -16,13 +16,14 @@ from imgclf.data import datamodule_class
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.demo import demo_folder
 from imgclf.errors import ConfigError
+from imgclf.interrupts import Signals
 from imgclf.loggers import build_logger
 from imgclf.models.backbone import check_name
 from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
 from imgclf.storage import cache_folder
 
-__all__ = ["build_classifier", "build_data", "build_trainer", "locate"]
+__all__ = ["build_classifier", "build_data", "build_trainer", "locate", "restore_classifier"]
 
 
 def locate(name: str, data_dir: str | None) -> Path:
@@ -81,12 +82,19 @@ def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> Imag
         classifier.load_weights(weights)
     elif pretrained:
         classifier.load_pretrained()
-    classifier.about = {"config": dict(settings), "data": {"name": data.name, "root": str(data.root), "counts": {
-        split: len(samples) for split, samples in data.samples.items()}}}  # fmt: skip
+    classifier.about = _about(settings, data)
     return classifier
 
 
-def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModule) -> Trainer:
+def restore_classifier(settings: Mapping[str, Any], data: ImageDataModule, path: Path) -> ImageClassifier:
+    """The network of the checkpoint at `path`, to train on; its weights file or the hub isn't needed again."""
+    classifier = ImageClassifier.load_from_checkpoint(path).train()
+    data.preprocess = classifier.preprocess
+    classifier.about = _about(settings, data)
+    return classifier
+
+
+def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModule, signals: Signals) -> Trainer:
     """Lightning's Trainer with `settings["trainer"]`, and imgclf's callbacks and checkpoints in `folder`.
 
     Without validation pictures there is nothing to stop early by.
@@ -98,7 +106,7 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
         options["limit_val_batches"] = 0
     stopping = (settings.get("callbacks") or {}).get("early_stopping") if options["limit_val_batches"] != 0 else None
     callbacks = _call(
-        build_callbacks, "checkpoint or callbacks.early_stopping", folder, settings["checkpoint"], stopping
+        build_callbacks, "checkpoint or callbacks.early_stopping", folder, signals, settings["checkpoint"], stopping
     )
     try:
         return _call(
@@ -108,6 +116,13 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
         )  # fmt: skip
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+
+
+def _about(settings: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
+    """What travels in every checkpoint beside the network: where it comes from, as plain data."""
+    counts = {split: len(samples) for split, samples in data.samples.items()}
+    facts = {"name": data.name, "root": str(data.root), "counts": counts}
+    return {"config": dict(settings), "data": facts, "fingerprint": data.fingerprint()}
 
 
 def _loss(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:

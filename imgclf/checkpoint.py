@@ -2,19 +2,17 @@
 
 import io
 import shutil
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins import CheckpointIO
 
-from imgclf.classifier import ImageClassifier
-from imgclf.errors import CheckpointError, RunError
+from imgclf.errors import RunError
 from imgclf.models.weights import read_checkpoint
 from imgclf.storage import write_atomically
 
-__all__ = ["AtomicCheckpoints", "add_metrics", "check_resumable", "find_last", "write_checkpoint"]
+__all__ = ["AtomicCheckpoints", "add_metrics", "write_checkpoint"]
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -55,27 +53,3 @@ def add_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
     checkpoint = read_checkpoint(path)
     checkpoint["imgclf"]["metrics"] = metrics
     write_checkpoint(checkpoint, path)
-
-
-def check_resumable(path: Path, classifier: ImageClassifier) -> None:
-    """Raise `CheckpointError` unless the checkpoint at `path` is of this very network and these classes."""
-    hparams = read_checkpoint(path)["hyper_parameters"]
-    for what, theirs, ours in (
-        ("classes", list(hparams["classes"]), list(classifier.classes)),
-        ("model", dict(hparams["model"]), dict(classifier.hparams["model"])),
-    ):
-        if theirs != ours:
-            first = next(((a, b) for a, b in zip_longest(theirs, ours) if a != b), (theirs, ours))
-            if isinstance(theirs, dict) and isinstance(ours, dict):
-                first = next((f"{k}: {theirs.get(k)}", f"{k}: {ours.get(k)}") for k in {**theirs, **ours}
-                             if theirs.get(k) != ours.get(k))  # fmt: skip
-            raise CheckpointError(f"{path}: its {what} are others than this run's ({first[0]} there, {first[1]} here); a run "
-                                  "goes on with the settings and data that it began with")  # fmt: skip
-
-
-def find_last(folder: Path) -> Path:
-    """`checkpoints/last.ckpt` of the run in `folder`; raises `CheckpointError` where there is none."""
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise CheckpointError(f"ckpt_path=last: there is no {path}; pass hydra.run.dir=<the run to go on with>")
-    return path

@@ -231,6 +231,7 @@ class ImageClassifier(LightningModule):
             "history": copy.deepcopy(self.history),
             "running": self.running.tolist(),
             "confusion": self.confusion.tolist(),
+            "learning_rate": self.learning_rate,
             "plateau": self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None,
         }
 
@@ -239,7 +240,7 @@ class ImageClassifier(LightningModule):
         extra = checkpoint["imgclf"]
         self.history = copy.deepcopy(extra["history"])
         self.running, self.confusion = torch.tensor(extra["running"]), torch.tensor(extra["confusion"])
-        self._plateau_state = extra["plateau"]
+        self.learning_rate, self._plateau_state = extra.get("learning_rate", 0.0), extra["plateau"]
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -254,7 +255,7 @@ class ImageClassifier(LightningModule):
         classifier.load_state_dict(checkpoint["state_dict"])
         classifier.on_load_checkpoint(checkpoint)
         classifier.about = {
-            key: value for key, value in checkpoint["imgclf"].items() if key in ("config", "data", "metrics")
+            key: value for key, value in checkpoint["imgclf"].items() if key in ("config", "data", "metrics", "fingerprint")
         }
         return classifier.eval()
 

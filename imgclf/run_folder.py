@@ -15,7 +15,7 @@ import yaml
 from imgclf.errors import RunError
 from imgclf.storage import sweep_leftovers, write_atomically
 
-__all__ = ["claim", "describe_environment", "refuse_taken", "write_environment"]
+__all__ = ["claim", "describe_environment", "finished_epochs", "refuse_taken", "write_environment"]
 
 PACKAGES = (
     "imgclf",
@@ -39,7 +39,7 @@ def refuse_taken(folder: Path) -> None:
 
 
 def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: bool) -> None:
-    """Make `folder` this run's own and write `config.yaml` and `overrides.yaml` into it.
+    """Make `folder` this run's own and write `config.yaml` and `overrides.yaml` into it; a resumed run keeps the latter.
 
     Raises `RunError` when a run lives there already, unless it is being resumed: of two that start at once, one wins.
     """
@@ -58,7 +58,8 @@ def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: 
         raise RunError(
             f"{folder}: can't be written ({error.strerror}); pass hydra.run.dir=<a folder of yours>"
         ) from None
-    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+    if not resuming:
+        write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     for part in (folder, folder / "checkpoints"):
         sweep_leftovers(part)
 
@@ -81,10 +82,25 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def write_environment(folder: Path, seconds: dict[str, float]) -> None:
-    """Write `environment.json`, with the wall time of each part in seconds."""
-    values = {**describe_environment(), "seconds": {key: round(value, 3) for key, value in seconds.items()}}
+def write_environment(folder: Path, seconds: dict[str, float], epochs: int) -> None:
+    """Write `environment.json`, with the wall time of each part in seconds and the epochs that are trained and tested:
+    the last file of a run, by which `finished_epochs` knows it.
+    """
+    values = {
+        **describe_environment(),
+        "epochs": epochs,
+        "seconds": {key: round(value, 3) for key, value in seconds.items()},
+    }
     write_atomically(folder / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def finished_epochs(folder: Path) -> int | None:
+    """How many epochs the run in `folder` had when it was finished; None for a run that never was."""
+    try:
+        epochs = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["epochs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return epochs if isinstance(epochs, int) else None
 
 
 def _version(name: str) -> str | None:

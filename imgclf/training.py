@@ -1,20 +1,25 @@
 """One run, from its settings to the files in its folder."""
 
 import os
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
-from imgclf.building import build_classifier, build_data, build_trainer
-from imgclf.callbacks import Checkpoints
-from imgclf.checkpoint import add_metrics, check_resumable, find_last
+from imgclf.building import build_classifier, build_data, build_trainer, restore_classifier
+from imgclf.checkpoint import add_metrics
 from imgclf.classifier import ImageClassifier
 from imgclf.data.datamodule import ImageDataModule
+from imgclf.data.loader import worker_failure
 from imgclf.errors import RunError
 from imgclf.inference import assess
+from imgclf.interrupts import Interrupted, Signals, catch_signals
 from imgclf.report.plots import plot_confusion, plot_curves
 from imgclf.report.tables import metrics_json
-from imgclf.run_folder import claim, refuse_taken, write_environment
+from imgclf.resume import Start, adopt_settings, check_data, check_settings, find_start
+from imgclf.run_folder import claim, finished_epochs, refuse_taken, write_environment
+from imgclf.saving import Checkpoints
 from imgclf.summary import print_data, print_metrics, print_network, print_per_class, quieten
 
 __all__ = ["train"]
@@ -22,45 +27,93 @@ __all__ = ["train"]
 
 def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float | None:
     """Train a classifier, test the best of its epochs, write everything into the run's folder, and return the best value
-    of `checkpoint.monitor`. Test pictures are looked at once, when all is chosen. Raises `ImgclfError`.
+    of `checkpoint.monitor`. Test pictures are looked at once, when all is chosen. Raises `ImgclfError`, and `Interrupted`
+    when a signal stopped it, with the checkpoint written and the command to go on in its text.
     """
     began = time.perf_counter()
     quieten()
-    resume_from = _resume_point(settings, folder)
+    if settings["resume"]:
+        settings = adopt_settings(settings, folder, overrides)
+    settings = _with_absolute_paths(settings)
+    start = find_start(settings["ckpt_path"], folder)
+    if settings["ckpt_path"] != "last" and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        refuse_taken(folder)
+    if start:
+        check_settings(start, settings)
+    if start and settings["ckpt_path"] == "last" and (done := _already_done(settings, folder, start)):
+        print(done, flush=True)
+        return start.best_value
+    with catch_signals() as signals:
+        try:
+            return _run(settings, folder, overrides, start, signals, began)
+        except Interrupted as stop:
+            raise Interrupted(stop.signum, f"{stop}; {_way_on(folder)}") from None
+
+
+def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Start | None, signals: Signals,
+         began: float) -> float | None:  # fmt: skip
     data = build_data(settings)
-    classifier = build_classifier(settings, data)
-    if resume_from:
-        check_resumable(resume_from, classifier)
-    trainer = build_trainer(settings, folder, data)
+    if start:
+        check_data(start, data)
+        classifier = restore_classifier(settings, data, start.path)
+    else:
+        classifier = build_classifier(settings, data)
+    trainer = build_trainer(settings, folder, data, signals)
+    if start and start.stopped_early:
+        trainer.fit_loop.max_epochs = start.epochs
     if trainer.is_global_zero:
         claim(folder, settings, overrides, resuming=settings["ckpt_path"] == "last")
         print_data(data)
         print_network(classifier)
-        print(f"run folder: {folder}", flush=True)
+        print(f"run folder: {folder}" + (f"\n{start.says()}" if start else ""), flush=True)
     ready = time.perf_counter()
     try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=resume_from)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise KeyboardInterrupt from None
+        trainer.fit(classifier, datamodule=data, ckpt_path=start.path if start else None)
+    except Exception as error:
+        if failure := worker_failure(error):
+            raise failure from None
+        raise
     fitted = time.perf_counter()
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
     if trainer.is_global_zero:
         _finish(settings, folder, data, classifier, best.best_epoch)
         ended = time.perf_counter()
         seconds = {"setup": ready - began, "fit": fitted - ready, "evaluation": ended - fitted, "total": ended - began}
-        write_environment(folder, seconds)
+        write_environment(folder, seconds, len(classifier.history))
         print(f"done in {seconds['total']:.0f} s (fit {seconds['fit']:.0f} s); everything is in {folder}", flush=True)
     return best.best_value
 
 
-def _resume_point(settings: dict[str, Any], folder: Path) -> Path | None:
-    """The checkpoint to go on from, if that was asked for; a folder that is taken is refused before anything is done."""
-    wanted = settings["ckpt_path"]
-    if wanted == "last":
-        return find_last(folder)
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        refuse_taken(folder)
-    return Path(wanted).expanduser().absolute() if wanted else None
+def _with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """The run may be resumed from another working directory."""
+    data_dir, exclude = settings["data_dir"], settings["dataset"].get("exclude")
+    if data_dir and data_dir != "demo":
+        settings = {**settings, "data_dir": str(Path(data_dir).expanduser().absolute())}
+    if exclude:
+        exclude = str(Path(exclude).expanduser().absolute())
+        settings = {**settings, "dataset": {**settings["dataset"], "exclude": exclude}}
+    return settings
+
+
+def _already_done(settings: dict[str, Any], folder: Path, start: Start) -> str | None:
+    """What to say about a run that has nothing left to do; None for any other."""
+    if finished_epochs(folder) != start.epochs or not (
+        start.stopped_early or start.epochs >= settings["trainer"]["max_epochs"]
+    ):
+        return None
+    how = "early stopping ended it" if start.stopped_early else "pass a larger trainer.max_epochs to go on"
+    return f"{folder}: this run is finished, after {start.epochs} epochs; nothing to do ({how})"
+
+
+def _way_on(folder: Path) -> str:
+    """What to type to go on."""
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        return "nothing was saved yet, begin the run again"
+    text = f"resume={folder}"
+    if not re.fullmatch(r"[\w./=~+-]+", text) or text.count("=") > 1:  # what Hydra would read as more than a word
+        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        text = shlex.quote(f"resume='{escaped}'")
+    return f"go on with: python -m imgclf.train {text}"
 
 
 def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, trained: ImageClassifier,

@@ -11,10 +11,22 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
-    0: ("allocator", "errors", "storage", "preprocess", "tensors", "mixing"),
+    0: ("allocator", "errors", "storage", "preprocess", "tensors", "mixing", "interrupts"),
     1: ("data", "models", "report", "metrics"),
     2: ("optimizers", "classifier"),
-    3: ("inference", "callbacks", "checkpoint", "loggers", "predictor", "summary", "run_folder", "building"),
+    3: (
+        "inference",
+        "callbacks",
+        "checkpoint",
+        "guard",
+        "saving",
+        "resume",
+        "loggers",
+        "predictor",
+        "summary",
+        "run_folder",
+        "building",
+    ),
     4: ("training", "evaluation", "app", "train", "evaluate", "predict", "download", "cli", "__main__"),
 }
 HOMES = {
@@ -25,7 +37,7 @@ HOMES = {
         "data.decode", "data.colour", "data.containers", "data.cost", "data.fitting", "data.orientation", "data.pillow",
         "data.demo",
     ),
-    "pytorch_lightning": ("data.datamodule", "classifier", "callbacks", "loggers", "building"),
+    "pytorch_lightning": ("data.datamodule", "classifier", "callbacks", "guard", "saving", "loggers", "building"),
     "lightning_fabric": ("checkpoint", "building"),
     "kagglehub": ("data.download",),
 }  # fmt: skip

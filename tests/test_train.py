@@ -20,11 +20,11 @@ from pytorch_lightning import Trainer
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import imgclf
-from imgclf.callbacks import Checkpoints
-from imgclf.checkpoint import find_last
 from imgclf.errors import CheckpointError, ConfigError, DataError, RunError
 from imgclf.evaluation import evaluate
+from imgclf.resume import find_start
 from imgclf.run_folder import claim
+from imgclf.saving import Checkpoints
 from imgclf.summary import quieten
 from imgclf.training import train
 
@@ -174,8 +174,8 @@ def test_going_on_with_a_run(run_tiny: Run, tmp_path: Path) -> None:
     ]
     assert histories[0] == histories[1] and len(histories[0]) == 3
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-    with pytest.raises(CheckpointError, match=r"ckpt_path=last: there is no .*last\.ckpt"):
-        find_last(tmp_path)
+    with pytest.raises(CheckpointError, match="ckpt_path=last: there is no checkpoint in"):
+        find_start("last", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_going_on_from_another_run(run_tiny: Run, tiny_run: Path) -> None:
     assert len(read_rows(folder / "history.csv")) == 4
     assert (folder / "checkpoints" / "best.ckpt").is_file()
     for change, message in (
-        ("dataset.classes=[red,blue]", "its classes are others than this run's"),
-        ("model.head.hidden=[9]", r"its model are others than this run's \(head: .*'hidden': \[8\]"),
+        ("dataset.classes=[red,blue]", r"its classes are others than the data's \(only there: green; "),
+        ("model.head.hidden=[9]", r"its run had model.head.hidden=\[8\], this one has \[9\]"),
     ):
         with pytest.raises(CheckpointError, match=message):
             run_tiny(f"ckpt_path='{last}'", change)

@@ -11,6 +11,7 @@ from pytorch_lightning import LightningDataModule
 
 from imgclf.data.augment import Augment
 from imgclf.data.decode import decode
+from imgclf.data.fingerprint import fingerprint
 from imgclf.data.loader import Loader
 from imgclf.data.samples import Samples, hold_out, natural_key, subsample
 from imgclf.data.sources import Found, find_split, find_train
@@ -30,7 +31,8 @@ class ImageDataModule(LightningDataModule):
     held out from train: first `test_fraction` of each class for test, then `val_fraction` of the rest for validation, by
     `holdout` ("random", "blocks") and `split_seed`. `classes`: the names to use, None for all that are found.
     `fraction`: how much of train is used, after the hold-outs. `batch_size` is global. `num_workers` None: chosen by
-    the number of cores; it never changes a result. `preprocess` may be replaced until the first loader is made.
+    the number of cores; it never changes a result. `timeout_seconds`: how long a worker may take over a batch. `preprocess`
+    may be replaced until the first loader is made.
     `notes` holds, after `setup`, what a user should know, a line each.
     Raises `DataError` and `ConfigError` from `setup`, never from the constructor.
     """
@@ -51,7 +53,8 @@ class ImageDataModule(LightningDataModule):
                  preprocess: Preprocess | None = None, classes: Sequence[str] | None = None, batch_size: int = 32,
                  augment: Mapping[str, Any] | None = None, augment_val: bool = False, holdout: str | None = None,
                  val_fraction: float = 0.2, test_fraction: float = 0.1, fraction: float = 1.0, seed: int = 0,
-                 split_seed: int = 0, num_workers: int | None = None, check_counts: bool = True) -> None:  # fmt: skip
+                 split_seed: int = 0, num_workers: int | None = None, timeout_seconds: float = 300,
+                 check_counts: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.name = name or type(self).name
         self.root = Path(root).expanduser()
@@ -61,10 +64,12 @@ class ImageDataModule(LightningDataModule):
         self.batch_size, self.augment, self.augment_val = batch_size, augment, augment_val
         self.holdout = holdout or type(self).holdout
         self.val_fraction, self.test_fraction, self.fraction = val_fraction, test_fraction, fraction
-        self.seed, self.split_seed, self.num_workers = seed, split_seed, num_workers
+        self.seed, self.split_seed = seed, split_seed
+        self.num_workers, self.timeout_seconds = num_workers, timeout_seconds
         self.check_counts = check_counts
         self.notes: list[str] = []
         self.samples: dict[str, Samples] = {}
+        self._lent: list[Loader] = []
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -97,6 +102,11 @@ class ImageDataModule(LightningDataModule):
         splits["train"] = subsample(splits["train"], self.fraction, self.seed)
         self.samples = {split: splits[split] for split in SPLITS}
 
+    def fingerprint(self) -> dict[str, dict[str, list[Any]]]:
+        """{split: {class: [number of samples, digest]}}: what a resumed run compares with what it began with."""
+        self.setup()
+        return {split: fingerprint(samples) for split, samples in self.samples.items()}
+
     def loader(self, split: str, *, shuffle: str = "never", training: bool = False, shared: bool = False) -> Loader:
         """Batches of `split`, augmented when `training`; `shared` with the other processes of a distributed run, else
         whole in each. For `shuffle` see `Loader`.
@@ -104,12 +114,25 @@ class ImageDataModule(LightningDataModule):
         self.setup()
         augmented = self.augment and (training or (split == "val" and self.augment_val))
         distributed = shared and torch.distributed.is_available() and torch.distributed.is_initialized()
-        return Loader(
+        made = Loader(
             self.samples[split], self.preprocess, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle,
             augment=Augment.from_dict(self.augment or {}) if augmented else None, num_workers=self._workers(split),
+            timeout_seconds=self.timeout_seconds,
             rank=torch.distributed.get_rank() if distributed else 0,
             world=torch.distributed.get_world_size() if distributed else 1,
         )  # fmt: skip
+        if shared:  # with a Trainer, whose objects refer to each other in circles and live on
+            self._lent.append(made)
+        return made
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop the worker processes of the loaders that a Trainer had; Lightning calls this in the end."""
+        while self._lent:
+            self._lent.pop().close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """As `teardown`, which Lightning leaves out after a failure."""
+        self.teardown()
 
     def train_dataloader(self) -> Loader:
         """Batches to train on: shuffled anew each epoch, and augmented."""

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imgclf.data.augment import Augment
 from imgclf.data.decode import read_image
 from imgclf.data.fitting import fit
 from imgclf.data.samples import Samples
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, ImgclfError, RunError
+from imgclf.interrupts import leave_group
 from imgclf.preprocess import Preprocess
 
-__all__ = ["Batch", "Loader"]
+__all__ = ["Batch", "Loader", "worker_failure"]
 
 
 class Batch(NamedTuple):
@@ -27,15 +28,18 @@ class Batch(NamedTuple):
     indices: torch.Tensor
 
 
-class _Batches(Dataset[Batch]):
+class _Batches(Dataset["Batch | ImgclfError"]):
     """Turns (epoch, indices) into a batch; this is what worker processes run."""
 
     def __init__(self, samples: Samples, preprocess: Preprocess, augment: Augment | None, seed: int) -> None:
         self.samples, self.preprocess, self.augment, self.seed = samples, preprocess, augment, seed
 
-    def __getitem__(self, position: tuple[int, npt.NDArray[np.int64]]) -> Batch:
+    def __getitem__(self, position: tuple[int, npt.NDArray[np.int64]]) -> Batch | ImgclfError:
         epoch, indices = position
-        images = self._images(epoch, indices)  # uint8 [B, S, S, C]
+        try:
+            images = self._images(epoch, indices)  # uint8 [B, S, S, C]
+        except ImgclfError as error:
+            return error  # handed over as it is: torch would wrap one raised in a worker into lines of traceback
         # [B, C, S, S] that is [B, S, S, C] in memory: channels_last at no cost
         return Batch(
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -62,28 +66,42 @@ class Loader:
 
     `batch_size` is global: with `world` processes each gets every `world`-th sample of a batch. `shuffle`: "epoch" draws a
     new order every epoch, "once" one for all (so that a few batches show more than the first class), "never" keeps that
-    of the samples. `state_dict` is {epoch, batch}: batches handed out.
+    of the samples. `state_dict` is {epoch, batch}: batches handed out. A picture that can't be read raises its
+    `ImageError`; a worker process that dies, or gives nothing for `timeout_seconds`, a `RunError`.
     """
 
     def __init__(self, samples: Samples, preprocess: Preprocess, *, batch_size: int, seed: int = 0,
                  shuffle: str = "never", augment: Augment | None = None, num_workers: int = 0,
-                 rank: int = 0, world: int = 1) -> None:  # fmt: skip
+                 timeout_seconds: float = 300, rank: int = 0, world: int = 1) -> None:  # fmt: skip
         if batch_size < world:
             raise ConfigError(f"dataset.batch_size={batch_size}: expected at least one picture a process, here {world}")
         self.samples, self.batch_size, self.seed, self.shuffle = samples, batch_size, seed, shuffle
         self.rank, self.world = rank, world
         self.epoch, self._handed_out, self._resume_at = 0, 0, 0
-        # Lightning calls `loader.sampler.set_epoch(epoch)` at the start of every epoch, and asks for a batch sampler.
-        self.sampler, self.batch_sampler = self, None
-        self._positions: list[tuple[int, npt.NDArray[np.int64]]] = []
+        self.batch_sampler = None  # Lightning asks for one
+        self._positions = _Positions()
         self._loader = DataLoader(
-            _Batches(samples, preprocess, augment, seed), batch_size=None, sampler=_Positions(self),
+            _Batches(samples, preprocess, augment, seed), batch_size=None, sampler=self._positions,
             num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread if num_workers else None,
+            worker_init_fn=_start_worker if num_workers else None, timeout=timeout_seconds if num_workers else 0,
         )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._cuts()) - 1
+
+    @property
+    def sampler(self) -> "Loader":
+        """What Lightning calls `set_epoch(epoch)` of at the start of every epoch. No attribute: a loader that refers to
+        itself dies by garbage collection, which closes the workers' queues before it tells the workers to go.
+        """
+        return self
+
+    def close(self) -> None:
+        """Stop the worker processes; a later iteration starts new ones."""
+        iterator: Any = self._loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
+            self._loader._iterator = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch's order and augmentation the next iteration gives."""
@@ -103,11 +121,22 @@ class Loader:
         start, self._resume_at = self._resume_at, 0
         order = self.order(self.epoch)
         batches = [order[first:last] for first, last in pairwise(self._cuts())]
-        self._positions = [(self.epoch, batch[self.rank :: self.world]) for batch in batches[start:]]
+        self._positions[:] = [(self.epoch, batch[self.rank :: self.world]) for batch in batches[start:]]
         self._handed_out = start
-        for batch in self._loader:
+        for batch in self._fetched():
+            if isinstance(batch, ImgclfError):
+                raise batch
             self._handed_out += 1
             yield batch
+
+    def _fetched(self) -> Iterator[Batch | ImgclfError]:
+        """The inner loader's batches, and what becomes of the workers in plain words."""
+        try:
+            yield from self._loader
+        except Exception as error:
+            if self._loader.num_workers and (failure := worker_failure(error)):
+                raise failure from None
+            raise
 
     def _cuts(self) -> list[int]:
         """Where one batch ends and the next begins: `batch_size` apart, from 0 to N."""
@@ -125,19 +154,29 @@ class Loader:
         self.epoch, self._handed_out, self._resume_at = int(state["epoch"]), int(state["batch"]), int(state["batch"])
 
 
-class _Positions:
-    """The sampler of the inner loader: reads the outer one's positions anew at each epoch, also with kept workers."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._owner = loader
-
-    def __iter__(self) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        return iter(self._owner._positions)
-
-    def __len__(self) -> int:
-        return len(self._owner._positions)
+class _Positions(list[tuple[int, npt.NDArray[np.int64]]], Sampler[tuple[int, npt.NDArray[np.int64]]]):
+    """The sampler of the inner loader: this epoch's (epoch, indices), which kept workers are given anew each time."""
 
 
-def _one_thread(worker: int) -> None:
+def worker_failure(error: Exception) -> RunError | None:
+    """The `RunError` for an exception that torch raises when a loading process is lost, None for any other.
+
+    torch tells it in four ways; two are a bare connection error, and one is raised by a signal handler, wherever the
+    program stands at the moment.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+        return RunError(f"a loading process hangs ({text}): most likely a file on a drive or network that doesn't answer; "
+                        "dataset.num_workers=0 stops at that file, a larger dataset.timeout_seconds waits longer")  # fmt: skip
+    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    if not lost and not (isinstance(error, RuntimeError) and "DataLoader worker" in text):
+        return None
+    return RunError("a loading process was killed, most likely because memory ran out; pass a smaller dataset.num_workers "
+                    "(0: none) or dataset.batch_size. ckpt_path=last with the same hydra.run.dir, or resume=<run folder>, "
+                    f"goes on from the last checkpoint ({text[:100]})")  # fmt: skip
+
+
+def _start_worker(worker: int) -> None:
     """Workers share the cores with the training step: one thread each, or they fight over them."""
     torch.set_num_threads(1)
+    leave_group()

@@ -1,0 +1,88 @@
+"""Signals that ask a run to stop: SIGINT, SIGTERM and SIGHUP, turned into one exception at a moment that loses nothing."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+__all__ = ["Interrupted", "Signals", "catch_signals", "leave_group"]
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+
+class Interrupted(BaseException):
+    """A signal stopped the run; its text is for the user, and `exit_code` is what a shell expects: 128 + the signal.
+
+    Not an `Exception`: in a sweep it ends the whole sweep, and nothing that recovers from failures may swallow it.
+    """
+
+    def __init__(self, signum: int, text: str = "") -> None:
+        super().__init__(text or f"interrupted by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+class Signals:
+    """What has arrived. `pending` is the first signal that waits for a good moment, or None.
+
+    While `deferring`, a signal waits in `pending` for the one who defers to act on it; else it raises `Interrupted` at
+    once. A second SIGINT never waits: it ends the process, and its children with it.
+    """
+
+    def __init__(self) -> None:
+        self.pending: int | None = None
+        self.deferring = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """The handler itself."""
+        if self.pending is not None:
+            if signum == signal.SIGINT:
+                _quit(signum)
+            return
+        self.pending = signum
+        if not self.deferring:
+            raise Interrupted(signum)
+
+    def install(self) -> None:
+        """Become the process's handler, where that is possible: in the main thread, and not for a SIGHUP under nohup."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                signal.signal(number, self.handle)
+
+
+@contextmanager
+def catch_signals() -> Iterator[Signals]:
+    """Handle the signals inside the block, and leave the handlers as they were behind it."""
+    signals = Signals()
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    signals.install()
+    try:
+        yield signals
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def leave_group() -> None:
+    """For a worker process: stop when its parent says so, not when a terminal's Ctrl-C goes to the whole group, which
+    would take the batches from under a parent that is about to save.
+    """
+    for name in _NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN if name == "SIGINT" else signal.SIG_DFL)
+    if hasattr(os, "setpgid"):
+        with suppress(OSError):
+            os.setpgid(0, 0)
+
+
+def _quit(signum: int) -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(128 + signum)
