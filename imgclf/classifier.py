@@ -17,9 +17,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import SumMetric
 
 from imgclf.data.loader import Batch
-from imgclf.errors import ConfigError
+from imgclf.errors import CheckpointError, ConfigError
 from imgclf.metrics import MONITORS, running_metrics, validation_metrics
 from imgclf.mixing import mix
+from imgclf.models.declared import check_numbers, check_shapes, declared_within
 from imgclf.models.network import Network, build_network, freeze_backbone
 from imgclf.models.weights import load_pretrained, load_weights, read_checkpoint
 from imgclf.optimizers import build_optimizer, build_schedule
@@ -251,11 +252,24 @@ class ImageClassifier(LightningModule):
         Raises `CheckpointError` for a file that is no checkpoint of imgclf, or a damaged one.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        classifier = cls(**{**checkpoint["hyper_parameters"], **changes})
-        classifier.load_state_dict(checkpoint["state_dict"])
-        classifier.on_load_checkpoint(checkpoint)
+        hparams, state = {**checkpoint["hyper_parameters"], **changes}, checkpoint["state_dict"]
+        try:
+            check_numbers(hparams["model"], state)
+            with declared_within(state):
+                check_shapes(cls(**hparams), state)  # of a network that takes no memory
+            classifier = cls(**hparams)
+            classifier.load_state_dict(state)
+            classifier.on_load_checkpoint(checkpoint)
+        except (ConfigError, CheckpointError) as error:
+            raise CheckpointError(f"{checkpoint_path}: {error}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{checkpoint_path}: no checkpoint that this version of imgclf can use "
+                                  f"({type(error).__name__}: {reason})") from None  # fmt: skip
         classifier.about = {
-            key: value for key, value in checkpoint["imgclf"].items() if key in ("config", "data", "metrics", "fingerprint")
+            key: value
+            for key, value in checkpoint["imgclf"].items()
+            if key in ("config", "data", "metrics", "fingerprint")
         }
         return classifier.eval()
 

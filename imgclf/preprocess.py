@@ -1,5 +1,6 @@
 """What happens to a picture's pixels before a network sees them: a fact of the weights, which travels with them."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,7 +37,9 @@ class Preprocess:
             raise ConfigError(f"resize={self.resize!r}: expected one of {', '.join(RESIZES)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(f"interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
-        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or min(self.std) <= 0:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or not all(map(math.isfinite, numbers)) or (
+            min(self.std) <= 0):  # fmt: skip
             raise ConfigError(f"mean={self.mean} std={self.std}: expected one or three numbers each, std above 0")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct={self.crop_pct}: expected a number above 0, up to 1")

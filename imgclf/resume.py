@@ -66,7 +66,7 @@ def find_start(wanted: str | None, folder: Path) -> Start | None:
         return None
     if wanted != "last":
         path = Path(wanted).expanduser().absolute()
-        return Start(path, read_checkpoint(wanted if "://" in wanted else path))
+        return _read(wanted if "://" in wanted else path)
     place = folder / "checkpoints"
     last, skipped = place / "last.ckpt", []
     others = [path for path in sorted(place.glob("*.ckpt")) if path != last]
@@ -74,7 +74,7 @@ def find_start(wanted: str | None, folder: Path) -> Start | None:
     for group in ([last] if last.exists() else [], others):
         for path in group:
             try:
-                found.append(Start(path, read_checkpoint(path)))
+                found.append(_read(path))
             except CheckpointError as error:
                 skipped.append(str(error))
         if found:
@@ -86,6 +86,17 @@ def find_start(wanted: str | None, folder: Path) -> Start | None:
         raise CheckpointError(f"ckpt_path=last: {what} in {place}; pass hydra.run.dir=<the run to go on with> "
                               "or begin a new run without ckpt_path")  # fmt: skip
     return max(found, key=lambda start: start.checkpoint["global_step"])
+
+
+def _read(path: str | Path) -> Start:
+    """The checkpoint at `path`, with all that a resumed run asks it for; raises `CheckpointError`."""
+    checkpoint = read_checkpoint(path)
+    extra = checkpoint["imgclf"]
+    right = isinstance(checkpoint.get("global_step"), int) and isinstance(checkpoint.get("callbacks"), dict)
+    right = right and all(isinstance(extra.get(key), list) for key in ("classes", "history"))
+    if not right or any(not isinstance(extra.get(key, {}), dict) for key in ("config", "fingerprint")):
+        raise CheckpointError(f"{path}: holds a classifier, but not what a run needs to go on; pass a run's last.ckpt")
+    return Start(Path(path), checkpoint)
 
 
 def adopt_settings(settings: Mapping[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:

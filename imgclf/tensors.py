@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 
 from imgclf.errors import CheckpointError
 
-__all__ = ["read_file"]
+__all__ = ["check_sums", "read_file"]
 
 MAX_EXPANSION = 4  # torch stores its records uncompressed: a file that grows more than this on reading is an attack
 
@@ -45,7 +47,9 @@ def _read(path: Path, map_location: Any) -> Any:
                 declared = sum(member.file_size for member in archive.infolist())
             if declared > MAX_EXPANSION * path.stat().st_size:
                 raise CheckpointError(f"{path}: would grow from {path.stat().st_size:,} to {declared:,} bytes; refused")
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickles in an odd form, which then fail with an error
+            return torch.load(path, map_location=map_location, weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -60,17 +64,51 @@ def _read(path: Path, map_location: Any) -> Any:
         raise CheckpointError(f"{path}: damaged, or no model file ({type(error).__name__}: {reason})") from None
 
 
+def check_sums(path: str | os.PathLike[str]) -> None:
+    """Raise `CheckpointError` if a record in torch's file doesn't have its checksum, which `torch.load` doesn't look at.
+
+    About a second for each gigabyte. For files that imgclf wrote: others may have been saved without checksums.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({' '.join(str(error).split())[:160]})") from None
+    if damaged:
+        raise CheckpointError(f"{path}: damaged: {damaged} in it doesn't have its checksum; use another checkpoint")
+
+
 def _check_tensors(contents: Any, path: Path) -> None:
-    """A tensor of stride 0 looks like terabytes and costs nothing until somebody copies it."""
-    pending = [contents]
+    """A tensor of stride 0 looks like terabytes and costs nothing until somebody copies it; many on one storage too."""
+    pending, total = [contents], 0
     while pending:
         value = pending.pop()
         if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.is_quantized:
-                raise CheckpointError(f"{path}: holds a tensor that isn't dense ({value.layout}); refused")
+            if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
+                raise CheckpointError(
+                    f"{path}: holds a tensor that isn't dense ({value.layout}, {value.device}); refused"
+                )
+            if type(value) not in (torch.Tensor, torch.nn.Parameter) or not _covers_its_extent(value):
+                raise CheckpointError(f"{path}: holds a tensor that isn't contiguous (shape {tuple(value.shape)}, strides "
+                                      f"{value.stride()}); refused")  # fmt: skip
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise CheckpointError(f"{path}: holds a tensor larger than its data; refused")
+            total += value.numel() * value.element_size()
+            if total > MAX_EXPANSION * path.stat().st_size:
+                raise CheckpointError(
+                    f"{path}: its tensors share their data and would take over {total:,} bytes; refused"
+                )
         elif isinstance(value, dict):
             pending += list(value.values())
         elif isinstance(value, (list, tuple, set, frozenset)):
             pending += list(value)
+
+
+def _covers_its_extent(tensor: torch.Tensor) -> bool:
+    """Whether it is contiguous in some order of its axes (channels_last is), without gaps and without overlaps."""
+    expected = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1 and stride != expected:
+            return False
+        expected *= length if length > 1 else 1
+    return True

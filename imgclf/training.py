@@ -12,7 +12,7 @@ from imgclf.checkpoint import add_metrics
 from imgclf.classifier import ImageClassifier
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
-from imgclf.errors import RunError
+from imgclf.errors import CheckpointError, ImgclfError, RunError
 from imgclf.inference import assess
 from imgclf.interrupts import Interrupted, Signals, catch_signals
 from imgclf.report.plots import plot_confusion, plot_curves
@@ -72,6 +72,9 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     except Exception as error:
         if failure := worker_failure(error):
             raise failure from None
+        if start and not signals.deferring and not isinstance(error, ImgclfError):  # Lightning was still restoring
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{start.path}: can't be gone on from ({type(error).__name__}: {reason})") from error
         raise
     fitted = time.perf_counter()
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))

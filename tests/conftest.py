@@ -18,6 +18,7 @@ from imgclf.app import CONF, plain, register_resolvers
 from imgclf.training import train
 
 torch.set_num_threads(1)
+pytest_plugins = ["trust_table"]
 SHARED = Path(__file__).parents[2] / "shared"
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40)}
 

@@ -21,6 +21,7 @@ from imgclf.models.weights import read_checkpoint
 from imgclf.run_folder import claim
 
 CUTS, KILLS = 200, 14
+Record = Callable[[str, object], None]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX processes")
 
 
@@ -51,7 +52,8 @@ def in_child(action: Callable[[], None]) -> int:
     return child
 
 
-def test_cut_at_every_offset(tmp_path: Path) -> None:
+@pytest.mark.trust("checkpoint writes cut by the kernel", "a torn file, a lost one, or a leftover")
+def test_cut_at_every_offset(tmp_path: Path, record_property: Record) -> None:
     """The kernel refuses to write beyond a limit, which stands at 200 places from the first byte to the last but one."""
     import resource  # POSIX only
 
@@ -78,13 +80,15 @@ def test_cut_at_every_offset(tmp_path: Path) -> None:
 
     assert os.waitpid(in_child(write_all), 0)[1] == 0
     said = json.loads((tmp_path / "said.json").read_text())
+    record_property("tried", len(said) // 3)
     assert len(said) == 3 * CUTS
     assert all("couldn't be written" in line and "\n" not in line for line in said[0::3])
     assert set(said[1::3]) == {"intact"}
     assert set(said[2::3]) == {"1"}  # no temporary file is left
 
 
-def test_killed_in_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.trust("SIGKILL while a checkpoint is written, TMPDIR elsewhere", "a torn file under its final name")
+def test_killed_in_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record) -> None:
     """With TMPDIR on another file system, where a library that moves its file into place would tear it."""
     elsewhere = Path("/dev/shm")
     if elsewhere.is_dir() and elsewhere.stat().st_dev != tmp_path.stat().st_dev:
@@ -106,6 +110,7 @@ def test_killed_in_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         os.waitpid(child, 0)
         torn += not is_whole(path, numbers)
         left += len(list(place.iterdir())) > 1
+    record_property("tried", KILLS)
     assert torn == 0
     assert left > 0  # some were killed in the middle, else this shows nothing
     claim(tmp_path, {}, [], resuming=True)  # the next start sweeps what they left
@@ -133,11 +138,13 @@ def check_full(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.trust("checkpoints written to a full disk", "a torn file, a lost one, or a leftover")
 def test_the_disk_is_full(small_disk: Path) -> None:
     write_checkpoint(contents(0), small_disk / "last.ckpt")
     check_full(small_disk / "last.ckpt")
 
 
+@pytest.mark.trust("checkpoints written to a full disk", "a torn file, a lost one, or a leftover")
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_the_disk_is_said_to_be_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Some file systems say so only when the data is synced."""

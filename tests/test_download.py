@@ -138,6 +138,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.trust("downloads cut off", "a file that isn't whole, or a download begun anew")
 @pytest.mark.parametrize("cut", [len(BODY) * k // 20 for k in range(20)])
 def test_a_download_cut_at_20_points_is_absent_and_then_resumed(cut: int, serve: Any, tmp_path: Path) -> None:
     site, path = serve(cut_after=cut), tmp_path / "set" / "data.zip"

@@ -89,6 +89,10 @@ def whole(run_tiny: Run) -> dict[str, Any]:
 STEP, VALIDATION = (ImageClassifier, "training_step"), (ImageClassifier, "validation_step")
 
 
+@pytest.mark.trust(
+    "SIGINT, SIGTERM and SIGHUP within an epoch, in its last step and in its validation",
+    "a step lost, or a resumed run that differs",
+)
 @pytest.mark.parametrize(
     ("signum", "place", "number", "steps"),
     [
@@ -174,6 +178,7 @@ def alive(mark: str) -> list[int]:
     return found
 
 
+@pytest.mark.trust("Ctrl-C to the whole process group, with workers", "a process left behind, or no checkpoint")
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_ctrl_c_reaches_the_whole_group(colours: Path, tmp_path: Path) -> None:
     """As from a terminal: the workers get the signal too, and the parent still saves and leaves nobody behind."""
@@ -219,6 +224,7 @@ def saved_non_finite(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
 def test_a_loss_that_is_no_number(run_tiny: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(RunError) as raised:
@@ -231,6 +237,7 @@ def test_a_loss_that_is_no_number(run_tiny: Run, tmp_path: Path) -> None:
     assert saved_non_finite(folder) == []
 
 
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
 def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The square root of zero has a finite value and an infinite slope."""
     calls = []
@@ -247,6 +254,7 @@ def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch
     assert saved_non_finite(tmp_path / "run") == []
 
 
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
 def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever spoils them: it is noticed before they are saved."""
     step = ImageClassifier.optimizer_step
@@ -263,6 +271,7 @@ def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch:
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
+@pytest.mark.trust("loading processes killed, hanging, or met by a bad picture", "more than one line, or no end")
 @pytest.mark.parametrize("fault", ["killed", "hangs", "bad picture"])
 def test_a_worker_that_fails(
     run_tiny: Run, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, fault: str

@@ -37,6 +37,8 @@ FACTORS = {
     "phases": ([], ["model.freeze=all", "model.unfreeze_epoch=1", "optimizer.backbone_lr=0.001"]),
 }
 Stops = dict[int, bytes]
+Record = Callable[[str, object], None]
+DIFFERS = "a result that differs from the run that was never stopped"
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +108,15 @@ def compare(one: dict[str, Any], two: dict[str, Any]) -> str | None:
     return next((found for part in parts if (found := first_difference(one[part], two[part], part))), None)
 
 
-def test_every_step_of_two_epochs(fit: Callable[..., Any], every_step: Stops, tmp_path: Path) -> None:
+@pytest.mark.trust("runs stopped behind every step of two epochs, then resumed", DIFFERS)
+def test_every_step_of_two_epochs(
+    fit: Callable[..., Any], every_step: Stops, tmp_path: Path, record_property: Record
+) -> None:
     steps = ("checkpoint.every_n_steps=1",)
     whole = fit(*steps)
     stops = dict(every_step)
     assert sorted(stops) == [*range(1, 7), *range(7, 15)]  # 54 pictures: 7 batches of at most 8, twice
+    record_property("tried", len(stops) - 1)
     wrong = {step: difference for step in sorted(stops)[:-1]
              if (difference := compare(whole, go_on(fit, stops[step], tmp_path / f"at{step}", *steps)))}  # fmt: skip
     assert wrong == {}
@@ -130,17 +136,21 @@ SAMPLE = set(random.Random(3).sample(pairs(), 6)) | {
 }
 
 
+@pytest.mark.trust("runs with pairs of settings stopped at three steps each, then resumed", DIFFERS)
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=() if c in SAMPLE else pytest.mark.exhaustive, id=" ".join(c) or "plain") for c in pairs()],
 )
-def test_pairs_of_settings(fit: Callable[..., Any], every_step: Stops, tmp_path: Path, case: tuple[str, ...]) -> None:
+def test_pairs_of_settings(
+    fit: Callable[..., Any], every_step: Stops, tmp_path: Path, case: tuple[str, ...], record_property: Record
+) -> None:
     overrides = (*(text for text in case if not text.startswith("then")), "checkpoint.every_n_steps=1")
     later = (*overrides, "dataset.num_workers=0") if "then 0" in case else overrides
     whole = fit(*overrides)
     stops = dict(every_step)
     steps = sorted(stops)[:-1]
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+    record_property("tried", len(chosen))
     wrong = {step: difference for step in chosen
              if (difference := compare(whole, go_on(fit, stops[step], tmp_path / f"at{step}", *later)))}  # fmt: skip
     assert wrong == {}
@@ -248,6 +258,7 @@ def test_resume_refuses_what_would_change_results(stopped: Path, tmp_path: Path)
         train(settings, stopped, [])
 
 
+@pytest.mark.trust("runs resumed on changed data or classes", "training goes on")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

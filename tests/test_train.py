@@ -219,7 +219,7 @@ def test_going_on_from_another_run(run_tiny: Run, tiny_run: Path) -> None:
     assert len(read_rows(folder / "history.csv")) == 4
     assert (folder / "checkpoints" / "best.ckpt").is_file()
     for change, message in (
-        ("dataset.classes=[red,blue]", r"its classes are others than the data's \(only there: green; "),
+        ("dataset.classes=[red,blue]", r"its run had dataset\.classes=None, this one has \['red', 'blue'\]"),
         ("model.head.hidden=[9]", r"its run had model.head.hidden=\[8\], this one has \[9\]"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -13,6 +13,14 @@ from imgclf.models import small_cnn  # noqa: F401, registers itself with timm
 
 __all__ = ["Backbone", "build_backbone", "check_name", "sized"]
 
+# Keywords of timm's `create_model` and `build_model_with_cfg` that say where to load from, or what to wrap around: a
+# checkpoint, which brings the keywords of its network along, may not use them.
+_READERS = frozenset((
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
+    "pretrained_custom_load", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only",
+    "feature_cfg", "out_indices", "model_cfg", "kwargs_filter", "pretrained_model_args",
+))  # fmt: skip
+
 
 class Backbone(nn.Module):
     """`network`, a timm model, without all that only its own head needs: [B, C, S, S] -> [B, F, h, w].
@@ -48,6 +56,9 @@ def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any
     Raises `ConfigError` for an unknown name, a keyword that the network doesn't take, or a size it can't take.
     """
     check_name(name)
+    if refused := sorted(_READERS.intersection(kwargs or {})):
+        raise ConfigError(f"model.backbone_kwargs: {refused[0]} would make timm read or fetch a file, or wrap the network; "
+                          "pass model.weights=<file> or model.pretrained instead")  # fmt: skip
     try:
         network = timm.create_model(name, pretrained=False, in_chans=in_chans, num_classes=0, **sized(name, size),
                                     **(kwargs or {}))  # fmt: skip

@@ -17,7 +17,7 @@ from torch import nn
 
 from imgclf.errors import CheckpointError, ImgclfError
 from imgclf.models.backbone import Backbone, sized
-from imgclf.tensors import read_file
+from imgclf.tensors import check_sums, read_file
 
 __all__ = ["WeightsNote", "load_pretrained", "load_weights", "read_checkpoint", "read_note"]
 
@@ -109,6 +109,7 @@ def _stay_offline_if_so() -> None:
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """The contents of a checkpoint of imgclf; raises `CheckpointError` for any other file."""
     checkpoint = read_file(path, map_location)
+    check_sums(Path(path).expanduser())
     wanted = ("state_dict", "hyper_parameters", "imgclf")
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(key), dict) for key in wanted):
         raise CheckpointError(f"{path}: no checkpoint of imgclf; expected one that `python -m imgclf.train` wrote")

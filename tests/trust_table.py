@@ -1,0 +1,71 @@
+"""A pytest plugin: writes what the tests marked `trust` tried, and how much of it went wrong, into a page.
+
+    pytest --trust-table docs/trust.md
+
+`@pytest.mark.trust(what was tried, what must not happen)` marks a test; each of its cases counts once, or as often as it
+says by `record_property("tried", n)`. A test that fails counts as gone wrong with all that it tried.
+"""
+
+import platform
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
+Row = tuple[str, str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--trust-table", metavar="PAGE", help="write the table of faults tried and runs lost into PAGE")
+
+
+@pytest.fixture(autouse=True)
+def _marked(request: pytest.FixtureRequest, record_property: Any) -> Iterator[None]:
+    if mark := request.node.get_closest_marker("trust"):
+        record_property("trust", list(mark.args))
+    yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Collector(config), "trust-collector")
+
+
+class _Collector:
+    """Gathers the reports, those of other processes too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.page: str | None = config.getoption("--trust-table")
+        self.rows: dict[Row, list[int]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        said = dict(report.user_properties)
+        if (
+            "trust" not in said
+            or report.skipped
+            or report.when == "teardown"
+            or (report.when == "setup" and report.passed)
+        ):
+            return
+        what, bad = said["trust"]
+        row, tried = self.rows.setdefault((str(what), str(bad)), [0, 0]), int(str(said.get("tried", 1)))
+        row[0] += tried
+        row[1] += tried if report.failed else 0
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.page or hasattr(session.config, "workerinput") or not self.rows:
+            return
+        page = Path(self.page)
+        head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        page.write_text(f"{head}{BEGIN}\n{self.table()}{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+    def table(self) -> str:
+        """Markdown."""
+        lines = ["| what was tried | times | what must not happen | happened |", "|---|--:|---|--:|"]
+        lines += [f"| {what} | {row[0]:,} | {bad} | {row[1]:,} |" for (what, bad), row in sorted(self.rows.items())]
+        lines += ["", f"Measured by the tests on {date.today().isoformat()}: {platform.system()}, {platform.machine()}, Python "
+                  f"{platform.python_version()}, torch {torch.__version__}."]  # fmt: skip
+        return "\n".join(lines) + "\n"
