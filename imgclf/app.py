@@ -29,8 +29,9 @@ _PACKAGED = Path(__file__).parent / "conf"  # in a wheel the folder lies inside 
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
-    """Run `task` with the config that the command line composes from `conf/<config_name>.yaml`.
+def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> list[Any]:
+    """Run `task` with the config that the command line composes from `conf/<config_name>.yaml`; returns what it returned,
+    of a sweep for each trial that this process ran (Hydra itself loses it).
 
     An `ImgclfError`, and whatever Hydra finds wrong, is printed as one line and exits with 2; in a sweep it is raised, so
     that the other trials go on. Any other exception is a bug and keeps its traceback.
@@ -38,10 +39,12 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
     register_resolvers()
     failures: list[ImgclfError] = []
+    results: list[Any] = []
 
     def guarded(config: DictConfig) -> Any:
         try:
-            return task(config)
+            results.append(task(config))
+            return results[-1]
         except ImgclfError as error:
             if is_sweep():
                 raise
@@ -67,6 +70,7 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
             fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code)
+    return results
 
 
 def fail(message: str, code: int) -> None:

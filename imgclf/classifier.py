@@ -18,8 +18,9 @@ from torchmetrics import SumMetric
 
 from imgclf.data.loader import Batch
 from imgclf.errors import CheckpointError, ConfigError
-from imgclf.metrics import MONITORS, running_metrics, validation_metrics
+from imgclf.metrics import MONITORS, EpochSums, validation_metrics
 from imgclf.mixing import mix
+from imgclf.models.average import average
 from imgclf.models.declared import check_numbers, check_shapes, declared_within
 from imgclf.models.network import Network, build_network, freeze_backbone
 from imgclf.models.weights import load_pretrained, load_weights, read_checkpoint
@@ -63,10 +64,7 @@ class ImageClassifier(LightningModule):
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
         weights = (loss or {}).get("class_weights")
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
-        # Sums over this epoch so far: the loss, hits among the top five; and the confusion matrix [K, K]. No buffers: a
-        # distributed run would overwrite every process's with those of the first.
-        self.running = torch.zeros(2)
-        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+        self.sums = EpochSums(len(self.classes))
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
         self._began, self._plateau_state = time.perf_counter(), None
@@ -123,7 +121,7 @@ class ImageClassifier(LightningModule):
         if partner_targets is not None:
             loss = loss + (1 - share) * self._cross_entropy(logits, partner_targets)
         loss = loss + self.network.head.penalty()
-        self._add_to_sums(loss.detach(), logits.detach(), batch.targets)
+        self.sums.add(loss.detach(), logits.detach(), batch.targets)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -169,7 +167,7 @@ class ImageClassifier(LightningModule):
         Lightning set the loader up before it restores the loader's position.
         """
         self._began = time.perf_counter()
-        self.running, self.confusion = self.running.to(self.device), self.confusion.to(self.device)
+        self.sums.to(self.device)
         self._apply_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         self.schedule = build_schedule(
@@ -184,14 +182,13 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums, and the second phase if it is due."""
         self._began = time.perf_counter()
-        self.running, self.confusion = torch.zeros_like(self.running), torch.zeros_like(self.confusion)
+        self.sums.clear()
         self._validated = {}
         self._apply_phase()
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: its row of history, and what a plateau schedule does about it."""
-        for sums in (self.running, self.confusion):  # of all processes
-            sums.copy_(self.trainer.strategy.reduce(sums.clone(), reduce_op="sum"))
+        self.sums.reduce(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
         seen, means = self._validated, self.training_means()
         self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
         self.history.append({
@@ -206,7 +203,7 @@ class ImageClassifier(LightningModule):
 
     def training_means(self) -> dict[str, float | int]:
         """The metrics of the pictures trained on in the last epoch, as the network was when it met each."""
-        return running_metrics(self.confusion.cpu().numpy(), *self.running.tolist())
+        return self.sums.metrics()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer; its schedule is built when training starts, and kept here, as a function of the position."""
@@ -221,7 +218,7 @@ class ImageClassifier(LightningModule):
         if isinstance(self.schedule, Scheduler):
             self.schedule.step_update(done)
         if self.ema_network is not None:
-            self._average(min(self.hparams["ema_decay"], (1 + done) / (10 + done)))
+            average(self.ema_network, self.network, self.hparams["ema_decay"], done)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a reader of the file needs, all of it plain data."""
@@ -230,8 +227,7 @@ class ImageClassifier(LightningModule):
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_dict(),
             "history": copy.deepcopy(self.history),
-            "running": self.running.tolist(),
-            "confusion": self.confusion.tolist(),
+            **self.sums.state(),
             "learning_rate": self.learning_rate,
             "plateau": self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None,
         }
@@ -240,7 +236,7 @@ class ImageClassifier(LightningModule):
         """Take back the history, the epoch's sums and a plateau schedule's memory."""
         extra = checkpoint["imgclf"]
         self.history = copy.deepcopy(extra["history"])
-        self.running, self.confusion = torch.tensor(extra["running"]), torch.tensor(extra["confusion"])
+        self.sums.restore(extra)
         self.learning_rate, self._plateau_state = extra.get("learning_rate", 0.0), extra["plateau"]
 
     @classmethod
@@ -293,24 +289,6 @@ class ImageClassifier(LightningModule):
         smoothing = (self.hparams["loss"] or {}).get("label_smoothing", 0.0)
         return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
 
-    @torch.no_grad()
-    def _add_to_sums(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        top = logits.topk(min(5, len(self.classes)), dim=1).indices  # [B, 5], the best first
-        hits = (top == targets[:, None]).sum()
-        self.running += torch.stack([loss.float() * len(targets), hits.float()])
-        cells = torch.bincount(targets * len(self.classes) + top[:, 0], minlength=len(self.classes) ** 2)  # [K * K]
-        self.confusion += cells.view_as(self.confusion)
-
     def _restart_average(self) -> None:
         if self.ema_network is not None:
             self.ema_network.load_state_dict(self.network.state_dict())
-
-    @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        assert self.ema_network is not None
-        own = self.network.state_dict()
-        for name, value in self.ema_network.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(own[name], 1 - decay)
-            else:
-                value.copy_(own[name])

@@ -8,6 +8,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "train": "train, test and save a classifier",
+    "check": "look for what is wrong with a data set",
     "evaluate": "measure a checkpoint on a split",
     "predict": "classes of pictures, from a checkpoint",
     "download": "fetch a data set from Kaggle",

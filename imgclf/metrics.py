@@ -1,15 +1,16 @@
 """What is measured during training: torchmetrics, averaged over an epoch."""
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from imgclf.report.tables import metrics_of
 
-__all__ = ["MONITORS", "running_metrics", "validation_metrics"]
+__all__ = ["MONITORS", "EpochSums", "validation_metrics"]
 
 # What early stopping and the best checkpoint may watch, and which way is better.
 MONITORS: dict[str, Literal["min", "max"]] = {
@@ -30,7 +31,52 @@ def validation_metrics(num_classes: int) -> MetricCollection:
     return MetricCollection(metrics)
 
 
-def running_metrics(confusion: NDArray[np.int64], loss_sum: float, top5_sum: float) -> dict[str, float | int]:
-    """The metrics of an epoch from its sums: confusion [K, K], the loss and the top-five hits of all its pictures."""
-    count = max(1, int(confusion.sum()))
-    return metrics_of(confusion, loss=loss_sum / count, top5=top5_sum / count)
+class EpochSums:
+    """What the training metrics of an epoch are made of: the loss, the hits among the top five and the confusion matrix,
+    summed over the pictures met so far, each by the network as it then was.
+
+    No buffers of a module: a distributed run would overwrite every process's with those of the first.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.sums = torch.zeros(2)  # of the loss, and of the hits
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # [K, K], rows true
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self.sums, self.confusion = torch.zeros_like(self.sums), torch.zeros_like(self.confusion)
+
+    def to(self, device: torch.device) -> None:
+        """Go on on `device`."""
+        self.sums, self.confusion = self.sums.to(device), self.confusion.to(device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: its mean loss, logits [B, K] and targets int64 [B]; nothing waits for the device."""
+        classes = len(self.confusion)
+        top = logits.topk(min(5, classes), dim=1).indices  # [B, 5], the best first
+        hits = (top == targets[:, None]).sum()
+        self.sums += torch.stack([loss.float() * len(targets), hits.float()])
+        cells = torch.bincount(targets * classes + top[:, 0], minlength=classes**2)  # [K * K]
+        self.confusion += cells.view_as(self.confusion)
+
+    def reduce(self, total: Callable[[Tensor], Any]) -> None:
+        """Replace each sum by `total` of it: that of all processes."""
+        for values in (self.sums, self.confusion):
+            values.copy_(total(values.clone()))
+
+    def metrics(self) -> dict[str, float | int]:
+        """The metrics of the pictures met so far."""
+        count, (loss, hits) = max(1, int(self.confusion.sum())), self.sums.tolist()
+        return metrics_of(self.confusion.cpu().numpy(), loss=loss / count, top5=hits / count)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, for a checkpoint."""
+        return {"running": self.sums.tolist(), "confusion": self.confusion.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`; raises KeyError, TypeError or ValueError for anything else."""
+        self.sums, confusion = torch.tensor(state["running"]), torch.tensor(state["confusion"])
+        if confusion.shape != self.confusion.shape or self.sums.shape != (2,):
+            raise ValueError(f"sums of {tuple(confusion.shape)} classes, expected {tuple(self.confusion.shape)}")
+        self.confusion = confusion

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.building import build_classifier, build_data, build_trainer, restore_classifier
+from imgclf.checking import check_before_training
 from imgclf.checkpoint import add_metrics
 from imgclf.classifier import ImageClassifier
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
+from imgclf.data.oddities import cheap_notes
 from imgclf.errors import CheckpointError, ImgclfError, RunError
 from imgclf.inference import assess
 from imgclf.interrupts import Interrupted, Signals, catch_signals
@@ -63,7 +65,10 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
         trainer.fit_loop.max_epochs = start.epochs
     if trainer.is_global_zero:
         claim(folder, settings, overrides, resuming=settings["ckpt_path"] == "last")
+        data.notes += cheap_notes(data)
         print_data(data)
+        if settings["check"] and not start:
+            check_before_training(data, folder)
         print_network(classifier)
         print(f"run folder: {folder}" + (f"\n{start.says()}" if start else ""), flush=True)
     ready = time.perf_counter()

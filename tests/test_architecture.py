@@ -27,11 +27,11 @@ FLOORS = {
         "run_folder",
         "building",
     ),
-    4: ("training", "evaluation", "app", "train", "evaluate", "predict", "download", "cli", "__main__"),
+    4: ("training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "__main__"),
 }
 HOMES = {
     "hydra": ("app",),
-    "omegaconf": ("app", "train", "evaluate", "download"),
+    "omegaconf": ("app", "train", "evaluate", "download", "check"),
     "matplotlib": ("report",),
     "PIL": (
         "data.decode", "data.colour", "data.containers", "data.cost", "data.fitting", "data.orientation", "data.pillow",

@@ -82,6 +82,8 @@ def go_on(fit: Callable[..., dict[str, Any]], stop: bytes, folder: Path, *overri
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("{}")
     (folder / "checkpoints" / "last.ckpt").write_bytes(stop)
+    if read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]["Checkpoints"]["best_epoch"] is not None:
+        (folder / "checkpoints" / "best.ckpt").write_bytes(stop)  # which epoch it is doesn't matter here, that it is does
     return fit(*overrides, "ckpt_path=last", folder=folder)
 
 

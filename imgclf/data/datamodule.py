@@ -11,6 +11,7 @@ from pytorch_lightning import LightningDataModule
 
 from imgclf.data.augment import Augment
 from imgclf.data.decode import decode
+from imgclf.data.exclusion import read_exclusion
 from imgclf.data.fingerprint import fingerprint
 from imgclf.data.loader import Loader
 from imgclf.data.samples import Samples, hold_out, natural_key, subsample
@@ -33,6 +34,7 @@ class ImageDataModule(LightningDataModule):
     `fraction`: how much of train is used, after the hold-outs. `batch_size` is global. `num_workers` None: chosen by
     the number of cores; it never changes a result. `timeout_seconds`: how long a worker may take over a batch. `preprocess`
     may be replaced until the first loader is made.
+    `exclude`: the path of a check.json; what it names is left out, after the splits are cut.
     `notes` holds, after `setup`, what a user should know, a line each.
     Raises `DataError` and `ConfigError` from `setup`, never from the constructor.
     """
@@ -54,7 +56,7 @@ class ImageDataModule(LightningDataModule):
                  augment: Mapping[str, Any] | None = None, augment_val: bool = False, holdout: str | None = None,
                  val_fraction: float = 0.2, test_fraction: float = 0.1, fraction: float = 1.0, seed: int = 0,
                  split_seed: int = 0, num_workers: int | None = None, timeout_seconds: float = 300,
-                 check_counts: bool = True) -> None:  # fmt: skip
+                 exclude: str | None = None, check_counts: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.name = name or type(self).name
         self.root = Path(root).expanduser()
@@ -66,7 +68,7 @@ class ImageDataModule(LightningDataModule):
         self.val_fraction, self.test_fraction, self.fraction = val_fraction, test_fraction, fraction
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.timeout_seconds = num_workers, timeout_seconds
-        self.check_counts = check_counts
+        self.exclude, self.check_counts = exclude, check_counts
         self.notes: list[str] = []
         self.samples: dict[str, Samples] = {}
         self._lent: list[Loader] = []
@@ -100,6 +102,9 @@ class ImageDataModule(LightningDataModule):
                 self.notes.append(self._held_out_note(split, len(splits[split]), fraction))
         self._compare_counts(splits)
         splits["train"] = subsample(splits["train"], self.fraction, self.seed)
+        if self.exclude:
+            splits, note = read_exclusion(self.exclude).apply(splits, self.root, self.name)
+            self.notes.append(note)
         self.samples = {split: splits[split] for split in SPLITS}
 
     def fingerprint(self) -> dict[str, dict[str, list[Any]]]:
