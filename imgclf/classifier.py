@@ -21,7 +21,7 @@ from imgclf.errors import CheckpointError, ConfigError
 from imgclf.metrics import MONITORS, EpochSums, validation_metrics
 from imgclf.mixing import mix
 from imgclf.models.average import average
-from imgclf.models.declared import check_numbers, check_shapes, declared_within
+from imgclf.models.declared import check_facts, check_numbers, check_shapes, declared_within
 from imgclf.models.network import Network, build_network, freeze_backbone
 from imgclf.models.weights import load_pretrained, load_weights, read_checkpoint
 from imgclf.optimizers import build_optimizer, build_schedule
@@ -250,6 +250,7 @@ class ImageClassifier(LightningModule):
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         hparams, state = {**checkpoint["hyper_parameters"], **changes}, checkpoint["state_dict"]
         try:
+            check_facts(checkpoint)
             check_numbers(hparams["model"], state)
             with declared_within(state):
                 check_shapes(cls(**hparams), state)  # of a network that takes no memory
@@ -257,8 +258,9 @@ class ImageClassifier(LightningModule):
             classifier.load_state_dict(state)
             classifier.on_load_checkpoint(checkpoint)
         except (ConfigError, CheckpointError) as error:
-            raise CheckpointError(f"{checkpoint_path}: {error}") from None
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+            raise CheckpointError(f"{checkpoint_path}: {' '.join(str(error).split())[:400]}") from None
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError,
+                MemoryError) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{checkpoint_path}: no checkpoint that this version of imgclf can use "
                                   f"({type(error).__name__}: {reason})") from None  # fmt: skip

@@ -11,7 +11,7 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
-    0: ("allocator", "errors", "storage", "preprocess", "tensors", "mixing", "interrupts"),
+    0: ("allocator", "errors", "storage", "pickles", "preprocess", "tensors", "mixing", "interrupts"),
     1: ("data", "models", "report", "metrics"),
     2: ("optimizers", "classifier"),
     3: (

@@ -1,5 +1,7 @@
 """Any timm network without its head: images to a feature map."""
 
+import copy
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +22,9 @@ _READERS = frozenset((
     "pretrained_custom_load", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only",
     "feature_cfg", "out_indices", "model_cfg", "kwargs_filter", "pretrained_model_args",
 ))  # fmt: skip
+# Widths and depths of any known network add up to a tenth of this. Some are a number of turns that timm's code takes, before
+# there is a layer that could be counted: of a checkpoint they must be small whatever they mean.
+MAX_KEYWORDS = 65_536
 
 
 class Backbone(nn.Module):
@@ -42,6 +47,8 @@ class Backbone(nn.Module):
 
 def check_name(name: str) -> None:
     """Raise `ConfigError` unless `name` is one that timm has registered: nothing is fetched from a hub by name."""
+    if not isinstance(name, str):
+        raise ConfigError(f"model.backbone={name!r}: expected the name of one of timm's networks")
     if not timm.is_model(name.partition(".")[0]) or ":" in name or "/" in name:
         near = get_close_matches(name, timm.list_models(), n=5)
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -56,18 +63,40 @@ def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any
     Raises `ConfigError` for an unknown name, a keyword that the network doesn't take, or a size it can't take.
     """
     check_name(name)
-    if refused := sorted(_READERS.intersection(kwargs or {})):
-        raise ConfigError(f"model.backbone_kwargs: {refused[0]} would make timm read or fetch a file, or wrap the network; "
-                          "pass model.weights=<file> or model.pretrained instead")  # fmt: skip
+    _check_keywords(kwargs or {})
     try:
         network = timm.create_model(name, pretrained=False, in_chans=in_chans, num_classes=0, **sized(name, size),
                                     **(kwargs or {}))  # fmt: skip
         return Backbone(network, in_chans, size)
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+    except (TypeError, AssertionError, RuntimeError, ValueError, ArithmeticError, LookupError, AttributeError,
+            MemoryError) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"model.backbone={name} at image_size={size}, {dict(kwargs or {})}: {reason[:200]}"
         ) from error
+
+
+def _check_keywords(kwargs: Mapping[str, Any]) -> None:
+    """Plain values that say what the network is like, nothing else."""
+    if refused := sorted(_READERS.intersection(kwargs)):
+        raise ConfigError(f"model.backbone_kwargs: {refused[0]} would make timm read or fetch a file, or wrap the network; "
+                          "pass model.weights=<file> or model.pretrained instead")  # fmt: skip
+    pending, total = list(kwargs.items()), 0.0
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [(key, inner) for inner in value.values()]
+        elif isinstance(value, (list, tuple)):
+            pending += [(key, inner) for inner in value]
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            total += abs(value)
+        elif value is not None and not isinstance(value, str):
+            raise ConfigError(
+                f"model.backbone_kwargs.{key}={value!r}: expected finite numbers, words, or lists of them"
+            )
+    if total > MAX_KEYWORDS:
+        raise ConfigError(f"model.backbone_kwargs: its numbers add up to {total:,.0f}; expected at most {MAX_KEYWORDS:,}, "
+                          "because timm loops over some of them")  # fmt: skip
 
 
 def sized(name: str, size: int) -> dict[str, Any]:
@@ -78,20 +107,20 @@ def sized(name: str, size: int) -> dict[str, Any]:
 
 
 def _trace(network: Any, in_chans: int, size: int) -> tuple[bool, tuple[int, ...]]:
-    """Run one empty picture through, drop the parts that its features didn't need, and say what the features are."""
-    called: set[nn.Module] = set()
-    hooks = [m.register_forward_pre_hook(lambda module, _: called.add(module)) for m in network.modules()]
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            features = network.eval().forward_features(torch.zeros(1, in_chans, size, size))
-            spatial = features.ndim == 4 and features.shape[1] == network.num_features
-            pooled = features if spatial else network.forward_head(features, pre_logits=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        network.train(was_training)
-    for name, child in list(network.named_children()):
-        if not called.intersection(child.modules()):
+    """Run one empty picture through, drop the parts that its features didn't need, and say what the features are.
+
+    What runs is a shadow of the network on torch's meta device: shapes alone, at any size, in no time.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    shadow = copy.deepcopy(network, {id(tensor): tensor.detach().to("meta") for tensor in tensors}).eval()
+    called: set[str] = set()
+    for name, module in shadow.named_modules():
+        module.register_forward_pre_hook(lambda _, __, name=name: called.add(f"{name}."))
+    with torch.no_grad(), torch.device("meta"):
+        features = shadow.forward_features(torch.zeros(1, in_chans, size, size))
+        spatial = features.ndim == 4 and features.shape[1] == network.num_features
+        pooled = features if spatial else shadow.forward_head(features, pre_logits=True)
+    for name, _ in list(network.named_children()):
+        if not any(path.startswith(f"{name}.") for path in called):
             setattr(network, name, nn.Identity())
     return spatial, tuple(pooled.shape[1:])

@@ -11,12 +11,15 @@ from urllib.parse import urlsplit
 
 import timm
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.constants import PYTORCH_WEIGHTS_NAME, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import EntryNotFoundError
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgclf.errors import CheckpointError, ImgclfError
+from imgclf.errors import CheckpointError, ConfigError
 from imgclf.models.backbone import Backbone, sized
+from imgclf.preprocess import Preprocess
 from imgclf.tensors import check_sums, read_file
 
 __all__ = ["WeightsNote", "load_pretrained", "load_weights", "read_checkpoint", "read_note"]
@@ -43,9 +46,13 @@ def read_note(path: str | Path, backbone: str) -> WeightsNote:
         values = json.loads(note.read_text(encoding="utf-8"))
         found = WeightsNote(values.get("architecture"), dict(values.get("create_model_kwargs") or {}),
                             values.get("pretrained_cfg"))  # fmt: skip
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{note}: can't be read ({error}); correct it or move it away") from None
-    if found.architecture and found.architecture.partition(".")[0] != backbone.partition(".")[0]:
+        if found.pretrained_cfg:
+            Preprocess.from_config(dict(found.pretrained_cfg))
+        named = (found.architecture or "").partition(".")[0]
+    except (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError, ConfigError) as error:
+        raise CheckpointError(f"{note}: can't be used ({type(error).__name__}: {' '.join(str(error).split())[:160]}); "
+                              "correct it or move it away") from None  # fmt: skip
+    if named and named != backbone.partition(".")[0]:
         raise CheckpointError(f"{path}: weights of {found.architecture}, but model.backbone={backbone}; "
                               f"pass model.backbone={found.architecture} or other weights")  # fmt: skip
     return found
@@ -62,7 +69,8 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, found {type(state).__name__}")
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {key.removeprefix("module."): value for key, value in state.items()
+               if isinstance(key, str) and isinstance(value, torch.Tensor)}  # fmt: skip
     own = {
         key: value for key, value in backbone.network.state_dict().items() if not key.endswith("num_batches_tracked")
     }
@@ -71,28 +79,61 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
                               "these are weights of another network, or not in timm's format")  # fmt: skip
     _adapt_channels(backbone.network, tensors)
     for key, value in own.items():
-        if tensors[key].shape != value.shape:
+        if tensors[key].shape != value.shape or tensors[key].is_complex():
             raise CheckpointError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, {name} needs "
                                   f"{tuple(value.shape)}; check model.backbone and model.backbone_kwargs")  # fmt: skip
         value.copy_(tensors[key])
 
 
 def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in_chans: int, size: int) -> None:
-    """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach."""
+    """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach.
+
+    timm adapts them to the network, but doesn't read the file: for what isn't on the hub (legacy_*, gcvit_*), 1.0.31 reads
+    a file that made `weights_only=True` stumble over a TypeError once more, and then runs what is in it.
+    """
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        raise ConfigError(f"model.pretrained=true: {name.partition('.')[0]} has no pretrained weights; "
+                          "pass model.pretrained=false")  # fmt: skip
     _stay_offline_if_so()
+    ways = "model.weights=<a safetensors or pth file>; model.pretrained=false to start from random weights"
     try:
-        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans, **sized(name, size),
-                                   **kwargs)  # fmt: skip
-    except ImgclfError:
-        raise
+        file = _fetch(config.hf_hub_id, config.hf_hub_filename, str(config.url))
     except Exception as error:  # the hub's client raises a dozen kinds, and so does a network that is half there
         reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(
-            f"no ImageNet weights for {name} ({type(error).__name__}: {reason}). Three ways out: go online and run again; "
-            "model.weights=<a safetensors or pth file>; model.pretrained=false to start from random weights"
-        ) from error
+        raise CheckpointError(f"no ImageNet weights for {name} ({type(error).__name__}: {reason}). Three ways out: "
+                              f"go online and run again; {ways}") from error  # fmt: skip
+    state = read_file(file)
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{file}: no weights of {name}; delete it and run again")
+    try:
+        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans,
+                                   pretrained_cfg_overlay={"state_dict": state}, **sized(name, size), **kwargs)  # fmt: skip
+    except Exception as error:  # each network has code of its own that rewrites names and shapes
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{file}: not the weights of {name} ({type(error).__name__}: {reason}). Two ways out: "
+                              f"{ways}") from error  # fmt: skip
     own = backbone.network.state_dict()
     backbone.network.load_state_dict({key: value for key, value in source.state_dict().items() if key in own})
+
+
+def _fetch(hub_id: str | None, filename: str | None, url: str) -> Path:
+    """The file of timm's weights, from the hub or its cache; where there is none, from their address or torch's cache."""
+    if not hub_id:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), progress=False)
+        return file
+    repository, _, revision = hub_id.partition("@")
+    missing: Exception | None = None
+    for name in [filename] if filename else [SAFETENSORS_SINGLE_FILE, PYTORCH_WEIGHTS_NAME]:
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision or None))
+        except EntryNotFoundError as error:
+            missing = missing or error
+    assert missing is not None
+    raise missing
 
 
 def _stay_offline_if_so() -> None:
@@ -121,5 +162,5 @@ def _adapt_channels(network: nn.Module, tensors: dict[str, Any]) -> None:
     first = (getattr(network, "pretrained_cfg", None) or {}).get("first_conv")
     for key in [f"{name}.weight" for name in ([first] if isinstance(first, str) else first or [])]:
         wanted = network.state_dict()[key].shape[1]
-        if key in tensors and tensors[key].shape[1] != wanted:
+        if key in tensors and tensors[key].ndim == 4 and tensors[key].shape[1] != wanted in (1, 3):
             tensors[key] = adapt_input_conv(wanted, tensors[key])
