@@ -11,24 +11,15 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
-    0: ("allocator", "errors", "storage", "pickles", "preprocess", "tensors", "mixing", "interrupts"),
+    0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts"),
     1: ("data", "models", "report", "metrics"),
     2: ("optimizers", "classifier"),
     3: (
-        "inference",
-        "callbacks",
-        "checkpoint",
-        "guard",
-        "saving",
-        "resume",
-        "loggers",
-        "predictor",
-        "summary",
-        "run_folder",
+        "inference", "callbacks", "checkpoint", "guard", "saving", "resume", "loggers", "predictor", "summary", "run_folder",
         "building",
     ),
     4: ("training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "__main__"),
-}
+}  # fmt: skip
 HOMES = {
     "hydra": ("app",),
     "omegaconf": ("app", "train", "evaluate", "download", "check"),

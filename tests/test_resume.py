@@ -83,7 +83,7 @@ def go_on(fit: Callable[..., dict[str, Any]], stop: bytes, folder: Path, *overri
     (folder / "config.yaml").write_text("{}")
     (folder / "checkpoints" / "last.ckpt").write_bytes(stop)
     if read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]["Checkpoints"]["best_epoch"] is not None:
-        (folder / "checkpoints" / "best.ckpt").write_bytes(stop)  # which epoch it is doesn't matter here, that it is does
+        (folder / "checkpoints" / "best.ckpt").write_bytes(stop)  # it matters here that there is one, not which
     return fit(*overrides, "ckpt_path=last", folder=folder)
 
 
