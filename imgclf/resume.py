@@ -143,7 +143,7 @@ def check_settings(start: Start, settings: Mapping[str, Any]) -> None:
         return
     ours = _flat(settings)
     for key in {**theirs, **ours}:
-        if key.startswith(FREE) or theirs.get(key) == ours.get(key):
+        if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) or theirs.get(key) == ours.get(key):
             continue
         raise CheckpointError(f"{start.path}: its run had {key}={theirs.get(key)}, this one has {ours.get(key)}; a run goes "
                               "on with the settings that it began with (resume=<its folder> takes them all)")  # fmt: skip

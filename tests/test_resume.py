@@ -254,10 +254,13 @@ def test_resume_refuses_what_would_change_results(stopped: Path, tmp_path: Path)
         train(composed(resume), tmp_path, [resume])
     with pytest.raises(RunError, match="holds no run's settings"):
         train(composed(f"resume='{tmp_path}'"), tmp_path, [f"resume='{tmp_path}'"])
-    with pytest.raises(CheckpointError, match=r"its run had optimizer\.lr=0\.01, this one has 0\.5"):
-        settings = yaml.safe_load((stopped / "config.yaml").read_text())
-        settings.update(ckpt_path="last", optimizer={**settings["optimizer"], "lr": 0.5})
-        train(settings, stopped, [])
+    saved = yaml.safe_load((stopped / "config.yaml").read_text())
+    for group, key, value, was in (
+        ("optimizer", "lr", 0.5, "0.01"),
+        ("checkpoint", "monitor", "val_loss", "val_accuracy"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"its run had {group}\.{key}={was}, this one has {value}"):
+            train({**saved, "ckpt_path": "last", group: {**saved[group], key: value}}, stopped, [])
 
 
 @pytest.mark.trust("runs resumed on changed data or classes", "training goes on")
