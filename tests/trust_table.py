@@ -1,6 +1,6 @@
 """A pytest plugin: writes what the tests marked `trust` tried, and how much of it went wrong, into a page.
 
-    pytest --trust-table docs/trust.md
+    pytest tests -m trust --trust-table docs/trust.md
 
 `@pytest.mark.trust(what was tried, what must not happen)` marks a test; each of its cases counts once, or as often as it
 says by `record_property("tried", n)`. A test that fails counts as gone wrong with all that it tried.
