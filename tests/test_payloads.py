@@ -199,7 +199,7 @@ def paths(
         "ImageClassifier.load_from_checkpoint": imgclf.ImageClassifier.load_from_checkpoint,
         "python -m imgclf.predict": command,
         "Trainer(plugins=[AtomicCheckpoints()])": through_lightning,
-        "add_metrics": lambda path: (imgclf.load(path), add_metrics(path, {})),
+        "add_metrics": lambda path: (add_metrics(path, {}), imgclf.load(path)),
         "find_start": lambda path: (find_start(str(path), tmp_path), imgclf.load(path)),
     }
 
