@@ -44,7 +44,8 @@ def build_data(settings: Mapping[str, Any]) -> ImageDataModule:
     options = dict(settings["dataset"])
     name, data_dir = options.pop("name"), settings.get("data_dir")
     data = _call(datamodule_class(name), "dataset", locate(name, data_dir), name=name, seed=settings["seed"],
-                 check_counts=data_dir != "demo", **options)  # fmt: skip
+                 check_counts=data_dir != "demo", cache=settings.get("cache", "off"), cache_gb=settings.get("cache_gb", 0),
+                 views=settings.get("views"), **options)  # fmt: skip
     data.setup()
     return data
 

@@ -2,13 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +16,7 @@ from imgclf.data.exclusion import relative_paths
 from imgclf.data.findings import examine
 from imgclf.data.scan import scan
 from imgclf.errors import ConfigError
+from imgclf.progress import progress_bar
 from imgclf.report.check_page import check_page, shown_pictures
 from imgclf.run_folder import refuse_taken
 from imgclf.storage import write_atomically
@@ -55,7 +54,7 @@ def check_before_training(data: ImageDataModule, folder: Path) -> None:
 
 
 def _check(data: ImageDataModule, folder: Path, workers: int | None) -> dict[str, Any]:
-    with _progress(sum(len(samples) for samples in data.samples.values())) as advance:
+    with progress_bar("checking", sum(len(samples) for samples in data.samples.values())) as advance:
         report = examine(data, scan(list(data.samples.values()), workers, advance))
     # A file name that is no text holds lone surrogates; their escapes are what JSON and a reader can take.
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
@@ -65,16 +64,6 @@ def _check(data: ImageDataModule, folder: Path, workers: int | None) -> dict[str
     images = {key: data.picture(key[0], rows[key]) for key in shown_pictures(report)}
     write_atomically(folder / "check.html", check_page(report, images).encode("utf-8", "backslashreplace"))
     return report
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on stderr, where that is a terminal; gives the function that moves it on."""
-    columns = TextColumn("checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from imgclf.mixing import mix
 from imgclf.models.average import average
 from imgclf.models.declared import check_facts, check_numbers, check_shapes, declared_within
 from imgclf.models.network import Network, build_network, freeze_backbone
+from imgclf.models.split import Pass, View
 from imgclf.models.weights import load_pretrained, load_weights, read_checkpoint
 from imgclf.optimizers import build_optimizer, build_schedule
 from imgclf.preprocess import Preprocess
@@ -64,6 +65,8 @@ class ImageClassifier(LightningModule):
         self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
         weights = (loss or {}).get("class_weights")
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
+        self._second_phase = False  # of a network that is built with the first phase's parts frozen
+        self._rests: dict[int, View] = {}
         self.sums = EpochSums(len(self.classes))
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
@@ -97,26 +100,35 @@ class ImageClassifier(LightningModule):
         other._restart_average()
         return other
 
+    def use_features(self, passed: Sequence[str]) -> None:
+        """From now on take features in place of pictures where a batch brings them: what the modules `passed` would give."""
+        networks = (self.network, self.ema_network) if self.ema_network is not None else (self.network,)
+        self._rests = {id(network): View(network, dict.fromkeys(passed, Pass())) for network in networks}
+
+    def _taking(self, network: Network, images: Tensor) -> Network | View:
+        """`network`, or its part behind the features that came in place of `images`."""
+        return self._rests[id(network)] if images.is_floating_point() else network
+
     @property
     def predictor(self) -> Network:
         """The network that answers: the averaged one where there is one."""
         return self.ema_network if self.ema_network is not None else self.network
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it."""
-        return (images.float() - self.mean) / self.std
+        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it; features stay as they are."""
+        return images if images.is_floating_point() else (images.float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> logits [B, K] of the network that answers."""
-        return self.predictor(self.normalise(images))
+        """uint8 [B, C, S, S], or features (see `use_features`) -> logits [B, K] of the network that answers."""
+        return self._taking(self.predictor, images)(self.normalise(images))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch: cross-entropy and the head's L2 term."""
         generator = np.random.default_rng([self._seed, self.current_epoch, batch_idx, self.global_rank])
-        torch.manual_seed(int(generator.integers(2**63 - 1)))  # dropout is a function of the position
+        self._seed_dropout(int(generator.integers(2**63 - 1)))  # which is then a function of the position
         images, partner_targets, share = mix(self.normalise(batch.images), batch.targets, self.hparams["mixing"] or {},
                                              generator)  # fmt: skip
-        logits = self.network(images)  # [B, K]
+        logits = self._taking(self.network, batch.images)(images)  # [B, K]
         loss = share * self._cross_entropy(logits, batch.targets)
         if partner_targets is not None:
             loss = loss + (1 - share) * self._cross_entropy(logits, partner_targets)
@@ -285,7 +297,17 @@ class ImageClassifier(LightningModule):
         ):  # DDP's reducer knows only what is trained at first
             raise ConfigError("model.unfreeze_epoch with several processes isn't possible; pass trainer.devices=1")
         second = self._unfreeze_epoch is not None and self.current_epoch >= self._unfreeze_epoch
-        freeze_backbone(self.network, "none" if second else self.hparams["model"].get("freeze", "none"))
+        if second != self._second_phase:
+            freeze_backbone(self.network, "none" if second else self.hparams["model"].get("freeze", "none"))
+            self._second_phase = second
+
+    def _seed_dropout(self, seed: int) -> None:
+        """Not `torch.manual_seed`: until CUDA is up that keeps a stack trace of every call, at 3 ms each."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         smoothing = (self.hparams["loss"] or {}).get("label_smoothing", 0.0)

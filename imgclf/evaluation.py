@@ -9,8 +9,7 @@ from imgclf.building import build_data
 from imgclf.classifier import ImageClassifier
 from imgclf.data.datamodule import SPLITS
 from imgclf.errors import CheckpointError, ConfigError, DataError
-from imgclf.inference import assess
-from imgclf.report.plots import plot_confusion
+from imgclf.inference import assess, engine_for
 from imgclf.report.tables import metrics_json
 from imgclf.run_folder import refuse_taken
 from imgclf.summary import print_metrics, print_per_class, quieten
@@ -34,10 +33,14 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     data.preprocess = classifier.preprocess
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no pictures for split={split}; choose another split or data_dir")
+    answer = engine_for(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
     metrics, matrix = assess(classifier, data.loader(split), None, folder / f"predictions_{split}.csv",
-                             folder / f"per_class_{split}.csv")  # fmt: skip
+                             folder / f"per_class_{split}.csv", answer)  # fmt: skip
     metrics_json(folder / "metrics.json", {split: metrics})
-    plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
+    if settings["report"]:
+        from imgclf.report.plots import plot_confusion  # here, because it loads matplotlib
+
+        plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
     print_per_class(split, matrix, classifier.classes)
     print_metrics({split: metrics})
     print(f"everything is in {folder}", flush=True)

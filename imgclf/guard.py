@@ -45,9 +45,13 @@ class Guard(Callback):
         """Judge the gradients."""
         if trainer.precision == "16-mixed" or module.device.type != "cpu":
             return
-        for name, parameter in module.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                self._stop(trainer, f"the gradient of {name} isn't finite")
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # One number for all of them: a sum is finite only if all its terms are, or if they overflow together, which the
+        # look at each one then settles.
+        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients, 1)).sum()):
+            for name, parameter in module.named_parameters():
+                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                    self._stop(trainer, f"the gradient of {name} isn't finite")
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Judge every tensor that is about to be saved."""

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from imgclf.predictor import load  # here, because it loads torch
 
     try:
-        predictor = load(options.checkpoint, options.device)
+        predictor = load(options.checkpoint, options.device, options.engine, options.precision)
         bad = 0
         write = _CSV(predictor) if options.csv else _Table(predictor)
         for name, probabilities, error in predictor.stream(options.paths, errors="return"):
@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="pictures, and folders of pictures")
     parser.add_argument("--csv", action="store_true", help="file, predicted, and the probability of each class")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
+    parser.add_argument("--engine", default="auto", choices=("auto", "eager", "openvino"),
+                        help="what runs the network (default: openvino, if installed, from 1000 pictures on)")  # fmt: skip
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="default: fp32")
     return parser
 
 

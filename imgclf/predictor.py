@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,20 @@ from imgclf.data.fitting import fit
 from imgclf.data.loader import Batch
 from imgclf.data.sources import list_images
 from imgclf.errors import ConfigError, ImageError
-from imgclf.inference import predict_logits, softmax
+from imgclf.inference import Answer, engine_for, predict_logits, softmax
+from imgclf.models.engine import WORTHWHILE
+from imgclf.threads import ahead
 
 __all__ = ["Predictor", "load"]
 
+AHEAD = 64  # pictures that are decoded while the network is busy: 10 MB of 224 x 224
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> "Predictor":
+
+def load(path: str | Path, device: str | torch.device = "cpu", engine: str = "auto",
+         precision: str = "fp32") -> "Predictor":  # fmt: skip
     """The classifier in a checkpoint that `imgclf.train` wrote; needs nothing but the file, and runs no code in it.
+
+    `engine`: what runs it, see `imgclf.models.engine`; `precision`: fp32 or bf16.
 
     Raises `CheckpointError` for any other or a damaged file, `ConfigError` for a device that isn't there.
     """
@@ -33,7 +41,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Predictor":
         raise ConfigError(
             f"device={str(device)!r}: {str(error).splitlines()[0]}; pass cpu, or what this machine has"
         ) from None
-    return Predictor(classifier)
+    return Predictor(classifier, engine, precision)
 
 
 class Predictor:
@@ -43,8 +51,9 @@ class Predictor:
     one axis more, is many; a folder stands for the pictures in it and below it, in natural order.
     """
 
-    def __init__(self, classifier: ImageClassifier) -> None:
-        self.classifier = classifier.eval()
+    def __init__(self, classifier: ImageClassifier, engine: str = "auto", precision: str = "fp32") -> None:
+        self.classifier, self.engine, self.precision = classifier.eval(), engine, precision
+        self._engines: dict[bool, Answer] = {}  # for many pictures, and for few
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -84,12 +93,22 @@ class Predictor:
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: expected raise or return")
         pending: list[tuple[str, NDArray[np.uint8] | ImageError]] = []
-        for name, picture in _each(pictures):
-            pending.append((name, self._pixels(name, picture, errors)))
-            if len(pending) == batch_size:
-                yield from self._answer(pending)
-                pending = []
-        yield from self._answer(pending)
+        items = list(_each(pictures)) if _can_count(pictures) else None
+        answer = self._engine_for(len(items) if items is not None else 0)
+        decoded = ahead(lambda item: (item[0], self._pixels(*item, errors)), items or _each(pictures), AHEAD)
+        with closing(decoded):
+            for name, pixels in decoded:
+                pending.append((name, pixels))
+                if len(pending) == batch_size:
+                    yield from self._answer(pending, answer)
+                    pending = []
+        yield from self._answer(pending, answer)
+
+    def _engine_for(self, count: int) -> Answer:
+        many = count >= WORTHWHILE
+        if many not in self._engines:
+            self._engines[many] = engine_for(self.classifier, self.engine, count, self.precision)
+        return self._engines[many]
 
     def _pixels(self, name: str, picture: Any, errors: str) -> NDArray[np.uint8] | ImageError:
         """uint8 [S, S, C], by the decoder that training used."""
@@ -104,19 +123,24 @@ class Predictor:
                 raise
             return error
 
-    def _answer(self, pending: Sequence[tuple[str, NDArray[np.uint8] | ImageError]]
+    def _answer(self, pending: Sequence[tuple[str, NDArray[np.uint8] | ImageError]], answer: Answer
                 ) -> Iterator[tuple[str, NDArray[np.float32], ImageError | None]]:  # fmt: skip
         good = [pixels for _, pixels in pending if not isinstance(pixels, ImageError)]
         rows = iter(())
         if good:
             images = torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2)  # [B, C, S, S]
             nothing = torch.zeros(len(good), dtype=torch.int64)
-            rows = iter(softmax(predict_logits(self.classifier, [Batch(images, nothing, nothing)])))
+            rows = iter(softmax(predict_logits(self.classifier, [Batch(images, nothing, nothing)], None, answer)))
         for name, pixels in pending:
             if isinstance(pixels, ImageError):
                 yield name, np.full(len(self.classes), np.nan, dtype=np.float32), pixels
             else:
                 yield name, next(rows), None
+
+
+def _can_count(pictures: Any) -> bool:
+    """Whether the pictures can be listed before they are read: names can, whatever a generator may give can't."""
+    return isinstance(pictures, (str, os.PathLike, list, tuple, np.ndarray, torch.Tensor))
 
 
 def _is_one(pictures: Any) -> bool:

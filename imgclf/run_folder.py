@@ -82,14 +82,15 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def write_environment(folder: Path, seconds: dict[str, float], epochs: int) -> None:
+def write_environment(folder: Path, seconds: dict[str, float], epochs: int, forwards: int | None = None) -> None:
     """Write `environment.json`, with the wall time of each part in seconds and the epochs that are trained and tested:
-    the last file of a run, by which `finished_epochs` knows it.
+    the last file of a run, by which `finished_epochs` knows it. `forwards`: how many pictures were run through a frozen part.
     """
     values = {
         **describe_environment(),
         "epochs": epochs,
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
+        **({} if forwards is None else {"forwards": {"pictures": forwards}}),
     }
     write_atomically(folder / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 

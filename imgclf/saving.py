@@ -118,4 +118,5 @@ class Checkpoints(Checkpoint):
 
 
 def _copy(source: Path, target: Path) -> None:
+    """A copy, not a second name for the same file: what damages one checkpoint leaves the others."""
     write_atomically(target, source.read_bytes())

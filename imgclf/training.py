@@ -15,9 +15,9 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
 from imgclf.data.oddities import cheap_notes
 from imgclf.errors import CheckpointError, ImgclfError, RunError
+from imgclf.features import FeatureCache, attach_features
 from imgclf.inference import assess
 from imgclf.interrupts import Interrupted, Signals, catch_signals
-from imgclf.report.plots import plot_confusion, plot_curves
 from imgclf.report.tables import metrics_json
 from imgclf.resume import Start, adopt_settings, check_data, check_settings, find_start
 from imgclf.run_folder import claim, finished_epochs, refuse_taken, write_environment
@@ -61,6 +61,9 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     else:
         classifier = build_classifier(settings, data)
     trainer = build_trainer(settings, folder, data, signals)
+    data.interrupted = lambda: signals.pending is not None
+    features = attach_features(settings, classifier, data, trainer.strategy.root_device, trainer.world_size,
+                               start.checkpoint["imgclf"].get("engine") if start else None)  # fmt: skip
     if start and start.stopped_early:
         trainer.fit_loop.max_epochs = start.epochs
     if trainer.is_global_zero:
@@ -70,6 +73,8 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
         if settings["check"] and not start:
             check_before_training(data, folder)
         print_network(classifier)
+        if features:
+            print(features.says(), flush=True)
         print(f"run folder: {folder}" + (f"\n{start.says()}" if start else ""), flush=True)
     ready = time.perf_counter()
     try:
@@ -84,10 +89,10 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     fitted = time.perf_counter()
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
     if trainer.is_global_zero:
-        _finish(settings, folder, data, classifier, best.best_epoch)
+        _finish(settings, folder, data, classifier, best.best_epoch, features)
         ended = time.perf_counter()
         seconds = {"setup": ready - began, "fit": fitted - ready, "evaluation": ended - fitted, "total": ended - began}
-        write_environment(folder, seconds, len(classifier.history))
+        write_environment(folder, seconds, len(classifier.history), features.forwards if features else None)
         print(f"done in {seconds['total']:.0f} s (fit {seconds['fit']:.0f} s); everything is in {folder}", flush=True)
     return best.best_value
 
@@ -125,7 +130,7 @@ def _way_on(folder: Path) -> str:
 
 
 def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, trained: ImageClassifier,
-            best_epoch: int | None) -> None:  # fmt: skip
+            best_epoch: int | None, features: FeatureCache | None) -> None:  # fmt: skip
     """Test the best epoch's checkpoint as it lies on disk, and write and print the results."""
     path = folder / "checkpoints" / "best.ckpt"
     if not trained.history:
@@ -133,6 +138,8 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
             f"no epoch was trained (trainer.max_epochs={settings['trainer'].get('max_epochs')}); nothing to test"
         )
     classifier = ImageClassifier.load_from_checkpoint(path).to(trained.device)
+    if features and not features.attach(classifier):  # the best epoch's frozen part has been trained since
+        data.features = None
     metrics: dict[str, Any] = {"train": trained.training_means()}
     matrices = {}
     for split in ("val", "test"):
@@ -141,15 +148,19 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
             limit = settings["trainer"][
                 "limit_test_batches"
             ]  # of debug=..., for both; else the whole split is measured
-            loader = data.loader(split, shuffle="once" if limit else "never")  # a limit shows a fair sample
-            limit = max(1, round(limit * len(loader))) if isinstance(limit, float) else limit
-            metrics[split], matrices[split] = assess(classifier, loader, limit, predictions,
+            loader = data.loader(
+                split, shuffle="once" if limit else "never", limit=limit
+            )  # a limit shows a fair sample
+            metrics[split], matrices[split] = assess(classifier, loader, loader.limit, predictions,
                                                      folder / f"per_class_{split}.csv")  # fmt: skip
     metrics_json(folder / "metrics.json", metrics)
     add_metrics(path, metrics)
-    plot_curves(trained.history, folder / "curves.png")
-    for split, matrix in matrices.items():
-        plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
+    if settings["report"]:
+        from imgclf.report.plots import plot_confusion, plot_curves  # here, because it loads matplotlib
+
+        plot_curves(trained.history, folder / "curves.png")
+        for split, matrix in matrices.items():
+            plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
     split = "test" if "test" in matrices else "val"
     if split in matrices:
         print_per_class(split, matrices[split], classifier.classes)

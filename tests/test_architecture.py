@@ -11,14 +11,17 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
-    0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts"),
+    0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts", "progress", "threads"),
     1: ("data", "models", "report", "metrics"),
     2: ("optimizers", "classifier"),
     3: (
         "inference", "callbacks", "checkpoint", "guard", "saving", "resume", "loggers", "predictor", "summary", "run_folder",
-        "building",
+        "building", "features",
     ),
-    4: ("training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "__main__"),
+    4: (
+        "training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "cache",
+        "__main__",
+    ),
 }  # fmt: skip
 HOMES = {
     "hydra": ("app",),
@@ -104,7 +107,8 @@ def test_the_public_face() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["imgclf", "imgclf.app", "imgclf.train", "imgclf.evaluate", "imgclf.predict", "imgclf.cli"]
+    "module",
+    ["imgclf", "imgclf.app", "imgclf.train", "imgclf.evaluate", "imgclf.predict", "imgclf.cli", "imgclf.cache"],
 )
 def test_what_answers_at_once_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

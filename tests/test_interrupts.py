@@ -18,7 +18,7 @@ from test_resume import compare
 from imgclf import training
 from imgclf.app import run_app
 from imgclf.classifier import ImageClassifier
-from imgclf.data import loader as loader_module
+from imgclf.data import cache as cache_module
 from imgclf.errors import ImageError, RunError
 from imgclf.guard import first_non_finite
 from imgclf.interrupts import Signals
@@ -141,7 +141,7 @@ def test_a_signal_outside_of_training(colours: Path, tmp_path: Path, where: str)
     folder = tmp_path / "run"
 
     def install() -> None:
-        name = "print_network" if where == "before the first step" else "plot_curves"
+        name = "print_network" if where == "before the first step" else "metrics_json"
         setattr(training, name, lambda *_: send(signal.SIGTERM)())
 
     code, said = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
@@ -276,7 +276,7 @@ def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch:
 def test_a_worker_that_fails(
     run_tiny: Run, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    read, parent = loader_module.read_image, os.getpid()
+    read, parent = cache_module.read_image, os.getpid()
 
     def faulty(source: Any, *args: Any) -> Any:
         if str(source).endswith("train/red/007.png") and os.getpid() != parent:
@@ -287,7 +287,7 @@ def test_a_worker_that_fails(
             time.sleep(1000)
         return read(source, *args)
 
-    monkeypatch.setattr(loader_module, "read_image", faulty)
+    monkeypatch.setattr(cache_module, "read_image", faulty)
     error, message = {
         "killed": (
             RunError,
@@ -297,5 +297,5 @@ def test_a_worker_that_fails(
         "bad picture": (ImageError, r"train/red/007\.png: is damaged$"),
     }[fault]
     with pytest.raises(error, match=message) as raised:
-        run_tiny("dataset.num_workers=2", "dataset.timeout_seconds=3", folder=tmp_path / "run")
+        run_tiny("cache=off", "dataset.num_workers=2", "dataset.timeout_seconds=3", folder=tmp_path / "run")
     assert "\n" not in str(raised.value)

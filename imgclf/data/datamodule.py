@@ -1,27 +1,36 @@
 """From a folder to batches: the one `LightningDataModule`, of which each known data set is a few lines of facts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
 from imgclf.data.augment import Augment
+from imgclf.data.cache import Cached, Keeping, pixel_cache
 from imgclf.data.decode import decode
 from imgclf.data.exclusion import read_exclusion
 from imgclf.data.fingerprint import fingerprint
-from imgclf.data.loader import Loader
+from imgclf.data.loader import Features, Loader
 from imgclf.data.samples import Samples, hold_out, natural_key, subsample
 from imgclf.data.sources import Found, find_split, find_train
 from imgclf.errors import ConfigError, DataError
 from imgclf.preprocess import Preprocess
+from imgclf.threads import cores
 
 __all__ = ["SPLITS", "ImageDataModule"]
 
 SPLITS = ("train", "val", "test")
+
+
+class FeatureSource(Protocol):
+    """Whoever computes features in place of pictures."""
+
+    def of(self, loader: Loader, split: str, root: Path, name: str, keeping: Keeping) -> Features | None:
+        """Those of the samples of `loader`, kept as `keeping` says; None where there are none."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -33,7 +42,8 @@ class ImageDataModule(LightningDataModule):
     `holdout` ("random", "blocks") and `split_seed`. `classes`: the names to use, None for all that are found.
     `fraction`: how much of train is used, after the hold-outs. `batch_size` is global. `num_workers` None: chosen by
     the number of cores; it never changes a result. `timeout_seconds`: how long a worker may take over a batch. `preprocess`
-    may be replaced until the first loader is made.
+    may be replaced until the first loader is made. `views`: augmentation begins anew after so many epochs. `cache`: where
+    decoded training and validation pictures are kept, "disk", "ram" or "off", and `cache_gb`, how much of them.
     `exclude`: the path of a check.json; what it names is left out, after the splits are cut.
     `notes` holds, after `setup`, what a user should know, a line each.
     Raises `DataError` and `ConfigError` from `setup`, never from the constructor.
@@ -55,8 +65,9 @@ class ImageDataModule(LightningDataModule):
                  preprocess: Preprocess | None = None, classes: Sequence[str] | None = None, batch_size: int = 32,
                  augment: Mapping[str, Any] | None = None, augment_val: bool = False, holdout: str | None = None,
                  val_fraction: float = 0.2, test_fraction: float = 0.1, fraction: float = 1.0, seed: int = 0,
-                 split_seed: int = 0, num_workers: int | None = None, timeout_seconds: float = 300,
-                 exclude: str | None = None, check_counts: bool = True) -> None:  # fmt: skip
+                 split_seed: int = 0, views: int | None = None, num_workers: int | None = None,
+                 timeout_seconds: float = 300, exclude: str | None = None, cache: str = "disk", cache_gb: float = 32.0,
+                 check_counts: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.name = name or type(self).name
         self.root = Path(root).expanduser()
@@ -69,6 +80,10 @@ class ImageDataModule(LightningDataModule):
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.timeout_seconds = num_workers, timeout_seconds
         self.exclude, self.check_counts = exclude, check_counts
+        self.views, self.keeping = views, Keeping(cache, cache_gb)
+        self.interrupted: Callable[[], bool] = lambda: False  # what ends the making of a cache early
+        self.features: FeatureSource | None = None
+        self._caches: dict[str, Cached | None] = {}
         self.notes: list[str] = []
         self.samples: dict[str, Samples] = {}
         self._lent: list[Loader] = []
@@ -112,9 +127,10 @@ class ImageDataModule(LightningDataModule):
         self.setup()
         return {split: fingerprint(samples) for split, samples in self.samples.items()}
 
-    def loader(self, split: str, *, shuffle: str = "never", training: bool = False, shared: bool = False) -> Loader:
+    def loader(self, split: str, *, shuffle: str = "never", training: bool = False, shared: bool = False,
+               limit: int | float | None = None) -> Loader:  # fmt: skip
         """Batches of `split`, augmented when `training`; `shared` with the other processes of a distributed run, else
-        whole in each. For `shuffle` see `Loader`.
+        whole in each. `limit`: how many batches, or what fraction of them, will be asked for. For `shuffle` see `Loader`.
         """
         self.setup()
         augmented = self.augment and (training or (split == "val" and self.augment_val))
@@ -122,10 +138,14 @@ class ImageDataModule(LightningDataModule):
         made = Loader(
             self.samples[split], self.preprocess, batch_size=self.batch_size, seed=self.seed, shuffle=shuffle,
             augment=Augment.from_dict(self.augment or {}) if augmented else None, num_workers=self._workers(split),
-            timeout_seconds=self.timeout_seconds,
+            timeout_seconds=self.timeout_seconds, views=self.views if augmented else None,
+            cache=self._pixel_cache(split), stop=self.interrupted,
             rank=torch.distributed.get_rank() if distributed else 0,
             world=torch.distributed.get_world_size() if distributed else 1,
         )  # fmt: skip
+        made.limit = max(1, int(limit * len(made))) if isinstance(limit, float) else limit
+        if self.features is not None and not distributed:
+            made.features = self.features.of(made, split, self.root, self.name, self.keeping)
         if shared:  # with a Trainer, whose objects refer to each other in circles and live on
             self._lent.append(made)
         return made
@@ -143,11 +163,12 @@ class ImageDataModule(LightningDataModule):
         """Batches to train on: shuffled anew each epoch, and augmented."""
         trainer: Any = self.trainer
         overfitting = trainer is not None and trainer.overfit_batches > 0
-        return self.loader("train", shuffle="once" if overfitting else "epoch", training=True, shared=True)
+        limit = trainer.overfit_batches if overfitting else getattr(trainer, "limit_train_batches", None)
+        return self.loader("train", shuffle="once" if overfitting else "epoch", training=True, shared=True, limit=limit)
 
     def val_dataloader(self) -> Loader:
         """Batches to validate on, in one order for all epochs: a few of them are then a fair sample."""
-        return self.loader("val", shuffle="once", shared=True)
+        return self.loader("val", shuffle="once", shared=True, limit=getattr(self.trainer, "limit_val_batches", None))
 
     def test_dataloader(self) -> Loader:
         """Batches to test on, in the samples' order."""
@@ -257,12 +278,22 @@ class ImageDataModule(LightningDataModule):
             self.notes.append(f"{self.name}: found {len(splits['train'].classes)} classes, the whole data set has "
                               f"{' or '.join(map(str, self.expected))}")  # fmt: skip
 
+    def _pixel_cache(self, split: str) -> Cached | None:
+        """One for all loaders of a split; test pictures are seen once, and not kept."""
+        if split == "test":
+            return None
+        if split not in self._caches:
+            self._caches[split] = pixel_cache(self.samples[split], self.preprocess, self.keeping, self.name, self.root,
+                                              self.timeout_seconds)  # fmt: skip
+        return self._caches[split]
+
     def _workers(self, split: str) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        cores = torch.get_num_threads()
         in_memory = self.samples[split].pixels is not None and not self.augment
-        return 0 if in_memory or cores <= 2 or len(self.samples[split]) < 2 * self.batch_size else min(8, cores // 2)
+        return (
+            0 if in_memory or cores() <= 2 or len(self.samples[split]) < 2 * self.batch_size else min(8, cores() // 2)
+        )
 
 
 def _slashed(counts: Sequence[int]) -> str:

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -45,8 +46,20 @@ from imgclf.data.pillow import quiet
 from imgclf.errors import ImageError
 from imgclf.preprocess import Preprocess
 
-__all__ = ["BACKGROUND", "MAX_BYTES", "MAX_MEMORY", "MAX_SIDE", "as_pixels", "decode", "describe", "read_image"]
+__all__ = [
+    "BACKGROUND",
+    "DECODER",
+    "MAX_BYTES",
+    "MAX_MEMORY",
+    "MAX_SIDE",
+    "as_pixels",
+    "decode",
+    "describe",
+    "read_image",
+]
 
+# Changes with every change of what the same file's pixels are: cached pixels are then made anew.
+DECODER = f"1, Pillow {PIL.__version__}"
 MAX_BYTES = 128 * 2**20  # a file
 MAX_MEMORY = 300_000_000  # bytes that decoding one file may take; in pixels: see `bytes_per_pixel`
 MAX_SIDE = 65_535  # pixels; decoders hold whole rows

@@ -1,8 +1,9 @@
 """Batches in an order that is a function of (seed, epoch), so that any position can be returned to exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,34 +11,60 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imgclf.data.augment import Augment
-from imgclf.data.decode import read_image
-from imgclf.data.fitting import fit
+from imgclf.data.cache import Cached, Indices, read_pixels
 from imgclf.data.samples import Samples
+from imgclf.data.store import MappedRows, Rows
 from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.interrupts import leave_group
 from imgclf.preprocess import Preprocess
 
-__all__ = ["Batch", "Loader", "worker_failure"]
+__all__ = ["Batch", "Features", "Loader", "worker_failure"]
 
 
 class Batch(NamedTuple):
-    """`images` uint8 [B, C, S, S], `targets` int64 [B], `indices` int64 [B] into the loader's samples."""
+    """`images` uint8 [B, C, S, S], or the float features of a frozen part of the network [B, F] or [B, F, h, w]; `targets`
+    int64 [B], `indices` int64 [B] into the loader's samples.
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
     indices: torch.Tensor
 
 
+class Features(Protocol):
+    """Where the features of a loader's samples come from, in place of their pictures."""
+
+    def ready(self) -> bool:
+        """Whether the part of the network that they come from is still frozen."""
+
+    def prepare(self, epoch: int, indices: Indices) -> None:
+        """Compute those of `epoch` that are nowhere yet."""
+
+    def take(self, epoch: int, indices: Indices) -> torch.Tensor:
+        """float32 [B, F] or [B, F, h, w]."""
+
+
+class Position(NamedTuple):
+    """What a batch is made of: `epoch`, `indices` [B]; `numbers` [B] of the cached rows in the file `rows`, or None."""
+
+    epoch: int
+    indices: Indices
+    numbers: Indices | None
+    rows: str
+
+
 class _Batches(Dataset["Batch | ImgclfError"]):
-    """Turns (epoch, indices) into a batch; this is what worker processes run."""
+    """Turns a position into a batch; this is what worker processes run."""
 
-    def __init__(self, samples: Samples, preprocess: Preprocess, augment: Augment | None, seed: int) -> None:
+    def __init__(self, samples: Samples, preprocess: Preprocess, augment: Augment | None, seed: int,
+                 rows: Rows | None) -> None:  # fmt: skip
         self.samples, self.preprocess, self.augment, self.seed = samples, preprocess, augment, seed
+        self.rows = rows
 
-    def __getitem__(self, position: tuple[int, npt.NDArray[np.int64]]) -> Batch | ImgclfError:
-        epoch, indices = position
+    def __getitem__(self, position: Position) -> Batch | ImgclfError:
+        indices = position.indices
         try:
-            images = self._images(epoch, indices)  # uint8 [B, S, S, C]
+            images = self.images(position)  # uint8 [B, S, S, C]
         except ImgclfError as error:
             return error  # handed over as it is: torch would wrap one raised in a worker into lines of traceback
         # [B, C, S, S] that is [B, S, S, C] in memory: channels_last at no cost
@@ -47,18 +74,26 @@ class _Batches(Dataset["Batch | ImgclfError"]):
             indices=torch.from_numpy(indices),
         )
 
-    def _images(self, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        pixels, size = self.samples.pixels, self.preprocess.size
-        if pixels is not None and not self.augment and pixels.shape[1:] == (size, size, self.preprocess.channels):
-            return pixels[indices]
-        images = np.empty((len(indices), size, size, self.preprocess.channels), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            if pixels is None:
-                image = read_image(self.samples.items[index], self.preprocess)
-            else:
-                image = fit(pixels[index], self.preprocess)
-            images[row] = self.augment(image, self.seed, epoch, int(index)) if self.augment else image
+    def images(self, position: Position) -> npt.NDArray[np.uint8]:
+        """uint8 [B, S, S, C], augmented."""
+        images = self._fitted(position)
+        if self.augment:
+            for row, index in enumerate(position.indices.tolist()):
+                images[row] = self.augment(images[row], self.seed, position.epoch, index)
         return images
+
+    def _fitted(self, position: Position) -> npt.NDArray[np.uint8]:
+        """A copy of the pictures: from memory or the cache at once, else decoded one by one."""
+        indices, numbers, pixels = position.indices, position.numbers, self.samples.pixels
+        size = self.preprocess.size
+        if pixels is not None and pixels.shape[1:] == (size, size, self.preprocess.channels):
+            return pixels[indices]
+        if numbers is None or (numbers < 0).any():
+            return read_pixels(self.samples, self.preprocess, indices)
+        if self.rows is None or self.rows.token != position.rows:
+            shape = (size, size, self.preprocess.channels)
+            self.rows = MappedRows(Path(position.rows), shape, "uint8")
+        return self.rows.take(numbers)
 
 
 class Loader:
@@ -66,22 +101,30 @@ class Loader:
 
     `batch_size` is global: with `world` processes each gets every `world`-th sample of a batch. `shuffle`: "epoch" draws a
     new order every epoch, "once" one for all (so that a few batches show more than the first class), "never" keeps that
-    of the samples. `state_dict` is {epoch, batch}: batches handed out. A picture that can't be read raises its
-    `ImageError`; a worker process that dies, or gives nothing for `timeout_seconds`, a `RunError`.
+    of the samples. `views`: augmentation begins anew after so many epochs, None for never. `cache` keeps the pictures;
+    `limit` is how many batches an epoch will be asked for, None for all: no others are cached; `stop` ends caching early.
+    `features`, while they are ready, come in place of pictures. `state_dict` is {epoch, batch}: batches handed out. A
+    picture that can't be read raises its `ImageError`; a worker process that dies, or gives nothing for `timeout_seconds`,
+    a `RunError`.
     """
 
     def __init__(self, samples: Samples, preprocess: Preprocess, *, batch_size: int, seed: int = 0,
-                 shuffle: str = "never", augment: Augment | None = None, num_workers: int = 0,
-                 timeout_seconds: float = 300, rank: int = 0, world: int = 1) -> None:  # fmt: skip
+                 shuffle: str = "never", augment: Augment | None = None, views: int | None = None,
+                 cache: Cached | None = None, limit: int | None = None, stop: Callable[[], bool] = lambda: False,
+                 num_workers: int = 0, timeout_seconds: float = 300, rank: int = 0, world: int = 1) -> None:  # fmt: skip
         if batch_size < world:
             raise ConfigError(f"dataset.batch_size={batch_size}: expected at least one picture a process, here {world}")
         self.samples, self.batch_size, self.seed, self.shuffle = samples, batch_size, seed, shuffle
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.limit = rank, world, limit
+        self.augment, self.views = augment, views
+        self.features: Features | None = None
+        self._cache, self.stop, self.timeout_seconds = cache, stop, timeout_seconds
         self.epoch, self._handed_out, self._resume_at = 0, 0, 0
         self.batch_sampler = None  # Lightning asks for one
         self._positions = _Positions()
+        self._batches = _Batches(samples, preprocess, augment, seed, cache.rows if cache else None)
         self._loader = DataLoader(
-            _Batches(samples, preprocess, augment, seed), batch_size=None, sampler=self._positions,
+            self._batches, batch_size=None, sampler=self._positions,
             num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker if num_workers else None, timeout=timeout_seconds if num_workers else 0,
         )  # fmt: skip
@@ -120,14 +163,37 @@ class Loader:
         # it sets the epoch, and for more than one of them.
         start, self._resume_at = self._resume_at, 0
         order = self.order(self.epoch)
-        batches = [order[first:last] for first, last in pairwise(self._cuts())]
-        self._positions[:] = [(self.epoch, batch[self.rank :: self.world]) for batch in batches[start:]]
+        batches = [order[first:last][self.rank :: self.world] for first, last in pairwise(self._cuts())]
         self._handed_out = start
+        wanted = np.concatenate([order[:0], *batches[start : self.limit]])
+        if self.features is not None and self.features.ready():
+            yield from self._with_features(self.features, batches[start:], wanted)
+            return
+        if self._cache is not None:
+            self._cache.prepare(wanted, self.stop)
+        self._positions[:] = [self._position(self.epoch, batch) for batch in batches[start:]]
         for batch in self._fetched():
             if isinstance(batch, ImgclfError):
                 raise batch
             self._handed_out += 1
             yield batch
+
+    def images(self, epoch: int, indices: Indices) -> npt.NDArray[np.uint8]:
+        """The pictures of some samples as an iteration of `epoch` would hand them out: uint8 [B, S, S, C]."""
+        return self._batches.images(self._position(epoch, indices))
+
+    def _position(self, epoch: int, indices: Indices) -> Position:
+        epoch = epoch % self.views if self.views else epoch
+        if self._cache is None:
+            return Position(epoch, indices, None, "")
+        return Position(epoch, indices, self._cache.numbers[indices], self._cache.rows.token)
+
+    def _with_features(self, features: Features, batches: list[Indices], wanted: Indices) -> Iterator[Batch]:
+        features.prepare(self.epoch, wanted)
+        for indices in batches:
+            self._handed_out += 1
+            targets = torch.from_numpy(self.samples.targets[indices])
+            yield Batch(features.take(self.epoch, indices), targets, torch.from_numpy(indices))
 
     def _fetched(self) -> Iterator[Batch | ImgclfError]:
         """The inner loader's batches, and what becomes of the workers in plain words."""
@@ -154,8 +220,8 @@ class Loader:
         self.epoch, self._handed_out, self._resume_at = int(state["epoch"]), int(state["batch"]), int(state["batch"])
 
 
-class _Positions(list[tuple[int, npt.NDArray[np.int64]]], Sampler[tuple[int, npt.NDArray[np.int64]]]):
-    """The sampler of the inner loader: this epoch's (epoch, indices), which kept workers are given anew each time."""
+class _Positions(list[Position], Sampler[Position]):
+    """The sampler of the inner loader: this epoch's positions, which kept workers are given anew each time."""
 
 
 def worker_failure(error: Exception) -> RunError | None:

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -34,10 +34,12 @@ class Backbone(nn.Module):
     one picture's features, for the input size that it was built for.
     """
 
-    def __init__(self, network: Any, in_chans: int, size: int) -> None:
+    def __init__(self, network: Any, traced: "_Traced") -> None:
         super().__init__()
         self.network: Any = network
-        self.spatial, self.shape = _trace(network, in_chans, size)
+        self.spatial, self.shape = traced.spatial, traced.shape
+        for part in traced.unused:
+            setattr(network, part, nn.Identity())
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, F, h, w], or [B, F]."""
@@ -67,7 +69,10 @@ def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any
     try:
         network = timm.create_model(name, pretrained=False, in_chans=in_chans, num_classes=0, **sized(name, size),
                                     **(kwargs or {}))  # fmt: skip
-        return Backbone(network, in_chans, size)
+        key = (name, repr(kwargs), in_chans, size)
+        if key not in _TRACED:
+            _TRACED[key] = _trace(network, in_chans, size)
+        return Backbone(network, _TRACED[key])
     except (TypeError, AssertionError, RuntimeError, ValueError, ArithmeticError, LookupError, AttributeError,
             MemoryError) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -106,8 +111,21 @@ def sized(name: str, size: int) -> dict[str, Any]:
     return {"img_size": size} if fixed else {}
 
 
-def _trace(network: Any, in_chans: int, size: int) -> tuple[bool, tuple[int, ...]]:
-    """Run one empty picture through, drop the parts that its features didn't need, and say what the features are.
+class _Traced(NamedTuple):
+    """What running a network once says: whether its features are a map, their shape, and the parts that they don't need."""
+
+    spatial: bool
+    shape: tuple[int, ...]
+    unused: tuple[str, ...]
+
+
+_TRACED: dict[
+    tuple[object, ...], _Traced
+] = {}  # a run builds the same network three times: to train, to check, to test
+
+
+def _trace(network: Any, in_chans: int, size: int) -> _Traced:
+    """Run one empty picture through.
 
     What runs is a shadow of the network on torch's meta device: shapes alone, at any size, in no time.
     """
@@ -120,7 +138,5 @@ def _trace(network: Any, in_chans: int, size: int) -> tuple[bool, tuple[int, ...
         features = shadow.forward_features(torch.zeros(1, in_chans, size, size))
         spatial = features.ndim == 4 and features.shape[1] == network.num_features
         pooled = features if spatial else shadow.forward_head(features, pre_logits=True)
-    for name, _ in list(network.named_children()):
-        if not any(path.startswith(f"{name}.") for path in called):
-            setattr(network, name, nn.Identity())
-    return spatial, tuple(pooled.shape[1:])
+    unused = [name for name, _ in network.named_children() if not any(path.startswith(f"{name}.") for path in called)]
+    return _Traced(spatial, tuple(pooled.shape[1:]), tuple(unused))

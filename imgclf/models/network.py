@@ -34,9 +34,7 @@ class Network(nn.Module):
         """Training mode for all but what is frozen."""
         super().train(mode)
         if mode:
-            for module in self.backbone.modules():
-                if _is_frozen(module):
-                    module.eval()
+            _rest_frozen(self.backbone)
         return self
 
 
@@ -98,6 +96,12 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in module.parameters()) + statistics
 
 
-def _is_frozen(module: nn.Module) -> bool:
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(p.requires_grad for p in parameters)
+def _rest_frozen(module: nn.Module) -> tuple[bool, bool]:
+    """Put every module into eval mode whose parameters are all frozen; (has parameters, has trainable ones)."""
+    of_parts = [_rest_frozen(child) for child in module.children()]
+    own = list(module.parameters(recurse=False))
+    some = bool(own) or any(has for has, _ in of_parts)
+    learns = any(p.requires_grad for p in own) or any(trained for _, trained in of_parts)
+    if some and not learns:
+        module.eval()
+    return some, learns
