@@ -17,7 +17,7 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Features, Loader
 from imgclf.data.store import key_of
 from imgclf.errors import CheckpointError, ConfigError
-from imgclf.models.engine import Engine, build_engine, choose_engine, label_of, run
+from imgclf.models.engine import BATCH, Engine, build_engine, choose_engine, label_of, run
 from imgclf.models.split import Split, split_network
 
 __all__ = ["FeatureCache", "attach_features", "pictures_seen"]
@@ -28,12 +28,15 @@ _PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # L
 class FeatureCache:
     """The features of the frozen part of `classifier`, for the loaders of a data module (see `imgclf.data.loader.Features`).
 
-    `split` is where its network is cut, `engine` the name of what runs the frozen part. `forwards` counts the pictures that
-    were run through it.
+    `split` is where its network is cut, `engine` the name of what runs the frozen part, `batch_size` that of training.
+    `forwards` counts the pictures that were run through it.
     """
 
-    def __init__(self, classifier: ImageClassifier, split: Split, engine: str, precision: str = "fp32") -> None:
+    def __init__(self, classifier: ImageClassifier, split: Split, engine: str, precision: str = "fp32",
+                 batch_size: int = BATCH) -> None:  # fmt: skip
         self.classifier, self.split, self.name, self.precision = classifier, split, engine, precision
+        # Eager sums as it would in training, on batches of the same size; OpenVINO is compiled for one size.
+        self.batch = batch_size if engine == "eager" else BATCH
         self.label = label_of(engine, precision)
         self.digest = _digest(split)
         self.forwards = 0
@@ -72,7 +75,7 @@ class FeatureCache:
             self._engine = build_engine(self.name, self.split.stem, module.mean, module.std, module.preprocess.size,
                                         self.precision)  # fmt: skip
         self.forwards += len(images)
-        return run(self._engine, torch.from_numpy(images).permute(0, 3, 1, 2))
+        return run(self._engine, torch.from_numpy(images).permute(0, 3, 1, 2), self.batch)
 
 
 class LoaderFeatures:
@@ -119,7 +122,7 @@ class LoaderFeatures:
     def _make(self, rows: Indices) -> Making:
         """Decode ahead in threads, and compute here."""
         count = len(self.loader.samples)
-        batch = 256 if self.source.classifier.device.type != "cpu" else 32
+        batch = self.source.batch
         for images in in_threads(lambda part: self.loader.images(int(part[0]) // count, part % count), rows, batch,
                                  self.loader.timeout_seconds):  # fmt: skip
             yield self.source.compute(images).numpy()
@@ -143,9 +146,8 @@ def attach_features(settings: Mapping[str, Any], classifier: ImageClassifier, da
     if split is None:
         return None
     wanted = began_with.partition(" ")[0] if began_with and settings["engine"] == "auto" else settings["engine"]
-    cache = FeatureCache(
-        classifier, split, choose_engine(wanted, device, pictures_seen(settings, data)), str(precision)
-    )
+    engine = choose_engine(wanted, device, pictures_seen(settings, data))
+    cache = FeatureCache(classifier, split, engine, str(precision), data.batch_size)
     if began_with and began_with != cache.label:
         raise CheckpointError(f"its features were computed by {began_with}, here is {cache.label}; install that version, or "
                               "begin a new run")  # fmt: skip

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 from imgclf.errors import ConfigError
 
-__all__ = ["ENGINES", "PRECISIONS", "WORTHWHILE", "Eager", "Engine", "build_engine", "choose_engine", "label_of", "run"]
+__all__ = [
+    "BATCH",
+    "ENGINES",
+    "PRECISIONS",
+    "WORTHWHILE",
+    "Eager",
+    "Engine",
+    "build_engine",
+    "choose_engine",
+    "label_of",
+    "run",
+]
 
 ENGINES = ("auto", "eager", "openvino")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -143,13 +154,13 @@ def build_engine(
     return engine if precision == "fp32" else OpenVINO(network, mean, std, side, precision)
 
 
-def run(engine: Engine, images: Tensor) -> Tensor:
-    """`engine` of any number of pictures uint8 [N, C, S, S], always on full batches: the last one is filled up with the first
-    picture, because PyTorch may add in another order when a batch has another size.
+def run(engine: Engine, images: Tensor, batch: int) -> Tensor:
+    """`engine` of any number of pictures uint8 [N, C, S, S], always `batch` at a time: the last ones are filled up with
+    copies of a picture, because PyTorch may add in another order when a batch has another size.
     """
     results = []
-    for part in torch.split(images, engine.batch):
-        missing = engine.batch - len(part)
+    for part in torch.split(images, batch):
+        missing = batch - len(part)
         full = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
         results.append(engine(full)[: len(part)].cpu())
     return torch.cat(results)
