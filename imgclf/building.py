@@ -1,6 +1,5 @@
 """From settings, as Hydra composed them, to the objects of a run."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,15 @@ from imgclf.checkpoint import AtomicCheckpoints
 from imgclf.classifier import ImageClassifier
 from imgclf.data import datamodule_class
 from imgclf.data.datamodule import ImageDataModule
-from imgclf.data.demo import demo_folder
+from imgclf.data.place import locate
 from imgclf.errors import ConfigError
 from imgclf.interrupts import Signals
 from imgclf.loggers import build_logger
 from imgclf.models.backbone import check_name
 from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
-from imgclf.storage import cache_folder
 
-__all__ = ["build_classifier", "build_data", "build_trainer", "locate", "restore_classifier"]
-
-
-def locate(name: str, data_dir: str | None) -> Path:
-    """The folder of the data set `name`: `data_dir` ("demo": drawn on first use), else `$IMGCLF_DATA/<name>`, else where
-    `imgclf.download` puts it.
-    """
-    if data_dir == "demo":
-        return demo_folder(name)
-    if data_dir:
-        return Path(data_dir).expanduser().absolute()
-    if root := os.environ.get("IMGCLF_DATA"):
-        return Path(root).expanduser().absolute() / name
-    return cache_folder() / "data" / name
+__all__ = ["build_classifier", "build_data", "build_trainer", "restore_classifier"]
 
 
 def build_data(settings: Mapping[str, Any]) -> ImageDataModule:

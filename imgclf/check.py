@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from imgclf.app import output_folder, plain, run_app
+from imgclf.data.place import require_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,6 +20,7 @@ def main(config: DictConfig) -> int:
     Raises `DataError`, `ConfigError` when it can't be checked, which exits with 2.
     """
     settings = plain(config)
+    require_folder(settings)
     from imgclf.checking import check_data  # here, because it loads torch
 
     return check_data(settings, output_folder())

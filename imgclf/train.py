@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from imgclf.allocator import keep_memory
 from imgclf.app import output_folder, plain, run_app, task_overrides
+from imgclf.data.place import require_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,6 +20,8 @@ def main(config: DictConfig) -> float | None:
     Raises `ImgclfError` for whatever the user can mend.
     """
     settings = plain(config)
+    if not settings["resume"]:
+        require_folder(settings)
     keep_memory()
     from imgclf.training import train  # here, because it loads torch
 

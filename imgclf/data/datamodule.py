@@ -15,6 +15,7 @@ from imgclf.data.decode import decode
 from imgclf.data.exclusion import read_exclusion
 from imgclf.data.fingerprint import fingerprint
 from imgclf.data.loader import Features, Loader
+from imgclf.data.place import missing
 from imgclf.data.samples import Samples, hold_out, natural_key, subsample
 from imgclf.data.sources import Found, find_split, find_train
 from imgclf.errors import ConfigError, DataError
@@ -214,14 +215,12 @@ class ImageDataModule(LightningDataModule):
         match = find_train(self.root, layout, [self.name, slug]) if self.root.is_dir() else None
         if match is None:
             what = " or ".join(map(str, layout.get("names", layout.get("files", ["?"]))))
-            ways = (
-                f" Kaggle has it as {self.handle}: `python -m imgclf.download dataset={self.name}`."
-                if self.handle
-                else ""
-            )
             state = "has nothing like it down to 3 levels below it" if self.root.is_dir() else "doesn't exist"
-            raise DataError(f"{self.name}: looked for {what} ({layout.get('kind')}) in {self.root}, which {state}; pass "
-                            f"data_dir=<folder> or set IMGCLF_DATA.{ways} data_dir=demo needs no data.")  # fmt: skip
+            raise DataError(
+                missing(
+                    self.name, f"looked for {what} ({layout.get('kind')}) in {self.root}, which {state}", self.handle
+                )
+            )
         return match
 
     def _class_names(self, found: Found) -> tuple[str, ...]:
