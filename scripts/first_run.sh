@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || python3 -m venv .venv
 echo "installing into .venv (PyTorch is large: some minutes, once)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e .
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[fast]"
 
 run="outputs/first_run/$(date +%Y-%m-%d_%H-%M-%S)-$$"
 .venv/bin/imgclf train experiment=cards_demo "hydra.run.dir=$run"

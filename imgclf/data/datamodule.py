@@ -14,9 +14,10 @@ from imgclf.data.cache import Cached, Keeping, pixel_cache
 from imgclf.data.decode import decode
 from imgclf.data.exclusion import read_exclusion
 from imgclf.data.fingerprint import fingerprint
+from imgclf.data.labelling import absent_classes, class_names, label
 from imgclf.data.loader import Features, Loader
 from imgclf.data.place import missing
-from imgclf.data.samples import Samples, hold_out, natural_key, subsample
+from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.data.sources import Found, find_split, find_train
 from imgclf.errors import ConfigError, DataError
 from imgclf.preprocess import Preprocess
@@ -102,16 +103,15 @@ class ImageDataModule(LightningDataModule):
         self._check_options()
         self.notes = []
         base, found = self._find_train()
-        train = self._label(found, self._class_names(found))
-        if empty := [name for name, count in zip(train.classes, train.counts(), strict=True) if not count]:
-            raise DataError(f"{found.place}: no pictures of class {', '.join(map(repr, empty))}; add some, remove the "
-                            "empty folder, or name the classes to use in dataset.classes")  # fmt: skip
+        train = label(found, class_names(found, self.wanted_classes), "train", self.wanted_classes is not None)
         splits = {"train": train}
         for split in ("test", "val"):
             layout = self.splits.get(split)
             other = find_split(self.root, base, layout) if layout else None
             if other:
-                splits[split] = self._label(other, train.classes, split)
+                splits[split] = label(other, train.classes, split, self.wanted_classes is not None)
+                if absent := absent_classes(splits[split]):
+                    self.notes.append(f"{split} has no pictures of {', '.join(absent)} ({other.place})")
             else:
                 fraction = self.test_fraction if split == "test" else self.val_fraction
                 splits["train"], splits[split] = hold_out(splits["train"], fraction, self.split_seed, self.holdout)
@@ -198,14 +198,15 @@ class ImageDataModule(LightningDataModule):
         return decode(samples.items[index]) if samples.pixels is None else samples.pixels[index]
 
     def _check_options(self) -> None:
-        counts = {"batch_size": (self.batch_size, 1), "num_workers": (self.num_workers or 0, 0), "seed": (self.seed, 0)}
+        counts = {
+            "batch_size": (self.batch_size, 1),
+            "views": (1 if self.views is None else self.views, 1),
+            "num_workers": (self.num_workers or 0, 0),
+            "seed": (self.seed, 0),
+        }
         for name, (value, least) in counts.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"dataset.{name}={value!r}: expected a whole number of at least {least}")
-        if self.wanted_classes is not None and isinstance(self.wanted_classes, str):
-            raise ConfigError(
-                f"dataset.classes={self.wanted_classes!r}: expected a list, such as [{self.wanted_classes},...]"
-            )
         if self.augment:
             Augment.from_dict(self.augment)
 
@@ -216,51 +217,9 @@ class ImageDataModule(LightningDataModule):
         if match is None:
             what = " or ".join(map(str, layout.get("names", layout.get("files", ["?"]))))
             state = "has nothing like it down to 3 levels below it" if self.root.is_dir() else "doesn't exist"
-            raise DataError(
-                missing(
-                    self.name, f"looked for {what} ({layout.get('kind')}) in {self.root}, which {state}", self.handle
-                )
-            )
+            looked = f"looked for {what} ({layout.get('kind')}) in {self.root}, which {state}"
+            raise DataError(missing(self.name, looked, self.handle))
         return match
-
-    def _class_names(self, found: Found) -> tuple[str, ...]:
-        names = sorted(found.names, key=natural_key if all(name.isdecimal() for name in found.names) else None)
-        if self.wanted_classes is None:
-            chosen = tuple(names)
-        else:
-            if odd := [
-                name for name in self.wanted_classes if isinstance(name, bool) or not isinstance(name, (str, int))
-            ]:
-                raise ConfigError(f"dataset.classes holds {odd[0]!r}, which is no text: put the name into quotes")
-            wanted = [str(name) for name in self.wanted_classes]
-            if missing := sorted(set(wanted) - set(names)):
-                raise ConfigError(f"dataset.classes: {', '.join(missing)} not found in {found.place}, which has "
-                                  f"{', '.join(names)}")  # fmt: skip
-            chosen = tuple(name for name in names if name in set(wanted))
-        if len(chosen) < 2:
-            raise DataError(
-                f"{found.place}: found {len(chosen)} class(es) ({', '.join(chosen)}); a classifier needs two"
-            )
-        return chosen
-
-    def _label(self, found: Found, classes: tuple[str, ...], split: str = "train") -> Samples:
-        """Index the labels by the training set's classes."""
-        index = {name: target for target, name in enumerate(classes)}
-        everything = split == "train" or self.wanted_classes is not None
-        if not everything and (unknown := sorted(set(found.names) - set(classes))):
-            raise DataError(f"{found.place}: {split} has class {', '.join(map(repr, unknown))}, which train doesn't have; "
-                            "remove it, or name the classes to use in dataset.classes")  # fmt: skip
-        keep = [row for row, label in enumerate(found.labels) if label in index]
-        samples = Samples(
-            items=tuple(found.items[row] for row in keep),
-            targets=np.array([index[found.labels[row]] for row in keep], dtype=np.int64),
-            classes=classes,
-            pixels=None if found.pixels is None else found.pixels[keep],
-        )
-        absent = [name for name, count in zip(classes, samples.counts(), strict=True) if not count]
-        if split != "train" and absent:
-            self.notes.append(f"{split} has no pictures of {', '.join(absent)} ({found.place})")
-        return samples
 
     def _held_out_note(self, split: str, count: int, fraction: float) -> str:
         if not fraction:
