@@ -17,21 +17,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import SumMetric
 
 from imgclf.data.loader import Batch
-from imgclf.errors import CheckpointError, ConfigError
+from imgclf.errors import ConfigError
 from imgclf.metrics import MONITORS, EpochSums, validation_metrics
 from imgclf.mixing import mix
 from imgclf.models.average import average
-from imgclf.models.declared import check_facts, check_numbers, check_shapes, declared_within
-from imgclf.models.network import Network, build_network, freeze_backbone
-from imgclf.models.split import Pass, View
-from imgclf.models.weights import load_pretrained, load_weights, read_checkpoint
+from imgclf.models.network import freeze_backbone
+from imgclf.models.weights import load_pretrained, load_weights
 from imgclf.optimizers import build_optimizer, build_schedule
-from imgclf.preprocess import Preprocess
+from imgclf.trained import Answers, restore
 
 __all__ = ["ImageClassifier"]
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(Answers, LightningModule):
     """A network for `classes`, with the preprocessing that it expects, and how it is trained.
 
     `model`: backbone, backbone_kwargs, head, freeze, unfreeze_epoch (see `build_network`). `preprocess`: the dictionary
@@ -41,10 +39,7 @@ class ImageClassifier(LightningModule):
     Raises `ConfigError`.
     """
 
-    mean: Tensor
-    std: Tensor
     class_weights: Tensor | None
-    ema_network: Network | None
 
     def __init__(self, model: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any],
                  optimizer: Mapping[str, Any] | None = None, scheduler: Mapping[str, Any] | None = None,
@@ -52,28 +47,18 @@ class ImageClassifier(LightningModule):
                  ema_decay: float | None = None, monitor: str = "val_accuracy", seed: int = 0) -> None:  # fmt: skip
         super().__init__()
         self.save_hyperparameters()
-        self.classes = tuple(classes)
-        self.preprocess = Preprocess.from_dict(dict(preprocess))
-        with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their own random numbers
-            torch.manual_seed(seed)
-            self.network = build_network(model, len(self.classes), self.preprocess.channels, self.preprocess.size)
-        self.ema_network = copy.deepcopy(self.network).requires_grad_(False) if ema_decay else None
+        self.assemble(model, classes, preprocess, ema_decay, seed)
         self.validation = validation_metrics(len(self.classes))
         # Two sums, because torchmetrics 1.9's MeanMetric loses the weights when it lets NaNs through, and they are to be seen.
         self.validation_loss, self.validation_count = SumMetric(nan_strategy="disable"), SumMetric()
-        self.register_buffer("mean", torch.tensor(self.preprocess.mean).view(1, -1, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(self.preprocess.std).view(1, -1, 1, 1) * 255, persistent=False)
         weights = (loss or {}).get("class_weights")
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
         self._second_phase = False  # of a network that is built with the first phase's parts frozen
-        self._rests: dict[int, View] = {}
         self.sums = EpochSums(len(self.classes))
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
         self._began, self._plateau_state = time.perf_counter(), None
         self._validated: dict[str, float] = {}  # what this epoch's validation said
-        self.history: list[dict[str, Any]] = []  # a row an epoch
-        self.about: dict[str, Any] = {}  # plain data that travels in the checkpoint: config, data, metrics
 
     def load_weights(self, path: str | Path) -> None:
         """Give the backbone the weights in a safetensors or pth file; raises `CheckpointError` if they don't fit."""
@@ -100,35 +85,13 @@ class ImageClassifier(LightningModule):
         other._restart_average()
         return other
 
-    def use_features(self, passed: Sequence[str]) -> None:
-        """From now on take features in place of pictures where a batch brings them: what the modules `passed` would give."""
-        networks = (self.network, self.ema_network) if self.ema_network is not None else (self.network,)
-        self._rests = {id(network): View(network, dict.fromkeys(passed, Pass())) for network in networks}
-
-    def _taking(self, network: Network, images: Tensor) -> Network | View:
-        """`network`, or its part behind the features that came in place of `images`."""
-        return self._rests[id(network)] if images.is_floating_point() else network
-
-    @property
-    def predictor(self) -> Network:
-        """The network that answers: the averaged one where there is one."""
-        return self.ema_network if self.ema_network is not None else self.network
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it; features stay as they are."""
-        return images if images.is_floating_point() else (images.float() - self.mean) / self.std
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S], or features (see `use_features`) -> logits [B, K] of the network that answers."""
-        return self._taking(self.predictor, images)(self.normalise(images))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch: cross-entropy and the head's L2 term."""
         generator = np.random.default_rng([self._seed, self.current_epoch, batch_idx, self.global_rank])
         self._seed_dropout(int(generator.integers(2**63 - 1)))  # which is then a function of the position
         images, partner_targets, share = mix(self.normalise(batch.images), batch.targets, self.hparams["mixing"] or {},
                                              generator)  # fmt: skip
-        logits = self._taking(self.network, batch.images)(images)  # [B, K]
+        logits = self.taking(self.network, batch.images)(images)  # [B, K]
         loss = share * self._cross_entropy(logits, batch.targets)
         if partner_targets is not None:
             loss = loss + (1 - share) * self._cross_entropy(logits, partner_targets)
@@ -246,8 +209,8 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the history, the epoch's sums and a plateau schedule's memory."""
+        super().on_load_checkpoint(checkpoint)
         extra = checkpoint["imgclf"]
-        self.history = copy.deepcopy(extra["history"])
         self.sums.restore(extra)
         self.learning_rate, self._plateau_state = extra.get("learning_rate", 0.0), extra["plateau"]
 
@@ -259,29 +222,7 @@ class ImageClassifier(LightningModule):
 
         Raises `CheckpointError` for a file that is no checkpoint of imgclf, or a damaged one.
         """
-        checkpoint = read_checkpoint(checkpoint_path, map_location)
-        hparams, state = {**checkpoint["hyper_parameters"], **changes}, checkpoint["state_dict"]
-        try:
-            check_facts(checkpoint)
-            check_numbers(hparams["model"], state)
-            with declared_within(state):
-                check_shapes(cls(**hparams), state)  # of a network that takes no memory
-            classifier = cls(**hparams)
-            classifier.load_state_dict(state)
-            classifier.on_load_checkpoint(checkpoint)
-        except (ConfigError, CheckpointError) as error:
-            raise CheckpointError(f"{checkpoint_path}: {' '.join(str(error).split())[:400]}") from None
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError,
-                MemoryError) as error:  # fmt: skip
-            reason = " ".join(str(error).split())[:160]
-            raise CheckpointError(f"{checkpoint_path}: no checkpoint that this version of imgclf can use "
-                                  f"({type(error).__name__}: {reason})") from None  # fmt: skip
-        classifier.about = {
-            key: value
-            for key, value in checkpoint["imgclf"].items()
-            if key in ("config", "data", "metrics", "fingerprint")
-        }
-        return classifier.eval()
+        return restore(cls, checkpoint_path, map_location, **changes)
 
     @property
     def _seed(self) -> int:

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from imgclf.classifier import ImageClassifier
 from imgclf.data.loader import Batch, Loader
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError
 from imgclf.models.engine import build_engine, choose_engine
 from imgclf.report.tables import confusion_matrix, per_class_csv, predictions_csv, split_metrics
+from imgclf.trained import Answering
 
 __all__ = ["assess", "engine_for", "predict_logits", "softmax"]
 
@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def engine_for(classifier: ImageClassifier, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
+def engine_for(classifier: Answering, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
     """What turns uint8 [B, C, S, S] into logits float32 [B, K] for so many pictures: by `imgclf.models.engine`'s rule, or
     the one `wanted`. Raises `ConfigError` for one that can't be had.
     """
@@ -37,7 +37,7 @@ def engine_for(classifier: ImageClassifier, wanted: str, pictures: int, precisio
 
 
 @torch.inference_mode()
-def predict_logits(classifier: ImageClassifier, batches: Iterable[Batch], limit: int | None = None,
+def predict_logits(classifier: Answering, batches: Iterable[Batch], limit: int | None = None,
                    answer: Answer | None = None) -> Floats:  # fmt: skip
     """Logits float32 [N, K] of the batches (the first `limit` of them), in their order, by `answer`: None is PyTorch in full
     precision. Features in place of pictures always are PyTorch's affair.
@@ -59,7 +59,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def assess(
-    classifier: ImageClassifier,
+    classifier: Answering,
     loader: Loader,
     limit: int | None = None,
     predictions: Path | None = None,

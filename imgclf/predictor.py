@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgclf.classifier import ImageClassifier
 from imgclf.data.decode import as_pixels, read_image
 from imgclf.data.fitting import fit
 from imgclf.data.loader import Batch
@@ -19,6 +18,7 @@ from imgclf.errors import ConfigError, ImageError
 from imgclf.inference import Answer, engine_for, predict_logits, softmax
 from imgclf.models.engine import WORTHWHILE
 from imgclf.threads import ahead
+from imgclf.trained import TrainedNetwork, restore
 
 __all__ = ["Predictor", "load"]
 
@@ -34,7 +34,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", engine: str = "au
     Raises `CheckpointError` for any other or a damaged file, `ConfigError` for a device that isn't there.
     """
     try:
-        classifier = ImageClassifier.load_from_checkpoint(path).to(device)
+        classifier = restore(TrainedNetwork, path).to(device)
     except (RuntimeError, AssertionError) as error:
         if "devic" not in str(error).lower() and "cuda" not in str(error).lower():
             raise
@@ -51,7 +51,7 @@ class Predictor:
     one axis more, is many; a folder stands for the pictures in it and below it, in natural order.
     """
 
-    def __init__(self, classifier: ImageClassifier, engine: str = "auto", precision: str = "fp32") -> None:
+    def __init__(self, classifier: TrainedNetwork, engine: str = "auto", precision: str = "fp32") -> None:
         self.classifier, self.engine, self.precision = classifier.eval(), engine, precision
         self._engines: dict[bool, Answer] = {}  # for many pictures, and for few
 

@@ -13,7 +13,7 @@ PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
     0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts", "progress", "threads"),
     1: ("data", "models", "report", "metrics"),
-    2: ("optimizers", "classifier"),
+    2: ("optimizers", "trained", "classifier"),
     3: (
         "inference", "callbacks", "checkpoint", "guard", "saving", "resume", "loggers", "predictor", "summary", "run_folder",
         "building", "features",

@@ -206,7 +206,8 @@ class ImageDataModule(LightningDataModule):
         }
         for name, (value, least) in counts.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"dataset.{name}={value!r}: expected a whole number of at least {least}")
+                where = name if name == "views" else f"dataset.{name}"
+                raise ConfigError(f"{where}={value!r}: expected a whole number of at least {least}")
         if self.augment:
             Augment.from_dict(self.augment)
 
