@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from imgclf.models.engine import WORTHWHILE
 from imgclf.threads import ahead
 from imgclf.trained import TrainedNetwork, restore
 
+if TYPE_CHECKING:
+    from imgclf.classifier import ImageClassifier
+
 __all__ = ["Predictor", "load"]
 
 AHEAD = 64  # pictures that are decoded while the network is busy: 10 MB of 224 x 224
@@ -34,14 +38,14 @@ def load(path: str | Path, device: str | torch.device = "cpu", engine: str = "au
     Raises `CheckpointError` for any other or a damaged file, `ConfigError` for a device that isn't there.
     """
     try:
-        classifier = restore(TrainedNetwork, path).to(device)
+        trained = restore(TrainedNetwork, path).to(device)
     except (RuntimeError, AssertionError) as error:
         if "devic" not in str(error).lower() and "cuda" not in str(error).lower():
             raise
         raise ConfigError(
             f"device={str(device)!r}: {str(error).splitlines()[0]}; pass cpu, or what this machine has"
         ) from None
-    return Predictor(classifier, engine, precision)
+    return Predictor(trained, path, engine, precision)
 
 
 class Predictor:
@@ -51,24 +55,33 @@ class Predictor:
     one axis more, is many; a folder stands for the pictures in it and below it, in natural order.
     """
 
-    def __init__(self, classifier: TrainedNetwork, engine: str = "auto", precision: str = "fp32") -> None:
-        self.classifier, self.engine, self.precision = classifier.eval(), engine, precision
+    def __init__(
+        self, trained: TrainedNetwork, path: str | Path, engine: str = "auto", precision: str = "fp32"
+    ) -> None:
+        self.trained, self.path, self.engine, self.precision = trained, path, engine, precision
         self._engines: dict[bool, Answer] = {}  # for many pictures, and for few
+
+    @cached_property
+    def classifier(self) -> "ImageClassifier":
+        """The same as an `ImageClassifier`, to train on or to give to a Trainer; read from the file when first asked for."""
+        from imgclf.classifier import ImageClassifier  # here, because it loads Lightning
+
+        return ImageClassifier.load_from_checkpoint(self.path).to(self.trained.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, in the order of the columns of `predict_proba`."""
-        return self.classifier.classes
+        return self.trained.classes
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """A row an epoch, with the columns of `history.csv`."""
-        return self.classifier.history
+        return self.trained.history
 
     @property
     def metrics(self) -> dict[str, Any]:
         """What the run measured: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
-        return self.classifier.about.get("metrics", {})
+        return self.trained.about.get("metrics", {})
 
     def predict(self, pictures: Any, *, errors: str = "raise", batch_size: int = 32) -> Any:
         """The class name of one picture, or a list of them for many, in order.
@@ -107,7 +120,7 @@ class Predictor:
     def _engine_for(self, count: int) -> Answer:
         many = count >= WORTHWHILE
         if many not in self._engines:
-            self._engines[many] = engine_for(self.classifier, self.engine, count, self.precision)
+            self._engines[many] = engine_for(self.trained, self.engine, count, self.precision)
         return self._engines[many]
 
     def _pixels(self, name: str, picture: Any, errors: str) -> NDArray[np.uint8] | ImageError:
@@ -116,8 +129,8 @@ class Predictor:
             if isinstance(picture, ImageError):
                 raise picture
             if isinstance(picture, (str, os.PathLike, bytes)):
-                return read_image(picture, self.classifier.preprocess, name)
-            return fit(as_pixels(picture), self.classifier.preprocess)
+                return read_image(picture, self.trained.preprocess, name)
+            return fit(as_pixels(picture), self.trained.preprocess)
         except ImageError as error:
             if errors == "raise":
                 raise
@@ -130,7 +143,7 @@ class Predictor:
         if good:
             images = torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2)  # [B, C, S, S]
             nothing = torch.zeros(len(good), dtype=torch.int64)
-            rows = iter(softmax(predict_logits(self.classifier, [Batch(images, nothing, nothing)], None, answer)))
+            rows = iter(softmax(predict_logits(self.trained, [Batch(images, nothing, nothing)], None, answer)))
         for name, pixels in pending:
             if isinstance(pixels, ImageError):
                 yield name, np.full(len(self.classes), np.nan, dtype=np.float32), pixels

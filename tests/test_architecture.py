@@ -126,3 +126,8 @@ def test_every_public_thing_says_what_it_is() -> None:
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 assert id(node) in inner or ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_predicting_loads_no_lightning() -> None:
+    code = "import sys, imgclf.predictor as p; sys.exit(any(m in sys.modules for m in ('pytorch_lightning', 'torchmetrics')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,129 @@
+"""Keras on TensorFlow, as its guides have it: `image_dataset_from_directory`, prefetch, `fit`; no `cache()`.
+
+One argument, a JSON object; `task` is fit, predict_array (pictures/s of `predict` on an array), or predict_folder.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras_networks import augmentation, build, count_parameters, optimizer
+from report import check_parameters, report
+
+PACKAGES = ("tensorflow_cpu", "keras", "numpy")
+
+
+class Clock(keras.callbacks.Callback):
+    """Seconds of each epoch, its validation included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._began = perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.seconds.append(perf_counter() - self._began)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Do the task and print the answer."""
+    keras.utils.set_random_seed(0)
+    {"fit": fit, "predict_array": predict_array, "predict_folder": predict_folder}[job["task"]](job)
+
+
+def fit(job: dict[str, Any]) -> None:
+    """Train, test and save."""
+    began = perf_counter()
+    train, val, test, classes = from_csv(job) if job["csv"] else from_folders(job)
+    steps, val_steps = job["steps"], job["val_steps"]
+    if job["augment"]:
+        change = augmentation(job["augment"])
+        train = train.map(lambda x, y: (change(x, training=True), y), num_parallel_calls=tf.data.AUTOTUNE)
+    train, val = (part.repeat() if many else part for part, many in ((train, steps), (val, val_steps)))
+    model = build(job["model"], classes, job["image_size"])
+    parameters = check_parameters(job["parameters"], count_parameters(model))
+    model.compile(optimizer(job["optimizer"]), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                  metrics=["accuracy"], jit_compile="auto")  # fmt: skip
+    clock, ready = Clock(), perf_counter()
+    model.fit(train.prefetch(tf.data.AUTOTUNE), validation_data=val.prefetch(tf.data.AUTOTUNE), epochs=job["epochs"],
+              steps_per_epoch=steps, validation_steps=val_steps, callbacks=[clock], verbose=0)  # fmt: skip
+    fitted = perf_counter()
+    if test is not None:
+        model.evaluate(test, verbose=0)
+    model.save(Path(job["out"]) / "model.keras")
+    report(PACKAGES, fitted - ready, clock.seconds, job["pictures"], parameters=parameters,
+           reading_seconds=ready - began)  # fmt: skip
+
+
+def from_folders(job: dict[str, Any]) -> tuple[Any, Any, Any, int]:
+    """The splits below `root`, resized bilinearly by TensorFlow as it decodes them."""
+
+    def split(name: str) -> Any:
+        return keras.utils.image_dataset_from_directory(
+            Path(job["root"]) / name, image_size=(job["image_size"],) * 2, batch_size=job["batch_size"],
+            shuffle=name == "train", seed=0, verbose=False,
+        )  # fmt: skip
+
+    train = split("train")
+    test = split("test") if (Path(job["root"]) / "test").is_dir() else None
+    return train, split("val"), test, len(train.class_names)
+
+
+def from_csv(job: dict[str, Any]) -> tuple[Any, Any, Any, int]:
+    """sign-MNIST: one row a picture, J is missing from the labels; the test file is cut 60 : 40 into val and test."""
+
+    def read(name: str) -> tuple[Any, Any]:
+        rows = np.loadtxt(Path(job["root"]) / name, dtype=np.uint8, delimiter=",", skiprows=1)
+        labels = rows[:, 0].astype(np.int64)
+        return rows[:, 1:].reshape(-1, 28, 28, 1), labels - (labels > 9)
+
+    def batches(images: Any, labels: Any, shuffle: bool = False) -> Any:
+        data = tf.data.Dataset.from_tensor_slices((images, labels))
+        data = data.shuffle(len(images)) if shuffle else data
+        return data.batch(job["batch_size"]).map(enlarge, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def enlarge(images: Any, labels: Any) -> tuple[Any, Any]:
+        return tf.image.grayscale_to_rgb(tf.image.resize(images, (job["image_size"],) * 2)), labels
+
+    train, (images, labels) = read("sign_mnist_train.csv"), read("sign_mnist_test.csv")
+    cut = int(0.6 * len(images))
+    return batches(*train, shuffle=True), batches(images[:cut], labels[:cut]), batches(images[cut:], labels[cut:]), 24
+
+
+def predict_array(job: dict[str, Any]) -> None:
+    """Pictures/s of `predict` of the frozen part alone on one array; the first call, which compiles, is left out."""
+    size, count = job["image_size"], job["count"]
+    model = build({**job["model"], "head": {**job["model"]["head"], "hidden": []}}, 2, size)
+    model = keras.Model(model.input, model.layers[-2].output)  # without the dense layer
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8).astype(np.float32)
+    model.predict(images[:64], batch_size=32, verbose=0)
+    began = perf_counter()
+    model.predict(images, batch_size=32, verbose=0)
+    seconds = perf_counter() - began
+    report(PACKAGES, seconds, [seconds], count)
+
+
+def predict_folder(job: dict[str, Any]) -> None:
+    """`predict` of the pictures in a folder; the orchestrator takes the slope over two folders."""
+    size = job["image_size"]
+    model = build(job["model"], job["classes"], size)
+    data = keras.utils.image_dataset_from_directory(job["root"], labels=None, shuffle=False, batch_size=32,
+                                                    image_size=(size, size), verbose=False)  # fmt: skip
+    began = perf_counter()
+    found = model.predict(data.prefetch(tf.data.AUTOTUNE), verbose=0)
+    seconds = perf_counter() - began
+    report(PACKAGES, seconds, [seconds], len(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
