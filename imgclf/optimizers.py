@@ -16,6 +16,10 @@ __all__ = ["SCHEDULES", "build_optimizer", "build_schedule"]
 
 SCHEDULES = ("none", "cosine", "step", "plateau", "poly")
 
+# torch updates all of a parameter in one pass over memory for these, on the CPU too: 29 ms instead of 98 a step for Adam on
+# 20 M parameters, 5 instead of 20 for MobileNetV3-small's 142 tensors (one core). They differ by rounding.
+FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")
+
 
 def build_optimizer(network: Network, options: Mapping[str, Any], include_frozen: bool) -> torch.optim.Optimizer:
     """timm's optimizer `options["name"]` with a group each for head and backbone, vectors apart and without decay.
@@ -36,13 +40,31 @@ def build_optimizer(network: Network, options: Mapping[str, Any], include_frozen
         for matrices, decay in ((True, rates.get("weight_decay", 0.0)), (False, 0.0)):
             if parameters := [p for p in chosen if (p.ndim > 1) == matrices]:
                 groups.append({"params": parameters, "lr": lr, "weight_decay": decay, "name": part})
+    keywords = dict(options.get("options") or {})
+    if options["name"] in FUSED and not {"fused", "foreach", "differentiable"} & keywords.keys():
+        keywords["fused"] = all(p.device.type in ("cpu", "cuda") for p in network.parameters())
     try:
-        return create_optimizer_v2(groups, opt=options["name"], lr=rates["lr"],
-                                              weight_decay=0.0, **(options.get("options") or {}))  # fmt: skip
+        optimizer = create_optimizer_v2(groups, opt=options["name"], lr=rates["lr"], weight_decay=0.0, **keywords)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"optimizer.name={options['name']!r}, options {dict(options.get('options') or {})}: {reason}; "
                           "names are those of `timm.optim.list_optimizers()`") from None  # fmt: skip
+    if keywords.get("fused"):
+        # It offers to unscale fp16's gradients itself, and Lightning then refuses to clip them; so Lightning unscales them.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer.register_load_state_dict_post_hook(_lay_out_states)
+    return optimizer
+
+
+def _lay_out_states(optimizer: torch.optim.Optimizer) -> None:
+    """Give every state its parameter's strides: torch 2.15's fused update walks memory, and mixes values up if they differ.
+
+    Gradients have them always (`AccumulateGrad` sees to it), states that torch made too; those in a file need not.
+    """
+    for parameter, states in optimizer.state.items():
+        for name, value in states.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                states[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def build_schedule(

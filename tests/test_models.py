@@ -1,6 +1,8 @@
 """Networks: parameters to the digit, heads, freezing, weights."""
 
+import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import timm
 import torch
 from conftest import composed
 from timm.data import ImageNetInfo
+from torch import nn
 
 from imgclf.classifier import ImageClassifier
 from imgclf.data.decode import read_image
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.models.network import Network, build_network, count_parameters, freeze_backbone
+from imgclf.models.small_cnn import SmallCNN
 from imgclf.models.weights import load_weights, read_note
+from imgclf.optimizers import build_optimizer
 from imgclf.preprocess import Preprocess
 
 # preset -> classes, side, (trainable, total) of REFERENCE, checked there against Keras 3.15
@@ -213,6 +218,121 @@ def test_replacing_the_head_keeps_the_backbone() -> None:
     for name, value in first.network.backbone.state_dict().items():
         assert torch.equal(value, second.network.backbone.state_dict()[name])
     assert first.replace_head(["x", "y"]).network.head.hidden[0].out_features == 7
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "same": {"layers": [4, "pool", 6, "pool"]},
+    "valid": {"layers": [4, "pool", 6, 5, "pool"], "padding": "valid"},
+    "batch_norm": {"layers": [4, "pool", 6, 5], "padding": "valid", "batch_norm": True},
+}
+
+
+def plain(network: SmallCNN) -> nn.Sequential:
+    """The same layers as torch's own modules, one after another, sharing nothing."""
+    modules: list[nn.Module] = []
+    for module in copy.deepcopy(network.features):
+        if isinstance(module, nn.Conv2d):
+            conv = nn.Conv2d(module.in_channels, module.out_channels, 3, padding=module.padding)
+            conv.load_state_dict(module.state_dict())
+            pools = type(module) is not nn.Conv2d
+            modules += [conv, nn.ReLU(), *([nn.MaxPool2d(2)] if pools else [])]
+        elif isinstance(module, (nn.BatchNorm2d, nn.MaxPool2d)):
+            modules.append(module)
+    return nn.Sequential(*modules)
+
+
+def small(kind: str) -> SmallCNN:
+    torch.manual_seed(3)
+    network = SmallCNN(**SMALL[kind], num_classes=0)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return network.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(("batch", "side"), [(1, 17), (3, 22), (2, 23)])
+def test_small_cnn_is_the_plain_layers(kind: str, batch: int, side: int) -> None:
+    network = small(kind)
+    reference = plain(network)
+    images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
+    images[:, :, :8, :8] = 0.5  # where all four values of a pool are the same, the first takes the gradient
+    inputs = [images.clone().requires_grad_() for _ in range(2)]
+    outputs = [net(x) for net, x in zip((network.forward_features, reference), inputs, strict=True)]
+    assert outputs[0].shape == outputs[1].shape
+    assert torch.allclose(*outputs, atol=1e-6)
+    weight = torch.randn_like(outputs[0])
+    for output in outputs:
+        (output * weight).sum().backward()
+    gradients = [[x.grad, *(p.grad for p in net.parameters())]
+                 for x, net in zip(inputs, (network, reference), strict=True)]  # fmt: skip
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_cnn_without_gradients_and_traced(kind: str) -> None:
+    network = small(kind).eval()
+    reference = plain(network).eval()
+    images = torch.randn(2, 3, 22, 22).to(memory_format=torch.channels_last)
+    expected, before = reference(images).detach(), images.clone()
+    with torch.no_grad():
+        assert torch.allclose(network.forward_features(images), expected, atol=1e-6)
+        trace: Any = torch.jit.trace
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.15 calls its tracer old
+            traced = trace(network.features, images)
+        assert torch.allclose(traced(images), expected, atol=1e-6)
+    with torch.inference_mode():
+        assert torch.allclose(network.forward_features(images), expected, atol=1e-6)
+    with torch.no_grad():  # cached features come in at a ReLU: nothing is written into them
+        next(module for module in network.features if isinstance(module, nn.ReLU))(images)
+    assert torch.equal(images, before)
+
+
+def test_small_cnn_keeps_the_names_of_its_layers() -> None:
+    for kind, places in {"same": (0, 3), "valid": (0, 3, 5), "batch_norm": (0, 2, 4, 6, 7, 9)}.items():
+        names = [name for name, _ in small(kind).named_parameters()]
+        assert names == [f"features.{place}.{part}" for place in places for part in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "nesterov"])
+def test_fused_optimizers_take_the_same_steps(name: str, tmp_path: Path) -> None:
+    weights = []
+    for options in ({}, {"fused": False}, "resumed", "reordered"):
+        torch.manual_seed(5)
+        network = tiny(head={"hidden": [6], "l2": 0.1})
+        keywords = options if isinstance(options, dict) else {}
+        settings = {"name": name, "lr": 1e-2, "weight_decay": 0.1, "options": keywords}
+        optimizer = build_optimizer(network, settings, True)
+        assert optimizer.defaults["fused"] is (options != {"fused": False})
+        for step in range(4):
+            if step == 2 and not isinstance(options, dict):
+                torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+                state = torch.load(tmp_path / "state.pt", weights_only=True)
+                if options == "reordered":  # as a file may bring them
+                    state["state"] = {key: {k: v.contiguous() if torch.is_tensor(v) else v for k, v in values.items()}
+                                      for key, values in state["state"].items()}  # fmt: skip
+                optimizer = build_optimizer(network, settings, True)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+            loss = network(images.to(memory_format=torch.channels_last)).square().sum() + network.head.penalty()
+            loss.backward()
+            for parameter in network.parameters():  # torch's fused update needs it
+                wide = [axis for axis in range(parameter.ndim) if parameter.shape[axis] > 1]
+                assert parameter.grad is not None
+                assert all(parameter.grad.stride(axis) == parameter.stride(axis) for axis in wide)
+                # the same for all: Adam would make a step of its own out of rounding in a gradient that is all but zero
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+                parameter.grad.copy_(noise)
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    fused, plain_steps, resumed, reordered = weights
+    assert torch.equal(fused, resumed)
+    assert torch.equal(fused, reordered)
+    assert torch.allclose(fused, plain_steps, rtol=1e-5, atol=1e-6)
 
 
 ZERO_SHOT = {  # class -> what ImageNet calls it, among the best three of most of its pictures

@@ -20,7 +20,8 @@ process and its children hold themselves (RssAnon, read five times a second), wi
 
 - **imgclf**: its command line, as a user types it, with `report=false`; its defaults otherwise.
 - **keras**: `image_dataset_from_directory` (bilinear), prefetch, `fit` with `jit_compile="auto"`; no `cache()`. Augmentation by
-  Keras's layers, mapped over batches in parallel.
+  Keras's layers, mapped over batches in parallel. oneDNN is switched on (`TF_ENABLE_ONEDNN_OPTS=1`), where TensorFlow would
+  leave it out.
 - **fastai**: `ImageDataLoaders.from_folder`, a `Learner` on the same network, its own number of workers.
 - **timm_loop**: a loop like timm's train.py on timm's loader, with its `--channels-last`, two workers.
 - **lightning_plain**: `ImageFolder`, a `DataLoader` with two workers, stock settings (no channels_last).
