@@ -10,8 +10,8 @@ from rows import Row, rows_of
 
 __all__ = ["write_page"]
 
-METHOD = """Every figure comes from one series, in which imgclf and its peers took turns: imgclf {repeats} times (the median
-counts), a peer once. All see the same pictures in the same splits (links to imgclf's own), the same network to the parameter,
+METHOD = """Every figure comes from one series, in which imgclf and its peers took turns: imgclf's runs: {repeats} (the median
+counts), a peer ran once. All see the same pictures in the same splits (links to imgclf's own), the same network to the parameter,
 with random weights, the same batch size, and validate in every epoch on the same pictures; training data are shuffled.
 Libraries and pictures were read once before. `fit` is training with its validation; `whole` is the process from start to
 exit, with a test of the network and its saving. Cold: an empty cache folder; warm: that of the run before. images/s are training
@@ -51,7 +51,7 @@ def write_page(results: dict[str, Any], path: Path, date: str | None) -> None:
 
 
 def _machine(meta: dict[str, Any]) -> str:
-    return (f"{meta['processor']}, {meta['cores']} cores, {meta['memory_gib']} GiB of memory, {meta['platform']}, "
+    return (f"{meta['processor']}, {meta['cores']} cores, {meta['memory_gib']} GiB of memory, {meta['platform'].partition('-')[0]}, "
             f"Python {meta['python']}; imgclf at commit {(meta['git_commit'] or 'unknown')[:12]}.")  # fmt: skip
 
 
