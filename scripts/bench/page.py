@@ -51,7 +51,8 @@ def write_page(results: dict[str, Any], path: Path, date: str | None) -> None:
 
 
 def _machine(meta: dict[str, Any]) -> str:
-    return (f"{meta['processor']}, {meta['cores']} cores, {meta['memory_gib']} GiB of memory, {meta['platform'].partition('-')[0]}, "
+    system = meta["platform"].partition("-")[0]
+    return (f"{meta['processor']}, {meta['cores']} cores, {meta['memory_gib']} GiB of memory, {system}, "
             f"Python {meta['python']}; imgclf at commit {(meta['git_commit'] or 'unknown')[:12]}.")  # fmt: skip
 
 
