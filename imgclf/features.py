@@ -136,10 +136,11 @@ def attach_features(settings: Mapping[str, Any], classifier: ImageClassifier, da
     `began_with` is the engine's label in the checkpoint that a run goes on from. Raises `CheckpointError` when that
     engine isn't here, `ConfigError` for settings outside their range.
     """
-    if settings["features"] not in ("auto", "off"):
-        raise ConfigError(f"features={settings['features']!r}: expected auto or off")
+    features = settings.get("features", "off")  # a run that began before there were any goes on without
+    if features not in ("auto", "off"):
+        raise ConfigError(f"features={features!r}: expected auto or off")
     mixing, precision = settings["mixing"] or {}, _PRECISIONS.get(str(settings["trainer"]["precision"]))
-    possible = settings["features"] == "auto" and processes == 1 and not any(mixing.values()) and precision
+    possible = features == "auto" and processes == 1 and not any(mixing.values()) and precision
     if not possible or (data.augment and not data.views):
         return None
     split = split_network(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)

@@ -17,7 +17,7 @@ from imgclf.data.loader import Batch
 from imgclf.data.sources import list_images
 from imgclf.errors import ConfigError, ImageError
 from imgclf.inference import Answer, engine_for, predict_logits, softmax
-from imgclf.models.engine import WORTHWHILE
+from imgclf.models.engine import choose_engine
 from imgclf.threads import ahead
 from imgclf.trained import TrainedNetwork, restore
 
@@ -59,7 +59,7 @@ class Predictor:
         self, trained: TrainedNetwork, path: str | Path, engine: str = "auto", precision: str = "fp32"
     ) -> None:
         self.trained, self.path, self.engine, self.precision = trained, path, engine, precision
-        self._engines: dict[bool, Answer] = {}  # for many pictures, and for few
+        self._engines: dict[str, Answer] = {}
 
     @cached_property
     def classifier(self) -> "ImageClassifier":
@@ -118,10 +118,10 @@ class Predictor:
         yield from self._answer(pending, answer)
 
     def _engine_for(self, count: int) -> Answer:
-        many = count >= WORTHWHILE
-        if many not in self._engines:
-            self._engines[many] = engine_for(self.trained, self.engine, count, self.precision)
-        return self._engines[many]
+        name = choose_engine(self.engine, self.trained.device, count)
+        if name not in self._engines:
+            self._engines[name] = engine_for(self.trained, name, count, self.precision)
+        return self._engines[name]
 
     def _pixels(self, name: str, picture: Any, errors: str) -> NDArray[np.uint8] | ImageError:
         """uint8 [S, S, C], by the decoder that training used."""

@@ -332,3 +332,20 @@ def test_memory_is_mapped_and_not_held(tmp_path: Path) -> None:
     for number in range(96):
         assert rows.rows.take(rows.numbers[[number]])[0, 5, 5] == number
     assert anonymous() - before < 24  # MiB, of 96
+
+
+def test_a_file_that_changes_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels may be the old ones or the new ones; the next run has the new ones."""
+    root = draw_tree(tmp_path / "data", {"train": 3, "valid": 1, "test": 1})
+    changed, read = root / "train" / "red" / "001.png", cache_module.read_image
+
+    def late(source: Any, *args: Any) -> Any:
+        pixels = read(source, *args)
+        if Path(source) == changed:
+            draw_picture(changed, (0, 0, 0), seed=5, size=25)
+        return pixels
+
+    monkeypatch.setattr(cache_module, "read_image", late)
+    epoch(module(root))
+    monkeypatch.setattr(cache_module, "read_image", read)
+    assert same(epoch(module(root)), epoch(module(root, cache="off")))

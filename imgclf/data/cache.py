@@ -84,37 +84,43 @@ class Cached:
         began, made = time.perf_counter(), self.made
         try:
             with self.store.lock:
-                self._fill(self._find(indices), stop)
+                self._fill(*self._find(indices), stop)
         except OSError as error:  # a full disk, a folder that can't be written, a cache that was cleared meanwhile
+            self.numbers[:] = -1  # what wasn't committed another process may write over
             self._refuse(error.strerror or str(error))
         if (count := self.made - made) and not made:
             seconds = time.perf_counter() - began
             size = count * self.store.row_bytes / 1e6
             print(f"{self.what}: {count:,} made in {seconds:.1f} s, {size:,.0f} MB", flush=True)
 
-    def _find(self, indices: Indices) -> Indices:
-        """Look the rows up, and return the indices of those that must be made."""
+    def _find(self, indices: Indices) -> tuple[Indices, list[bytes]]:
+        """Look the rows up; the indices and keys of those that must be made.
+
+        The keys are from before the making: a file that changes meanwhile is then made anew next time, never mistaken.
+        """
         wanted = indices[self.numbers[indices] < 0]
-        numbers = self.store.find(self.keys(wanted))
+        keys = self.keys(wanted)
+        numbers = self.store.find(keys)
         if self.store.rows is not self.rows:  # another file: what was known of the old one counts no more
             self.numbers[:] = -1
             self.rows, wanted = self.store.rows, indices
-            numbers = self.store.find(self.keys(wanted))
+            keys = self.keys(wanted)
+            numbers = self.store.find(keys)
         self.numbers[wanted] = numbers
-        return wanted[numbers < 0]
+        return wanted[numbers < 0], [key for key, number in zip(keys, numbers.tolist(), strict=True) if number < 0]
 
-    def _fill(self, missing: Indices, stop: Callable[[], bool]) -> None:
+    def _fill(self, missing: Indices, keys: list[bytes], stop: Callable[[], bool]) -> None:
         if not len(missing):
             return
         if why := self.store.room(len(missing)):
             self._refuse(why)
             return
-        committed = time.perf_counter()
+        committed, done = time.perf_counter(), 0
         try:
             with progress_bar(self.what, len(missing)) as advance, closing(self.make(missing)) as rows:
                 for some in rows:
-                    part, missing = missing[: len(some)], missing[len(some) :]
-                    self.numbers[part] = self.store.add(self.keys(part), some)
+                    part = slice(done, done := done + len(some))
+                    self.numbers[missing[part]] = self.store.add(keys[part], some)
                     self.made += len(some)
                     advance(len(some))
                     if time.perf_counter() - committed > COMMIT_SECONDS:

@@ -271,10 +271,15 @@ def list_stores(root: Path) -> list[tuple[Path, dict[str, Any], int]]:
             about = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             about = {}
-        stores.append(
-            (path.parent, about, sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file()))
-        )
+        stores.append((path.parent, about, sum(map(_size, path.parent.glob("*.bin")))))
     return stores
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a run may be clearing or renewing it
+        return 0
 
 
 def _existing(path: Path) -> Path:

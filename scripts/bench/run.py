@@ -20,6 +20,8 @@ from typing import Any
 
 from page import write_page
 
+from imgclf.storage import write_atomically
+
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path("~/.cache/imgclf-bench/venvs").expanduser()
 
@@ -74,11 +76,7 @@ def _measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
 
 
 def _save(path: Path, results: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(results, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
