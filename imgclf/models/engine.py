@@ -32,7 +32,8 @@ __all__ = [
 ENGINES = ("auto", "eager", "openvino")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTHWHILE = 1000  # pictures; MobileNetV2 wins its preparation back at 400, MobileNetV3-small at 1,100
-BATCH = 32  # pictures; OpenVINO is fastest on batches of one size
+BATCH = 32  # pictures
+FEW = 8  # pictures that OpenVINO takes at a time; up to 1.5 times as fast as 32 by all threads together
 TOLERANCE = 1e-4  # of the largest value
 
 
@@ -80,7 +81,10 @@ class Eager:
 
 
 class OpenVINO:
-    """The network as OpenVINO compiles it for the CPU; an incomplete batch is filled up, and cut again."""
+    """The network as OpenVINO compiles it for the CPU: each thread takes a few pictures of the batch through the whole
+    network, which keeps them in its own cache, and its numbers from depending on how many threads there are. Pictures
+    that are missing from the last few are made up for, and cut again.
+    """
 
     def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, side: int, precision: str = "fp32") -> None:
         import openvino
@@ -88,26 +92,40 @@ class OpenVINO:
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
         self.label, self.batch = label_of("openvino", precision), BATCH
-        pixels = torch.zeros(BATCH, side, side, mean.shape[1], dtype=torch.uint8)
+        streams = min(torch.get_num_threads(), BATCH)
+        self._few = min(FEW, BATCH // streams)
+        pixels = torch.zeros(self._few, side, side, mean.shape[1], dtype=torch.uint8)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the tracer about shapes, which are fixed here, and of its own age
             trace: Any = torch.jit.trace
             decoder = TorchScriptPythonDecoder(
-                trace(Normalised(network, mean, std).eval(), pixels[:2], check_trace=False)
+                trace(Normalised(network, mean, std).eval(), pixels[:1], check_trace=False)
             )
             # By the front end itself: `openvino.convert_model` would report its use over the network.
             front = FrontEndManager().load_by_framework("pytorch")
             model = front.convert(front.load(decoder))
         model.reshape(list(pixels.shape))
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
-                 "INFERENCE_NUM_THREADS": torch.get_num_threads()}  # fmt: skip
-        self._compiled = openvino.Core().compile_model(model, "CPU", hints)
-        self._pixels = pixels
+        hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+                 "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams}  # fmt: skip
+        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", hints), streams)
+        found: list[Tensor] = []
+
+        def keep(request: Any, number: int) -> None:  # doesn't know `self`: the queue would keep both alive for ever
+            found[number] = torch.from_numpy(request.get_output_tensor(0).data.copy())  # it will be used again
+
+        self._queue.set_callback(keep)
+        self._found = found
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, C, S, S] -> float32 [B, ...]."""
-        self._pixels[: len(images)] = images.permute(0, 2, 3, 1)
-        return torch.from_numpy(self._compiled(self._pixels.numpy())[0])[: len(images)].clone()
+        missing = -len(images) % self._few
+        full = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]).permute(0, 2, 3, 1).contiguous()
+        parts = torch.split(full, self._few)
+        self._found[:] = [full] * len(parts)
+        for number, part in enumerate(parts):
+            self._queue.start_async([part.numpy()], number)
+        self._queue.wait_all()
+        return torch.cat(self._found)[: len(images)]
 
 
 def choose_engine(wanted: str, device: torch.device, pictures: int) -> str:
