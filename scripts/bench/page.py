@@ -10,8 +10,8 @@ from rows import Row, rows_of
 
 __all__ = ["write_page"]
 
-METHOD = """Every figure comes from one series, in which imgclf and its peers took turns: imgclf's runs: {repeats} (the median
-counts), a peer ran once. All see the same pictures in the same splits (links to imgclf's own), the same network to the parameter,
+METHOD = """Every figure comes from one series, in which imgclf and its peers took turns: imgclf ran as often as `runs`
+says (the median counts), a peer once, epoch by epoch. All see the same pictures in the same splits (links to imgclf's own), the same network to the parameter,
 with random weights, the same batch size, and validate in every epoch on the same pictures; training data are shuffled.
 Libraries and pictures were read once before. `fit` is training with its validation; `whole` is the process from start to
 exit, with a test of the network and its saving. Cold: an empty cache folder; warm: that of the run before. images/s are training
@@ -34,7 +34,7 @@ def write_page(results: dict[str, Any], path: Path, date: str | None) -> None:
     meta, jobs = results["meta"], results["jobs"]
     rows = [row for name, result in jobs.items() for row in rows_of(name, result)]
     parts = ["# Speed", "", f"Measured {date or meta['date']}{_quick(jobs)}. {_machine(meta)}", "",
-             f"Versions: {_versions(meta, jobs)}.", "", METHOD.format(repeats=meta["repeats"]), "",
+             f"Versions: {_versions(meta, jobs)}.", "", METHOD, "",
              "## Against the peers", "", *_table(rows), "",
              "A ratio above 1 is in imgclf's favour, but for rows that say `at most`.", "",
              "## Each side by itself", "", *_sides(jobs)]  # fmt: skip
@@ -85,8 +85,8 @@ def _table(rows: list[Row]) -> Iterator[str]:
 
 def _sides(jobs: dict[str, Any]) -> Iterator[str]:
     """A line for each side of each training job: seconds, images/s, memory."""
-    yield "| job | who | caches | fit | whole | first epoch | later epochs | images/s | peak anonymous | peak resident |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "| job | who | caches | runs | fit | whole | first epoch | later epochs | images/s | peak anonymous | peak resident |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, result in jobs.items():
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for run in result.get("runs", []):
@@ -99,7 +99,7 @@ def _sides(jobs: dict[str, Any]) -> Iterator[str]:
             )
             first = median(run["epoch_seconds"][0] for run in runs)
             later = [seconds for run in runs for seconds in run["epoch_seconds"][1:]]
-            yield (f"| `{name}` | {who} | {variant} | {fit:.2f} s | {whole:.2f} s | {first:.2f} s | "
+            yield (f"| `{name}` | {who} | {variant} | {len(runs)} | {fit:.2f} s | {whole:.2f} s | {first:.2f} s | "
                    f"{f'{median(later):.2f} s' if later else '-'} | {rate:,.0f} | {own:,.0f} MiB | "
                    f"{resident:,.0f} MiB |")  # fmt: skip
 

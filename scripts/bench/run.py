@@ -50,8 +50,7 @@ def _measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
         raise SystemExit(f"no job {', '.join(unknown)}; there are {', '.join([*FITS, *OTHERS])}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     date = options.date or datetime.date.today().isoformat()
-    results["meta"] = {"date": date, "repeats": 1 if options.quick else options.repeats,
-                       "memory_gib": round(memory), **describe_environment()}  # fmt: skip
+    results["meta"] = {"date": date, "memory_gib": round(memory), **describe_environment()}  # fmt: skip
     results["meta"].pop("command")  # it names folders of this machine
     for name in names:
         if name in results["jobs"] and not options.again:
