@@ -122,7 +122,11 @@ class Bench:
             }
         seconds = result.get("fit_seconds", result.get("wall_seconds"))
         print(
-            f"failed: {result['failed']}" if "failed" in result else f"{seconds:.1f} s" if isinstance(seconds, float) else "done",
+            f"failed: {result['failed']}"
+            if "failed" in result
+            else f"{seconds:.1f} s"
+            if isinstance(seconds, float)
+            else "done",
             flush=True,
         )
         return result
