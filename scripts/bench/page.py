@@ -10,13 +10,13 @@ from rows import Row, rows_of
 
 __all__ = ["write_page"]
 
-METHOD = """Every figure comes from one series, in which imgclf and its peers took turns: imgclf ran as often as `runs`
-says (the median counts), a peer once, epoch by epoch. All see the same pictures in the same splits (links to imgclf's own), the same network to the parameter,
-with random weights, the same batch size, and validate in every epoch on the same pictures; training data are shuffled.
-Libraries and pictures were read once before. `fit` is training with its validation; `whole` is the process from start to
-exit, with a test of the network and its saving. Cold: an empty cache folder; warm: that of the run before. images/s are training
-pictures by the seconds of an epoch (validation included), the median of the epochs behind the first. Peak memory is what a
-process and its children hold themselves (RssAnon, read five times a second), without mapped files.
+METHOD = """Every figure comes from one series, in which imgclf and its peers took turns: imgclf ran as often as `runs` says (the
+median counts), a peer once, epoch by epoch. All see the same pictures in the same splits (links to imgclf's own), the same
+network to the parameter, with random weights, the same batch size, and validate in every epoch on the same pictures; training
+data are shuffled. Libraries and pictures were read once before. `fit` is training with its validation; `whole` is the process
+from start to exit, with a test of the network and its saving. Cold: an empty cache folder; warm: that of the run before.
+images/s are training pictures by the seconds of an epoch (validation included), the median of the epochs behind the first. Peak
+memory is what a process and its children hold themselves (RssAnon, read five times a second), without mapped files.
 
 - **imgclf**: its command line, as a user types it, with `report=false`; its defaults otherwise.
 - **keras**: `image_dataset_from_directory` (bilinear), prefetch, `fit` with `jit_compile="auto"`; no `cache()`. Augmentation by
