@@ -107,7 +107,7 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
 def _about(settings: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
     """What travels in every checkpoint beside the network: where it comes from, as plain data."""
     counts = {split: len(samples) for split, samples in data.samples.items()}
-    facts = {"name": data.name, "root": str(data.root), "counts": counts}
+    facts = {"name": data.name, "root": str(data.root), "counts": counts, "flips": list(data.flips)}
     return {"config": dict(settings), "data": facts, "fingerprint": data.fingerprint()}
 
 

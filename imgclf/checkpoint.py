@@ -12,7 +12,7 @@ from imgclf.errors import RunError
 from imgclf.models.weights import read_checkpoint
 from imgclf.storage import write_atomically
 
-__all__ = ["AtomicCheckpoints", "add_metrics", "write_checkpoint"]
+__all__ = ["AtomicCheckpoints", "add_facts", "write_checkpoint"]
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -48,8 +48,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
         ) from error
 
 
-def add_metrics(path: str | Path, metrics: dict[str, Any]) -> None:
-    """Put the final metrics into a checkpoint, so that it can tell them by itself."""
+def add_facts(path: str | Path, **facts: Any) -> None:
+    """Put what was measured in the end (`metrics`, `temperature`) into a checkpoint, so that it can tell it by itself."""
     checkpoint = read_checkpoint(path)
-    checkpoint["imgclf"]["metrics"] = metrics
+    checkpoint["imgclf"].update(facts)
     write_checkpoint(checkpoint, path)

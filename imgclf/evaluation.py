@@ -1,5 +1,6 @@
 """Measuring a checkpoint on data, from plain settings."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ from imgclf.data.datamodule import SPLITS
 from imgclf.errors import CheckpointError, ConfigError, DataError
 from imgclf.inference import assess, engine_for
 from imgclf.report.tables import metrics_json
-from imgclf.run_folder import refuse_taken
+from imgclf.run_folder import describe_environment, refuse_taken
 from imgclf.summary import print_metrics, print_per_class, quieten
 
 __all__ = ["evaluate"]
 
 
 def evaluate(settings: dict[str, Any], folder: Path) -> float:
-    """Measure `settings["checkpoint"]` on a split; writes metrics.json, predictions, per-class table and confusion matrix
+    """Measure `settings["checkpoint"]` on a split; writes metrics.json, predictions, per-class table and the report
     into `folder`, and returns the accuracy. Raises `DataError` when the data has other classes than the checkpoint.
     """
+    began = time.perf_counter()
     quieten()
     refuse_taken(folder)
     split = settings["split"]
@@ -34,17 +36,19 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no pictures for split={split}; choose another split or data_dir")
     answer = engine_for(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
-    metrics, matrix = assess(classifier, data.loader(split), None, folder / f"predictions_{split}.csv",
-                             folder / f"per_class_{split}.csv", answer)  # fmt: skip
-    metrics_json(folder / "metrics.json", {split: metrics})
+    flips = classifier.flips() if settings["tta"] else ()
+    measured = assess(classifier, data.loader(split), None, answer, flips)
+    measured.write(folder, split)
+    metrics_json(folder / "metrics.json", {split: measured.metrics})
+    print_per_class(split, measured.matrix, classifier.classes)
+    print_metrics({split: measured.metrics})
     if settings["report"]:
-        from imgclf.report.plots import plot_confusion  # here, because it loads matplotlib
+        from imgclf.reporting import write_report  # here, because it loads matplotlib
 
-        plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
-    print_per_class(split, matrix, classifier.classes)
-    print_metrics({split: metrics})
+        environment = {**describe_environment(), "seconds": {"total": round(time.perf_counter() - began, 3)}}
+        write_report(folder, classifier, data, {split: measured}, environment)
     print(f"everything is in {folder}", flush=True)
-    return float(metrics["accuracy"])
+    return float(measured.metrics["accuracy"])
 
 
 def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dict[str, Any]:

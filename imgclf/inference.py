@@ -1,6 +1,8 @@
 """Logits for all pictures of a split, and what they are worth: the one way that train, evaluate and predict answer."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from imgclf.calibration import calibration_error
 from imgclf.data.loader import Batch, Loader
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError
@@ -16,7 +19,7 @@ from imgclf.models.engine import build_engine, choose_engine
 from imgclf.report.tables import confusion_matrix, per_class_csv, predictions_csv, split_metrics
 from imgclf.trained import Answering
 
-__all__ = ["assess", "engine_for", "predict_logits", "softmax"]
+__all__ = ["Assessment", "assess", "engine_for", "measure", "predict_logits", "softmax"]
 
 Floats = NDArray[np.float32]
 Answer = Callable[[torch.Tensor], torch.Tensor]
@@ -38,9 +41,10 @@ def engine_for(classifier: Answering, wanted: str, pictures: int, precision: str
 
 @torch.inference_mode()
 def predict_logits(classifier: Answering, batches: Iterable[Batch], limit: int | None = None,
-                   answer: Answer | None = None) -> Floats:  # fmt: skip
+                   answer: Answer | None = None, flips: Sequence[str] = ()) -> Floats:  # fmt: skip
     """Logits float32 [N, K] of the batches (the first `limit` of them), in their order, by `answer`: None is PyTorch in full
-    precision. Features in place of pictures always are PyTorch's affair.
+    precision. Features in place of pictures always are PyTorch's affair. With `flips` ("horizontal", "vertical") they are
+    the logarithms of the mean probabilities over a picture and its mirror images.
     """
     classifier.eval()
     eager = engine_for(classifier, "eager", 0)
@@ -49,40 +53,76 @@ def predict_logits(classifier: Answering, batches: Iterable[Batch], limit: int |
         if limit is not None and number >= limit:
             break
         chosen = eager if answer is None or batch.images.is_floating_point() else answer
-        logits.append(chosen(batch.images).cpu().numpy())
+        found = chosen(batch.images)  # [B, K]
+        if flips and not batch.images.is_floating_point():
+            views = [found, *(chosen(batch.images.flip(axes)) for axes in _mirrors(flips))]
+            found = torch.stack([view.log_softmax(dim=1) for view in views]).logsumexp(dim=0) - math.log(len(views))
+        logits.append(found.cpu().numpy())
     return np.concatenate(logits)
 
 
-def softmax(logits: Floats) -> Floats:
-    """Probabilities float32 [N, K]; each row sums to 1."""
-    return torch.from_numpy(logits).softmax(dim=1).numpy()
+def _mirrors(flips: Sequence[str]) -> list[tuple[int, ...]]:
+    """The axes of [B, C, H, W] to turn round for each mirror image; of both flips there are three."""
+    axes = {"horizontal": 3, "vertical": 2}
+    if unknown := sorted(set(flips) - set(axes)):
+        raise ConfigError(f"dataset.flips: {unknown[0]!r}; expected horizontal or vertical")
+    single: list[tuple[int, ...]] = [(axes[name],) for name in flips]
+    return [*single, (2, 3)] if len(single) == 2 else single
 
 
-def assess(
-    classifier: Answering,
-    loader: Loader,
-    limit: int | None = None,
-    predictions: Path | None = None,
-    classes_csv: Path | None = None,
-    answer: Answer | None = None,
-) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """The metrics of a split and its confusion matrix [K, K]; writes the two CSV files where paths are given.
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities float32 [N, K] of logits over `temperature`; each row sums to 1."""
+    return (torch.from_numpy(logits) / temperature).softmax(dim=1).numpy()
 
-    The loss is the mean cross-entropy a picture plus the head's L2 term, as in validation.
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """What a network says of a split, and what that is worth: `logits` float32 [N, K] and `probabilities` of the samples
+    `order` int64 [N], `targets` int64 [N], `metrics`, and the confusion `matrix` [K, K].
     """
-    logits = predict_logits(classifier, loader, limit, answer)  # [N, K]
-    samples: Samples = loader.samples
-    order = loader.order(0)[: len(logits)]
+
+    samples: Samples
+    order: NDArray[np.int64]
+    logits: Floats
+    probabilities: Floats
+    targets: NDArray[np.int64]
+    metrics: dict[str, Any]
+    matrix: NDArray[np.int64]
+
+    def write(self, folder: Path, split: str, predictions: bool = True) -> None:
+        """Write the per-class table and, unless told otherwise, a row a picture."""
+        if predictions:
+            items = [self.samples.items[index] for index in self.order]
+            predictions_csv(
+                folder / f"predictions_{split}.csv", items, self.targets, self.probabilities, self.samples.classes
+            )
+        per_class_csv(folder / f"per_class_{split}.csv", self.samples.classes, self.matrix)
+
+
+def assess(classifier: Answering, loader: Loader, limit: int | None = None, answer: Answer | None = None,
+           flips: Sequence[str] = ()) -> Assessment:  # fmt: skip
+    """What `classifier` says of the (first `limit`) batches of a split by `answer`, and what `measure` says of that."""
+    logits = predict_logits(classifier, loader, limit, answer, flips)  # [N, K]
+    return measure(classifier, loader.samples, loader.order(0)[: len(logits)], logits)
+
+
+def measure(classifier: Answering, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Assessment:
+    """Measure logits [N, K] of the samples `order`. The loss is the mean cross-entropy a picture plus the head's L2 term,
+    as in validation; `ece` is the expected calibration error. With a temperature, `calibrated_loss` and `calibrated_ece` say
+    what it did, and the probabilities are the calibrated ones; accuracies are the same.
+    """
     targets = samples.targets[order]
-    with torch.inference_mode():
-        loss = functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)).item()
-        loss += classifier.predictor.head.penalty().item()
-    probabilities = softmax(logits)
+    probabilities, penalty = softmax(logits), float(classifier.predictor.head.penalty())
+    metrics = split_metrics(probabilities, targets, _cross_entropy(logits, targets) + penalty)
+    metrics["ece"] = calibration_error(probabilities, targets)
+    if (temperature := classifier.temperature) != 1.0:
+        probabilities = softmax(logits, temperature)
+        metrics["temperature"] = temperature
+        metrics["calibrated_loss"] = _cross_entropy(logits / temperature, targets) + penalty
+        metrics["calibrated_ece"] = calibration_error(probabilities, targets)
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(classifier.classes))
-    if predictions:
-        predictions_csv(
-            predictions, [samples.items[index] for index in order], targets, probabilities, classifier.classes
-        )
-    if classes_csv:
-        per_class_csv(classes_csv, classifier.classes, matrix)
-    return split_metrics(probabilities, targets, loss), matrix
+    return Assessment(samples, order, logits, probabilities, targets, metrics, matrix)
+
+
+def _cross_entropy(logits: Floats, targets: NDArray[np.int64]) -> float:
+    return functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)).item()

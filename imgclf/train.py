@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgclf.allocator import keep_memory
-from imgclf.app import output_folder, plain, run_app, task_overrides
+from imgclf.app import is_sweep, output_folder, plain, run_app, task_overrides
 from imgclf.data.place import require_folder
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def main(config: DictConfig) -> float | None:
     Raises `ImgclfError` for whatever the user can mend.
     """
     settings = plain(config)
+    if settings["report"] is None:
+        settings["report"] = not is_sweep()
     if not settings["resume"]:
         require_folder(settings)
     keep_memory()

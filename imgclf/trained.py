@@ -21,6 +21,13 @@ from imgclf.preprocess import Preprocess
 __all__ = ["Answering", "Answers", "TrainedNetwork", "restore"]
 
 Made = TypeVar("Made", bound="Answers")
+_ABOUT = (
+    "config",
+    "data",
+    "metrics",
+    "fingerprint",
+    "temperature",
+)  # of a checkpoint: what it tells beside its network
 
 
 class Answers:
@@ -82,6 +89,23 @@ class Answers:
         """uint8 [B, C, S, S], or features (see `use_features`) -> logits [B, K] of the network that answers."""
         return self.taking(self.predictor, images)(self.normalise(images))
 
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before they become probabilities: 1, or what `calibrate=true` has found."""
+        return float(self.about.get("temperature") or 1.0)
+
+    def flips(self) -> tuple[str, ...]:
+        """The mirror images that show the same class, as the data set says; raises `ConfigError` where it says none."""
+        config = self.about.get("config") or {}
+        augment = (config.get("dataset") or {}).get("augment") or {}
+        known = self.about.get("data", {}).get("flips") or [
+            name for name in ("horizontal", "vertical") if augment.get(f"{name}_flip")
+        ]
+        if not known:
+            raise ConfigError("tta: the data set of this checkpoint names no mirror image that shows the same class "
+                              "(dataset.flips); leave it out, or train with dataset.flips=[horizontal]")  # fmt: skip
+        return tuple(known)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back the history; Lightning calls this too."""
         self.history = copy.deepcopy(checkpoint["imgclf"]["history"])
@@ -110,6 +134,10 @@ class Answering(Protocol):
     std: Tensor
     classes: tuple[str, ...]
     preprocess: Preprocess
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by."""
 
     @property
     def device(self) -> Any:
@@ -146,9 +174,7 @@ def restore(make: Callable[..., Made], path: str | Path, map_location: Any = "cp
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path}: no checkpoint that this version of imgclf can use "
                               f"({type(error).__name__}: {reason})") from None  # fmt: skip
-    made.about = {
-        key: value for key, value in checkpoint["imgclf"].items() if key in ("config", "data", "metrics", "fingerprint")
-    }
+    made.about = {key: value for key, value in checkpoint["imgclf"].items() if key in _ABOUT}
     _module(made).eval()
     return made
 

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.building import build_classifier, build_data, build_trainer, restore_classifier
+from imgclf.calibration import fit_temperature
 from imgclf.checking import check_before_training
-from imgclf.checkpoint import add_metrics
+from imgclf.checkpoint import add_facts
 from imgclf.classifier import ImageClassifier
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
 from imgclf.data.oddities import cheap_notes
-from imgclf.errors import CheckpointError, ImgclfError, RunError
+from imgclf.errors import CheckpointError, ConfigError, ImgclfError, RunError
 from imgclf.features import FeatureCache, attach_features
-from imgclf.inference import assess
+from imgclf.inference import Assessment, assess, measure
 from imgclf.interrupts import Interrupted, Signals, catch_signals
 from imgclf.report.tables import metrics_json
 from imgclf.resume import Start, adopt_settings, check_data, check_settings, find_start
-from imgclf.run_folder import claim, finished_epochs, refuse_taken, write_environment
+from imgclf.run_folder import claim, describe_environment, finished_epochs, refuse_taken, write_environment
 from imgclf.saving import Checkpoints
 from imgclf.summary import print_data, print_metrics, print_network, print_per_class, quieten
 
@@ -55,6 +56,8 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
 def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Start | None, signals: Signals,
          began: float) -> float | None:  # fmt: skip
     data = build_data(settings)
+    if settings.get("calibrate") and not len(data.samples["val"]):
+        raise ConfigError("calibrate=true: there are no validation pictures to fit a temperature on; leave it out")
     if start:
         check_data(start, data)
         classifier = restore_classifier(settings, data, start.path)
@@ -89,9 +92,14 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     fitted = time.perf_counter()
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
     if trainer.is_global_zero:
-        _finish(settings, folder, data, classifier, best.best_epoch, features)
+        tested, measured = _finish(settings, folder, data, classifier, best.best_epoch, features)
         ended = time.perf_counter()
         seconds = {"setup": ready - began, "fit": fitted - ready, "evaluation": ended - fitted, "total": ended - began}
+        if settings["report"]:
+            from imgclf.reporting import write_report  # here, because it loads matplotlib
+
+            write_report(folder, tested, data, measured, {**describe_environment(), "seconds": seconds})
+            seconds["report"] = time.perf_counter() - ended
         write_environment(folder, seconds, len(classifier.history), features.forwards if features else None)
         print(f"done in {seconds['total']:.0f} s (fit {seconds['fit']:.0f} s); everything is in {folder}", flush=True)
     return best.best_value
@@ -130,8 +138,9 @@ def _way_on(folder: Path) -> str:
 
 
 def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, trained: ImageClassifier,
-            best_epoch: int | None, features: FeatureCache | None) -> None:  # fmt: skip
-    """Test the best epoch's checkpoint as it lies on disk, and write and print the results."""
+            best_epoch: int | None, features: FeatureCache | None
+            ) -> tuple[ImageClassifier, dict[str, Assessment]]:  # fmt: skip
+    """Test the best epoch's checkpoint as it lies on disk, write and print the results, and return them."""
     path = folder / "checkpoints" / "best.ckpt"
     if not trained.history:
         raise RunError(
@@ -141,28 +150,27 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
     if features and not features.attach(classifier):  # the best epoch's frozen part has been trained since
         data.features = None
     metrics: dict[str, Any] = {"train": trained.training_means()}
-    matrices = {}
+    measured: dict[str, Assessment] = {}
     for split in ("val", "test"):
         if len(data.samples[split]) and settings["trainer"]["limit_test_batches"] != 0:
-            predictions = folder / f"predictions_{split}.csv" if split == "test" else None
             limit = settings["trainer"][
                 "limit_test_batches"
             ]  # of debug=..., for both; else the whole split is measured
             loader = data.loader(
                 split, shuffle="once" if limit else "never", limit=limit
             )  # a limit shows a fair sample
-            metrics[split], matrices[split] = assess(classifier, loader, loader.limit, predictions,
-                                                     folder / f"per_class_{split}.csv")  # fmt: skip
+            measured[split] = assess(classifier, loader, loader.limit)
+            if split == "val" and settings.get("calibrate"):
+                found = measured[split]
+                classifier.about["temperature"] = fit_temperature(found.logits, found.targets)
+                measured[split] = measure(classifier, found.samples, found.order, found.logits)
+            measured[split].write(folder, split, predictions=split == "test")
+            metrics[split] = measured[split].metrics
     metrics_json(folder / "metrics.json", metrics)
-    add_metrics(path, metrics)
-    if settings["report"]:
-        from imgclf.report.plots import plot_confusion, plot_curves  # here, because it loads matplotlib
-
-        plot_curves(trained.history, folder / "curves.png")
-        for split, matrix in matrices.items():
-            plot_confusion(matrix, classifier.classes, folder / f"confusion_{split}.png")
-    split = "test" if "test" in matrices else "val"
-    if split in matrices:
-        print_per_class(split, matrices[split], classifier.classes)
+    add_facts(path, metrics=metrics, **({"temperature": classifier.temperature} if settings.get("calibrate") else {}))
+    split = "test" if "test" in measured else "val"
+    if split in measured:
+        print_per_class(split, measured[split].matrix, classifier.classes)
     print(f"best epoch: {best_epoch + 1}" if best_epoch is not None else "best epoch: none")
     print_metrics(metrics)
+    return classifier, measured

@@ -12,15 +12,15 @@ import imgclf
 PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
     0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts", "progress", "threads"),
-    1: ("data", "models", "report", "metrics"),
+    1: ("data", "models", "report", "metrics", "calibration"),
     2: ("optimizers", "trained", "classifier"),
     3: (
         "inference", "callbacks", "checkpoint", "guard", "saving", "resume", "loggers", "predictor", "summary", "run_folder",
-        "building", "features",
+        "building", "features", "pictures", "explain", "reporting", "imagenet", "showing",
     ),
     4: (
         "training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "cache",
-        "__main__",
+        "compare", "__main__",
     ),
 }  # fmt: skip
 HOMES = {

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from imgclf.checkpoint import add_metrics, write_checkpoint
+from imgclf.checkpoint import add_facts, write_checkpoint
 from imgclf.errors import RunError
 from imgclf.models.weights import read_checkpoint
 from imgclf.run_folder import claim
@@ -185,7 +185,7 @@ def test_adding_metrics_keeps_the_rest(tiny_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     path.write_bytes((tiny_run / "checkpoints" / "last.ckpt").read_bytes())
     before = read_checkpoint(path)
-    add_metrics(path, {"test": {"accuracy": 0.5}})
+    add_facts(path, metrics={"test": {"accuracy": 0.5}})
     after = read_checkpoint(path)
     assert after["imgclf"].pop("metrics") == {"test": {"accuracy": 0.5}}
     before["imgclf"].pop("metrics", None)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import imgclf
 from imgclf import predict
-from imgclf.checkpoint import AtomicCheckpoints, add_metrics
+from imgclf.checkpoint import AtomicCheckpoints, add_facts
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.evaluation import evaluate
 from imgclf.models.backbone import build_backbone
@@ -199,7 +199,7 @@ def paths(
         "ImageClassifier.load_from_checkpoint": imgclf.ImageClassifier.load_from_checkpoint,
         "python -m imgclf.predict": command,
         "Trainer(plugins=[AtomicCheckpoints()])": through_lightning,
-        "add_metrics": lambda path: (add_metrics(path, {}), imgclf.load(path)),
+        "add_facts": lambda path: (add_facts(path, metrics={}), imgclf.load(path)),
         "find_start": lambda path: (find_start(str(path), tmp_path), imgclf.load(path)),
     }
 
@@ -207,7 +207,7 @@ def paths(
 NAMES = (
     "train ckpt_path=FILE", "train ckpt_path=last", "train resume=DIR", "train model.weights=FILE.pth",
     "train model.weights=FILE.safetensors", "evaluate", "imgclf.load", "ImageClassifier.load_from_checkpoint",
-    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpoints()])", "add_metrics", "find_start",
+    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpoints()])", "add_facts", "find_start",
 )  # fmt: skip
 
 

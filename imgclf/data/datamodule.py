@@ -45,7 +45,8 @@ class ImageDataModule(LightningDataModule):
     `fraction`: how much of train is used, after the hold-outs. `batch_size` is global. `num_workers` None: chosen by
     the number of cores; it never changes a result. `timeout_seconds`: how long a worker may take over a batch. `preprocess`
     may be replaced until the first loader is made. `views`: augmentation begins anew after so many epochs. `cache`: where
-    decoded training and validation pictures are kept, "disk", "ram" or "off", and `cache_gb`, how much of them.
+    decoded training and validation pictures are kept, "disk", "ram" or "off", and `cache_gb`, how much of them. `flips`:
+    the mirror images ("horizontal", "vertical") that show the same class.
     `exclude`: the path of a check.json; what it names is left out, after the splits are cut.
     `notes` holds, after `setup`, what a user should know, a line each.
     Raises `DataError` and `ConfigError` from `setup`, never from the constructor.
@@ -61,6 +62,7 @@ class ImageDataModule(LightningDataModule):
     }
     expected: Mapping[int, tuple[int, int, int]] = {}  # number of classes -> pictures in train, val, test
     holdout: str = "random"
+    flips: Sequence[str] = ()
 
     def __init__(self, root: str | Path, *, name: str | None = None,
                  splits: Mapping[str, Mapping[str, Any]] | None = None,
@@ -68,8 +70,8 @@ class ImageDataModule(LightningDataModule):
                  augment: Mapping[str, Any] | None = None, augment_val: bool = False, holdout: str | None = None,
                  val_fraction: float = 0.2, test_fraction: float = 0.1, fraction: float = 1.0, seed: int = 0,
                  split_seed: int = 0, views: int | None = None, num_workers: int | None = None,
-                 timeout_seconds: float = 300, exclude: str | None = None, cache: str = "disk", cache_gb: float = 32.0,
-                 check_counts: bool = True) -> None:  # fmt: skip
+                 timeout_seconds: float = 300, exclude: str | None = None, flips: Sequence[str] | None = None,
+                 cache: str = "disk", cache_gb: float = 32.0, check_counts: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.name = name or type(self).name
         self.root = Path(root).expanduser()
@@ -82,6 +84,7 @@ class ImageDataModule(LightningDataModule):
         self.seed, self.split_seed = seed, split_seed
         self.num_workers, self.timeout_seconds = num_workers, timeout_seconds
         self.exclude, self.check_counts = exclude, check_counts
+        self.flips = type(self).flips if flips is None else flips
         self.views, self.keeping = views, Keeping(cache, cache_gb)
         self.interrupted: Callable[[], bool] = lambda: False  # what ends the making of a cache early
         self.features: FeatureSource | None = None
@@ -210,6 +213,8 @@ class ImageDataModule(LightningDataModule):
                 raise ConfigError(f"{where}={value!r}: expected a whole number of at least {least}")
         if self.augment:
             Augment.from_dict(self.augment)
+        if isinstance(self.flips, str) or set(self.flips) - {"horizontal", "vertical"}:
+            raise ConfigError(f"dataset.flips={self.flips!r}: expected a list of horizontal and vertical, or []")
 
     def _find_train(self) -> tuple[Path, Found]:
         layout = self.splits["train"]

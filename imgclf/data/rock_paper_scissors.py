@@ -13,6 +13,7 @@ class RockPaperScissorsDataModule(ImageDataModule):
     name = "rock_paper_scissors"
     handle = "sanikamal/rock-paper-scissors-dataset"
     licence = "CC-BY-2.0"
+    flips = ("horizontal",)
     splits = {
         **ImageDataModule.splits,
         "val": {"kind": "flat", "names": ["validation", "valid", "val"], "pattern": "(?P<label>[A-Za-z]+)"},

@@ -19,3 +19,4 @@ class SportsDataModule(ImageDataModule):
     name = "sports"
     handle = "gpiosenka/sports-classification"
     licence = "CC0-1.0"
+    flips = ("horizontal",)

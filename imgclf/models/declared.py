@@ -84,6 +84,7 @@ def check_facts(checkpoint: Mapping[str, Any]) -> None:
     hparams, extra = checkpoint["hyper_parameters"], checkpoint["imgclf"]
     classes, config, data = extra.get("classes"), extra.get("config"), extra.get("data", {})
     count = len(classes) if isinstance(classes, list) else 0
+    temperature = extra.get("temperature", 1.0)
     seed = config.get("seed") if isinstance(config, dict) else 0
     dataset = config.get("dataset") if isinstance(config, dict) else {"name": ""}
     right = {
@@ -100,6 +101,8 @@ def check_facts(checkpoint: Mapping[str, Any]) -> None:
         "data": isinstance(data, dict) and isinstance(data.get("root", ""), str),
         "metrics": isinstance(extra.get("metrics", {}), dict),
         "fingerprint": isinstance(extra.get("fingerprint", {}), dict),
+        "temperature": isinstance(temperature, (int, float)) and 0 < temperature < 1000,
+        "flips": isinstance(data, dict) and _are(data.get("flips", []), str),
     }  # fmt: skip
     if wrong := [key for key, value in right.items() if not value]:
         raise CheckpointError(f"its {wrong[0]} can't be what imgclf wrote; use another checkpoint")

@@ -22,7 +22,9 @@ from imgclf.models.backbone import Backbone, sized
 from imgclf.preprocess import Preprocess
 from imgclf.tensors import check_sums, read_file
 
-__all__ = ["WeightsNote", "load_pretrained", "load_weights", "read_checkpoint", "read_note"]
+__all__ = [
+    "WeightsNote", "copy_tensors", "load_pretrained", "load_weights", "pretrained_network", "read_checkpoint", "read_note",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
     Raises `CheckpointError` when the file can't be read, lacks a tensor, or has one of another shape.
     """
     read_note(path, name)
+    copy_tensors(backbone.network, path, name)
+
+
+def copy_tensors(network: nn.Module, path: str | Path, name: str) -> None:
+    """Copy the tensors that `network` has from a local file; raises `CheckpointError` as `load_weights` does."""
     state = read_file(path)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, found {type(state).__name__}")
@@ -71,13 +78,11 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
         state = state["state_dict"]
     tensors = {key.removeprefix("module."): value for key, value in state.items()
                if isinstance(key, str) and isinstance(value, torch.Tensor)}  # fmt: skip
-    own = {
-        key: value for key, value in backbone.network.state_dict().items() if not key.endswith("num_batches_tracked")
-    }
+    own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     if missing := [key for key in own if key not in tensors]:
         raise CheckpointError(f"{path}: lacks {len(missing)} of the {len(own)} tensors of {name}, first {missing[0]!r}; "
                               "these are weights of another network, or not in timm's format")  # fmt: skip
-    _adapt_channels(backbone.network, tensors)
+    _adapt_channels(network, tensors)
     for key, value in own.items():
         if tensors[key].shape != value.shape or tensors[key].is_complex():
             raise CheckpointError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, {name} needs "
@@ -86,7 +91,15 @@ def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:
 
 
 def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in_chans: int, size: int) -> None:
-    """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach.
+    """Copy timm's own weights for `name` into `backbone`; raises `CheckpointError` when they are out of reach."""
+    source = pretrained_network(name, kwargs, in_chans, size, num_classes=0)
+    own = backbone.network.state_dict()
+    backbone.network.load_state_dict({key: value for key, value in source.state_dict().items() if key in own})
+
+
+def pretrained_network(name: str, kwargs: Mapping[str, Any], in_chans: int, size: int, **head: Any) -> Any:
+    """timm's `name` with its own weights; `num_classes=0` leaves its head out. Raises `CheckpointError` when they are out of
+    reach, `ConfigError` where there are none.
 
     timm adapts them to the network, but doesn't read the file: for what isn't on the hub (legacy_*, gcvit_*), 1.0.31 reads
     a file that made `weights_only=True` stumble over a TypeError once more, and then runs what is in it.
@@ -107,14 +120,12 @@ def load_pretrained(backbone: Backbone, name: str, kwargs: Mapping[str, Any], in
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{file}: no weights of {name}; delete it and run again")
     try:
-        source = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_chans,
-                                   pretrained_cfg_overlay={"state_dict": state}, **sized(name, size), **kwargs)  # fmt: skip
+        return timm.create_model(name, pretrained=True, in_chans=in_chans, pretrained_cfg_overlay={"state_dict": state},
+                                 **sized(name, size), **kwargs, **head)  # fmt: skip
     except Exception as error:  # each network has code of its own that rewrites names and shapes
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{file}: not the weights of {name} ({type(error).__name__}: {reason}). Two ways out: "
                               f"{ways}") from error  # fmt: skip
-    own = backbone.network.state_dict()
-    backbone.network.load_state_dict({key: value for key, value in source.state_dict().items() if key in own})
 
 
 def _fetch(hub_id: str | None, filename: str | None, url: str) -> Path:

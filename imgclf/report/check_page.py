@@ -1,14 +1,14 @@
 """check.html: the content of check.json as one page with small pictures, that asks nothing of any other place."""
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from imgclf.report.thumbnails import data_uri
 
 __all__ = ["check_page", "shown_pictures"]
 
@@ -87,19 +87,10 @@ def _group(group: Mapping[str, Any], images: Images) -> str:
 
 def _figure(picture: Mapping[str, Any], images: Images) -> str:
     image = images.get((picture["split"], picture["path"]))
-    shown = f'<img alt="" src="{_data_uri(image)}">' if image is not None else ""
+    shown = f'<img alt="" src="{data_uri(image, SIDE)}">' if image is not None else ""
     out = "<br><span class=out>excluded</span>" if picture.get("excluded") else ""
     caption = f"<b>{escape(picture['class'])}</b>, {escape(picture['split'])}<br>{escape(picture['path'])}{out}"
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _data_uri(image: NDArray[np.uint8]) -> str:
-    height, width = image.shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
-    _, data = cv2.imencode(".jpg", np.ascontiguousarray(small[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 80])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def _files(files: Mapping[str, Any]) -> str:

@@ -25,10 +25,13 @@ from numpy.typing import NDArray
 from imgclf.report.tables import correct_phrase
 from imgclf.storage import write_atomically
 
-__all__ = ["confusion_figure", "curves_figure", "plot_confusion", "plot_curves"]
+__all__ = [
+    "BLUE", "ORANGE", "confusion_figure", "curves_figure", "families", "plot_confusion", "plot_curves", "shown_name",
+    "write_figure",
+]  # fmt: skip
 
 _DPI = 120
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette, https://jfly.uni-koeln.de/color/
+BLUE, ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette, https://jfly.uni-koeln.de/color/
 _LABEL_POINTS, _SMALLEST_POINTS = 9.0, 5.0  # font sizes; below 5 points (8 pixels) digits can't be told apart
 _DIGIT_EM = 0.64  # width of a DejaVu Sans digit, in font sizes
 _LONGEST_NAME = 40  # characters of a class name that are shown
@@ -38,12 +41,12 @@ _LARGEST_INCHES = 36.0  # side of the matrix: 4,320 pixels
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Write `curves_figure` to `path`."""
-    _write(lambda: curves_figure(rows), path)
+    write_figure(lambda: curves_figure(rows), path)
 
 
 def plot_confusion(matrix: NDArray[np.integer[Any]], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Write `confusion_figure` to `path`."""
-    _write(lambda: confusion_figure(matrix, classes), path)
+    write_figure(lambda: confusion_figure(matrix, classes), path)
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -60,7 +63,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     best = _best_row(rows)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         size = 6 if len(epochs) <= 30 else 0  # markers show single epochs; 200 of them would hide the line
-        for split, label, colour, style in (("train", "train", _BLUE, "s-"), ("val", "validation", _ORANGE, "o-")):
+        for split, label, colour, style in (("train", "train", BLUE, "s-"), ("val", "validation", ORANGE, "o-")):
             values = _column(rows, f"{split}_{name}")
             known = np.isfinite(values)  # validation may run every n-th epoch: the line goes on to the next value
             if known.any():
@@ -136,7 +139,7 @@ def confusion_figure(matrix: NDArray[np.integer[Any]], classes: Sequence[str]) -
     for cells, colours in ((on_diagonal, _colours("Blues")), (~on_diagonal, _colours("Oranges"))):
         axes.imshow(np.ma.masked_where(~cells | (matrix == 0), shares), cmap=colours, vmin=0, vmax=1)
     side = cell * num_classes
-    _name_axes(axes, [_shown(name) for name in classes], cell)
+    _name_axes(axes, [shown_name(name) for name in classes], cell)
     _title_axes(axes, int(np.trace(matrix)), int(matrix.sum()), 13 + side / 3)
     _draw_scale(scale)
     _place(figure, axes, scale, side)
@@ -170,7 +173,7 @@ def _colours(name: str) -> Colormap:
     return LinearSegmentedColormap.from_list(f"imgclf {name}", colormaps[name](np.linspace(0.18, 0.95, 256)))
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """Give a class name in one line of bounded length; its middle goes, for beginnings and ends tell names apart."""
     line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(name.split()))
     half = _LONGEST_NAME // 2
@@ -183,14 +186,14 @@ def _name_axes(axes: Axes, names: Sequence[str], cell: float) -> None:
     step = max(1, math.ceil(1.5 * points / 72 / cell))  # a line of text is about 1.2 font sizes high
     positions, names = range(0, len(names), step), names[::step]
     # "$" in a class name is no formula; older fonts first, those of other scripts where DejaVu has no glyph.
-    style: dict[str, Any] = {"parse_math": False, "fontsize": points, "fontfamily": _families()}
+    style: dict[str, Any] = {"parse_math": False, "fontsize": points, "fontfamily": families()}
     axes.set_yticks(positions, names, **style)
     widest = max(label.get_window_extent().width for label in axes.get_yticklabels()) / _DPI
     axes.set_xticks(positions, names, rotation=0 if widest < 0.9 * cell else 90, **style)
     axes.tick_params(length=2, pad=2)
 
 
-def _families() -> list[str]:
+def families() -> list[str]:
     """List the fonts to look for a glyph in: matplotlib's own, then the usual ones for Chinese, Japanese and Korean."""
     usual = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "WenQuanYi Micro Hei", "SimHei")
     installed = {font.name for font in fontManager.ttflist}
@@ -232,7 +235,7 @@ def _place(figure: Figure, axes: Axes, scale: Axes, side: float) -> None:
     lay(left + right + 2 * margin, bottom + top + 2 * margin, left + margin, bottom + margin)
 
 
-def _write(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
+def write_figure(draw: Callable[[], Figure], path: str | os.PathLike[str]) -> None:
     """Render whole, then write: a failed drawing leaves no half a picture."""
     buffer = io.BytesIO()
     with _glyphs_may_lack():
