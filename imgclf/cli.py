@@ -11,6 +11,7 @@ COMMANDS = {
     "check": "look for what is wrong with a data set",
     "evaluate": "measure a checkpoint on a split",
     "predict": "classes of pictures, from a checkpoint",
+    "compare": "which of several runs is best, and whether it can be chance",
     "cache": "list or clear decoded pictures and features",
     "download": "fetch a data set from Kaggle",
 }

@@ -46,10 +46,11 @@ def explain(classifier: Answering, images: Tensor, targets: Tensor) -> NDArray[n
         chosen = logits.gather(1, targets.to(logits.device)[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, features)
     maps = (gradient * features).sum(dim=1).detach().clamp_min(0)  # [B, h, w]
-    peaks = maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     size = tuple(images.shape[-2:])
-    large = torch.nn.functional.interpolate((maps / peaks)[:, None], size, mode="bilinear", align_corners=False)
-    return large[:, 0].clamp(0, 1).cpu().numpy()
+    large = torch.nn.functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[
+        :, 0
+    ]  # [B, S, S]
+    return (large / large.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()
 
 
 def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -20,8 +20,8 @@ def main(config: DictConfig) -> float | None:
     Raises `ImgclfError` for whatever the user can mend.
     """
     settings = plain(config)
-    if settings["report"] is None:
-        settings["report"] = not is_sweep()
+    if settings["report"] is None and is_sweep():
+        settings["report"] = False
     if not settings["resume"]:
         require_folder(settings)
     keep_memory()

@@ -95,7 +95,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
         tested, measured = _finish(settings, folder, data, classifier, best.best_epoch, features)
         ended = time.perf_counter()
         seconds = {"setup": ready - began, "fit": fitted - ready, "evaluation": ended - fitted, "total": ended - began}
-        if settings["report"]:
+        if settings["report"] is not False:
             from imgclf.reporting import write_report  # here, because it loads matplotlib
 
             write_report(folder, tested, data, measured, {**describe_environment(), "seconds": seconds})

@@ -72,7 +72,7 @@ def composed(*overrides: str, config: str = "train") -> dict[str, Any]:
 TINY = (
     "dataset=folders", "model=small_cnn", "trainer=cpu", "image_size=16", "dataset.batch_size=8", "trainer.max_epochs=2",
     "model.backbone_kwargs.layers=[4,pool,8,pool]", "model.head.hidden=[8]", "dataset.num_workers=0",
-    "scheduler.name=none", "model.head.dropout=0.0", "optimizer.lr=0.01",
+    "scheduler.name=none", "model.head.dropout=0.0", "optimizer.lr=0.01", "report=false",
 )  # fmt: skip
 
 
@@ -91,4 +91,4 @@ def run_tiny(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 @pytest.fixture(scope="session")
 def tiny_run(run_tiny: Callable[..., Path]) -> Path:
     """One finished run that the tests only read."""
-    return run_tiny("trainer.max_epochs=3")
+    return run_tiny("trainer.max_epochs=3", "report=true")

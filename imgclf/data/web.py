@@ -50,6 +50,8 @@ def fetch_picture(url: str, *, allow_private: bool = False, timeout_seconds: flo
             answer.set_result(visit.follow(address))
         except BaseException as error:  # handed to whoever waits
             answer.set_exception(error)
+        finally:
+            visit.close()  # what was opened after nobody waited any more
 
     threading.Thread(target=work, daemon=True).start()  # looking up a name can't be interrupted, only left alone
     try:
@@ -101,10 +103,10 @@ class _Visit:
     def follow(self, url: str) -> bytes:
         """The body at the end of the redirects."""
         for _ in range(REDIRECTS + 1):
-            response = self._ask(urlsplit(url))
-            if response.status not in _MOVED:
-                return self._body(response)
-            target = urljoin(url, quote(response.headers.get("Location", ""), safe=_PARTS))
+            with self._ask(urlsplit(url)) as response:
+                if response.status not in _MOVED:
+                    return self._body(response)
+                target = urljoin(url, quote(response.headers.get("Location", ""), safe=_PARTS))
             if not is_url(target) or (url.lower().startswith("https:") and not target.lower().startswith("https:")):
                 raise ImageError(f"redirects to {target[:100]!r}, which is refused; expected another https address")
             try:

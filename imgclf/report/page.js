@@ -40,7 +40,8 @@ function figure(picture, kind = "") {
   const right = picture.true === picture.predicted;
   const caption = node("figcaption", {});
   if (picture.predicted !== undefined) {
-    const said = `${facts.classes[picture.predicted]} ${percent(picture.probability, picture.probability > 0.995 ? 2 : 0)}`;
+    const share = picture.probability > 0.9995 ? "> 99.9 %" : percent(picture.probability, picture.probability > 0.995 ? 1 : 0);
+    const said = `${facts.classes[picture.predicted]} ${share}`;
     caption.append(node("b", {class: right ? "right" : "wrong"}, (right ? "✓ " : "✗ ") + said));
     if (!right) caption.append(node("br"), `is ${facts.classes[picture.true]}`);
     caption.append(node("br"), node("span", {class: "quiet"}, picture.file));
@@ -195,7 +196,8 @@ function confusion() {
     svg.append(box);
     if (String(many).length * font * 0.6 <= cell - 1)
       svg.append(shape("text", {x: room + cell * (column + 0.5), y: room + cell * (row + 0.5) + font * 0.35,
-        "text-anchor": "middle", "font-size": font, "pointer-events": "none"}, String(many)));
+        "text-anchor": "middle", "font-size": font, "pointer-events": "none",
+        style: share > 0.55 ? "fill: var(--on-strong)" : null}, String(many)));
   }
   const pairs = facts.pairs.map(([row, column, many]) => node("tr", {},
     node("td", {class: "n"}, String(many)), node("td", {},

@@ -26,12 +26,14 @@ from imgclf.report.tables import correct_phrase
 from imgclf.storage import write_atomically
 
 __all__ = [
-    "BLUE", "ORANGE", "confusion_figure", "curves_figure", "families", "plot_confusion", "plot_curves", "shown_name",
-    "write_figure",
+    "BLUE", "ORANGE", "confusion_figure", "curves_figure", "families", "plot_confusion", "plot_curves",
+    "plot_runs", "runs_figure", "shown_name", "write_figure",
 ]  # fmt: skip
 
 _DPI = 120
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette, https://jfly.uni-koeln.de/color/
+_SEVEN = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # of the same
+_DASHES = ("-", "--", ":", "-.")
 _LABEL_POINTS, _SMALLEST_POINTS = 9.0, 5.0  # font sizes; below 5 points (8 pixels) digits can't be told apart
 _DIGIT_EM = 0.64  # width of a DejaVu Sans digit, in font sizes
 _LONGEST_NAME = 40  # characters of a class name that are shown
@@ -76,6 +78,44 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if axes.lines:
             axes.legend(loc="best", framealpha=0.9)
     return figure
+
+
+def plot_runs(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], path: str | os.PathLike[str]) -> None:
+    """Write `runs_figure` to `path`."""
+    write_figure(lambda: runs_figure(runs), path)
+
+
+def runs_figure(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Draw the validation loss and accuracy of several runs, (name, rows of a history) each, over the epochs.
+
+    Told apart by colour and by dashes; ValueError for no runs.
+    """
+    if not runs:
+        raise ValueError("no runs to draw")
+    figure = Figure(figsize=(11, 4.4 + 0.2 * len(runs)), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    both = figure.subplots(1, 2)
+    for axes, name in zip(both, ("loss", "accuracy"), strict=True):
+        for number, (label, rows) in enumerate(runs):
+            epochs = np.array([row["epoch"] for row in rows], dtype=np.int64) + 1
+            values = _column(rows, f"val_{name}")
+            known = np.isfinite(values)
+            colour, dash = _SEVEN[number % len(_SEVEN)], _DASHES[number // len(_SEVEN) % len(_DASHES)]
+            axes.plot(epochs[known], values[known], color=colour, linestyle=dash, label=_escaped(label), marker="o",
+                      markersize=4 if len(epochs) <= 30 else 0)  # fmt: skip
+        longest = max((row["epoch"] for _, rows in runs for row in rows), default=0)
+        _dress(axes, np.array([1, longest + 1]), name)
+        axes.set_title(f"Validation {name}")
+    figure.legend(
+        *both[0].get_legend_handles_labels(), loc="outside lower center", ncols=1 if len(runs) > 3 else len(runs)
+    )
+    return figure
+
+
+def _escaped(name: str) -> str:
+    """A run's name as a legend shows it: matplotlib takes "$" for a formula, and hides what begins with "_"."""
+    name = shown_name(name).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
