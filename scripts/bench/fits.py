@@ -29,7 +29,7 @@ class Fit:
 
 
 PLAIN = ("dataset.augment=null",)
-CARDS = ("trainer.limit_train_batches=null", "trainer.max_epochs=5")  # of 15
+CARDS = ("trainer.limit_train_batches=null", "trainer.max_epochs=3")  # of 15
 TURNED = ("dataset.augment={rotation_degrees:20,shift:0.1,zoom:0.1}",)
 KERAS_AHEAD = (Target("images/s", "keras", 1.0), Target("fit", "keras", None))
 CARDS_TARGETS = (Target("images/s", "keras", 2.0), Target("fit", "keras", 1.6))
@@ -47,12 +47,12 @@ FITS = {
         (Target("fit", "keras", 8), Target("fit", "lightning_plain", None)),
     ),
     "cards_v3": Fit(
-        "cards_mobilenetv3", (*PLAIN, *CARDS), ("keras", "timm_loop", "lightning_plain"),
-        (*CARDS_TARGETS, Target("images/s", "timm_loop", None), Target("images/s", "lightning_plain", None)),
+        "cards_mobilenetv3", (*PLAIN, *CARDS), ("keras", "timm_loop"),
+        (*CARDS_TARGETS, Target("images/s", "timm_loop", None)),
     ),
     "cards_v3_augmented": Fit(
-        "cards_mobilenetv3", (*TURNED, *CARDS), ("keras", "lightning_plain"),
-        (*CARDS_TARGETS, Target("images/s", "lightning_plain", None)),
+        "cards_mobilenetv3", (*TURNED, *CARDS), ("keras",),
+        CARDS_TARGETS,
     ),
     "rps_cnn": Fit("rps_cnn", (), ("keras",), KERAS_AHEAD),
     "rps_cnn_batchnorm": Fit(
