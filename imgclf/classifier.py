@@ -142,6 +142,7 @@ class ImageClassifier(Answers, LightningModule):
         Lightning set the loader up before it restores the loader's position.
         """
         self._began = time.perf_counter()
+        self.about.pop("temperature", None)  # of weights that are about to change
         self.sums.to(self.device)
         self._apply_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)

@@ -46,7 +46,9 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
         from imgclf.reporting import write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": {"total": round(time.perf_counter() - began, 3)}}
+        measured_at = time.perf_counter()
         write_report(folder, classifier, data, {split: measured}, environment)
+        print(f"report.html in {time.perf_counter() - measured_at:.1f} s")
     print(f"everything is in {folder}", flush=True)
     return float(measured.metrics["accuracy"])
 

@@ -81,6 +81,9 @@ def print_per_class(split: str, matrix: NDArray[np.int64], classes: Sequence[str
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line a split."""
     for split, values in metrics.items():
+        if "temperature" in values:
+            print(f"{split:<5} with temperature {values['temperature']:.3f}: loss {values['calibrated_loss']:.4f}, calibration "
+                  f"error {values['ece']:.2%} -> {values['calibrated_ece']:.2%}")  # fmt: skip
         print(f"{split:<5} {correct_phrase(values['correct'], values['count'])}, accuracy {values['accuracy']:.2%}, "
               f"top-5 {values['top5']:.2%}, macro F1 {values['macro_f1']:.4f}, loss {values['loss']:.4f}")  # fmt: skip
 

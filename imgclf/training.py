@@ -95,12 +95,17 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
         tested, measured = _finish(settings, folder, data, classifier, best.best_epoch, features)
         ended = time.perf_counter()
         seconds = {"setup": ready - began, "fit": fitted - ready, "evaluation": ended - fitted, "total": ended - began}
+        forwards = features.forwards if features else None
+        write_environment(
+            folder, seconds, len(classifier.history), forwards
+        )  # the run is finished, whatever a report meets
         if settings["report"] is not False:
             from imgclf.reporting import write_report  # here, because it loads matplotlib
 
             write_report(folder, tested, data, measured, {**describe_environment(), "seconds": seconds})
             seconds["report"] = time.perf_counter() - ended
-        write_environment(folder, seconds, len(classifier.history), features.forwards if features else None)
+            print(f"report.html in {seconds['report']:.1f} s", flush=True)
+            write_environment(folder, seconds, len(classifier.history), forwards)
         print(f"done in {seconds['total']:.0f} s (fit {seconds['fit']:.0f} s); everything is in {folder}", flush=True)
     return best.best_value
 

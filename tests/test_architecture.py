@@ -108,7 +108,16 @@ def test_the_public_face() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["imgclf", "imgclf.app", "imgclf.train", "imgclf.evaluate", "imgclf.predict", "imgclf.cli", "imgclf.cache"],
+    [
+        "imgclf",
+        "imgclf.app",
+        "imgclf.train",
+        "imgclf.evaluate",
+        "imgclf.predict",
+        "imgclf.cli",
+        "imgclf.cache",
+        "imgclf.compare",
+    ],
 )
 def test_what_answers_at_once_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -23,7 +23,7 @@ def run(
 
 
 @pytest.mark.parametrize(
-    "command", ["imgclf.train", "imgclf.evaluate", "imgclf.download", "imgclf.predict", "imgclf.cli"]
+    "command", ["imgclf.train", "imgclf.evaluate", "imgclf.download", "imgclf.predict", "imgclf.compare", "imgclf.cli"]
 )
 def test_help(tmp_path: Path, command: str) -> None:
     answer = run(command, "--help", cwd=tmp_path)

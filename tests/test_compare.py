@@ -38,7 +38,9 @@ def test_another_test_set_is_no_duel(tiny_run: Path, tmp_path: Path, capsys: pyt
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
     path = other / "predictions_test.csv"
-    path.write_text("".join(line.replace("/test/", "/elsewhere/") for line in path.read_text().splitlines(keepends=True)))
+    path.write_text(
+        "".join(line.replace("/test/", "/elsewhere/") for line in path.read_text().splitlines(keepends=True))
+    )
     assert main([str(tiny_run), str(other)]) == 0
     assert "McNemar" not in capsys.readouterr().out
 
