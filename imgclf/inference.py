@@ -106,13 +106,14 @@ def assess(classifier: Answering, loader: Loader, limit: int | None = None, answ
     return measure(classifier, loader.samples, loader.order(0)[: len(logits)], logits)
 
 
+@torch.inference_mode()
 def measure(classifier: Answering, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Assessment:
     """Measure logits [N, K] of the samples `order`. The loss is the mean cross-entropy a picture plus the head's L2 term,
     as in validation; `ece` is the expected calibration error. With a temperature, `calibrated_loss` and `calibrated_ece` say
     what it did, and the probabilities are the calibrated ones; accuracies are the same.
     """
     targets = samples.targets[order]
-    probabilities, penalty = softmax(logits), float(classifier.predictor.head.penalty())
+    probabilities, penalty = softmax(logits), classifier.predictor.head.penalty().item()
     metrics = split_metrics(probabilities, targets, _cross_entropy(logits, targets) + penalty)
     metrics["ece"] = calibration_error(probabilities, targets)
     if (temperature := classifier.temperature) != 1.0:

@@ -112,7 +112,7 @@ def test_a_signal_saves_this_step(
     assert code == 128 + getattr(signal, signum)
     assert said == f"imgclf: interrupted by {signum}; go on with: python -m imgclf.train resume={folder}\n"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
-    monkeypatch.setattr(training, "_finish", lambda *_: None)
+    monkeypatch.setattr(training, "_finish", lambda *_: (None, {}))
     resume = [f"resume='{folder}'"]
     train(composed(*resume), folder, resume)
     assert compare(whole, read_checkpoint(folder / "checkpoints" / "last.ckpt")) is None
@@ -150,7 +150,7 @@ def test_a_signal_outside_of_training(colours: Path, tmp_path: Path, where: str)
         assert said.endswith(f"go on with: python -m imgclf.train resume={folder}\n") and said.count("\n") == 1
         resume = [f"resume='{folder}'"]
         train(composed(*resume), folder, resume)  # nothing but the test is left to do
-        assert (folder / "curves.png").is_file()
+        assert (folder / "environment.json").is_file()
     else:
         assert said == "imgclf: interrupted by SIGTERM; nothing was saved yet, begin the run again\n"
 

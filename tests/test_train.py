@@ -45,7 +45,7 @@ def test_the_files_of_a_run(tiny_run: Path) -> None:
     assert names == {
         "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "confusion_test.png", "confusion_val.png",
         "curves.png", "environment.json", "history.csv", "history.json", "metrics.json", "overrides.yaml",
-        "per_class_test.csv", "per_class_val.csv", "predictions_test.csv",
+        "per_class_test.csv", "per_class_val.csv", "predictions_test.csv", "report.html",
     }  # fmt: skip
     config = yaml.safe_load((tiny_run / "config.yaml").read_text())
     assert config["model"]["head"]["hidden"] == [8]
@@ -60,8 +60,9 @@ def test_schemas_and_arithmetic(tiny_run: Path) -> None:
     metrics = read_json(tiny_run / "metrics.json")
     assert list(metrics) == ["train", "val", "test"]
     assert [metrics[split]["count"] for split in metrics] == [36, 12, 15]
-    for values in metrics.values():
-        assert set(values) == {"accuracy", "loss", "top5", "macro_f1", "correct", "count"}
+    for split, values in metrics.items():
+        assert set(values) - {"ece"} == {"accuracy", "loss", "top5", "macro_f1", "correct", "count"}
+        assert ("ece" in values) == (split != "train")
         assert values["accuracy"] == values["correct"] / values["count"]
     assert metrics["test"]["accuracy"] > 0.8  # three colours are no challenge
     rows = read_rows(tiny_run / "history.csv")

@@ -1,15 +1,15 @@
 """What a run was trained on, in a few bytes a class: enough to notice, and to name, that it is no longer the same."""
 
 import hashlib
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imgclf.data.samples import Samples
 
-__all__ = ["difference", "fingerprint"]
+__all__ = ["difference", "file_size", "fingerprint"]
 
 
 def fingerprint(samples: Samples) -> dict[str, list[Any]]:
@@ -26,8 +26,10 @@ def fingerprint(samples: Samples) -> dict[str, list[Any]]:
             digest.update(np.ascontiguousarray(samples.pixels[members]).tobytes())
         else:
             for index in members:
-                path = Path(samples.items[index])
-                digest.update(f"{path.parent.name}/{path.name}\0{_size(path)}\0".encode(errors="surrogateescape"))
+                item = samples.items[index]
+                # The folder's name and the file's; a `Path` takes ten times as long, and there may be 100,000.
+                name_in_folder = "/".join(item.replace(os.sep, "/").rsplit("/", 2)[-2:])
+                digest.update(f"{name_in_folder}\0{file_size(item)}\0".encode(errors="surrogateescape"))
         prints[name] = [len(members), digest.hexdigest()]
     return prints
 
@@ -45,8 +47,9 @@ def difference(theirs: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Mappi
     return None
 
 
-def _size(path: Path) -> int:
+def file_size(path: str) -> int:
+    """Bytes; -1 for a file that is gone: whoever reads it says so."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116, one call a file
     except OSError:
-        return -1  # whoever reads it says so
+        return -1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imgclf.data.fingerprint import file_size
 from imgclf.data.samples import Samples
 from imgclf.data.scan import Facts, Scan
 from imgclf.data.sources import IMAGE_SUFFIXES, list_images
@@ -31,7 +32,7 @@ def cheap_notes(data: "ImageDataModule") -> list[str]:
     """What can be said without opening a picture, a line each: small and unequal classes, empty files, how many files."""
     notes = [note["text"] for note in class_notes(data.samples)]
     files = [item for samples in data.samples.values() if samples.pixels is None for item in samples.items]
-    sizes = [_size(item) for item in files]
+    sizes = [max(0, file_size(item)) for item in files]
     if empty := [item for item, size in zip(files, sizes, strict=True) if not size]:
         notes.append(f"{len(empty):,} files are empty or gone: {_some(empty)}; `python -m imgclf.check` lists what else "
                      "can't be read")  # fmt: skip
@@ -120,13 +121,6 @@ def _usual(scan: Scan, key: Any) -> str | None:
 
 def _size_of(fact: Facts) -> str:
     return f"{fact.width} x {fact.height}"
-
-
-def _size(item: str) -> int:
-    try:
-        return Path(item).stat().st_size
-    except OSError:
-        return 0
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """Which pictures there are and what each one shows; nothing here opens, moves or decodes a file."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ def hold_out(samples: Samples, fraction: float, seed: int, how: str = "random") 
         if how == "random":
             held[generator.permutation(members)[:count]] = True
         else:
-            in_order = sorted(members, key=lambda index: natural_key(Path(samples.items[index]).name))
+            in_order = sorted(members, key=lambda index: natural_key(os.path.basename(samples.items[index])))  # noqa: PTH119
             start = int(generator.integers(len(members) - count + 1))
             held[in_order[start : start + count]] = True
     return samples.take(np.flatnonzero(~held)), samples.take(np.flatnonzero(held))

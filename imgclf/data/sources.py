@@ -9,14 +9,14 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from imgclf.data.pixel_csv import read_pixel_csv
+from imgclf.data.pixel_csv import PixelTable, read_pixel_csv
 from imgclf.data.samples import natural_key
 from imgclf.errors import ConfigError, DataError
 
@@ -70,9 +70,14 @@ def find_split(root: Path, base: Path, layout: Mapping[str, Any]) -> Found | Non
 
 def list_images(folder: Path) -> list[Path]:
     """The picture files right in `folder`, by name in natural order; hidden files (`.DS_Store`, `._1.jpg`) don't count."""
+    return [Path(path) for path in _list_names(folder)]
+
+
+def _list_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if _is_image(e.name) and e.is_file()]
-    return [folder / name for name in sorted(names, key=natural_key)]
+    start = str(folder / "x")[:-1]
+    return [start + name for name in sorted(names, key=natural_key)]
 
 
 def _folders_below(root: Path, layout: Mapping[str, Any]) -> Iterator[Path]:
@@ -118,7 +123,7 @@ def _find_folders(base: Path, *, probe: bool, names: Sequence[str]) -> Found | N
             continue
         if probe:
             return Found(place, (), (), ())
-        files = {folder.name: [str(path) for path in list_images(folder)] for folder in classes}
+        files = {folder.name: _list_names(folder) for folder in classes}
         items = tuple(item for name in sorted(files) for item in files[name])
         labels = tuple(name for name in sorted(files) for _ in files[name])
         return Found(place, items, labels, tuple(sorted(files)))
@@ -158,7 +163,7 @@ def _find_pixels(base: Path, *, probe: bool, files: Sequence[str], rows: Sequenc
     path = _first_file(base, files)
     if path is None or probe:
         return Found(path, (), (), ()) if path else None
-    table = read_pixel_csv(path, channels)
+    table = _table(path, channels, path.stat().st_mtime_ns)
     part = slice(*(int(fraction * len(table.labels) + 1e-9) for fraction in rows))
     labels, lines = list(table.labels), table.lines
     if label_names is not None:
@@ -169,6 +174,12 @@ def _find_pixels(base: Path, *, probe: bool, files: Sequence[str], rows: Sequenc
         labels = [label_names[label] for label in labels]
     items = tuple(f"{path}:{line}" for line in lines[part])
     return Found(path, items, tuple(labels[part]), tuple(sorted(set(labels[part]))), table.pixels[part])
+
+
+@lru_cache(maxsize=1)
+def _table(path: Path, channels: int | None, changed: int) -> PixelTable:
+    """The rows of a file that two splits share are parsed once."""
+    return read_pixel_csv(path, channels)
 
 
 def _find_list(base: Path, *, probe: bool, files: Sequence[str], path_column: str = "path",
