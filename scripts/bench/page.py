@@ -35,6 +35,7 @@ def write_page(results: dict[str, Any], path: Path, date: str | None) -> None:
     rows = [row for name, result in jobs.items() for row in rows_of(name, result)]
     parts = ["# Speed", "", f"Measured {date or meta['date']}{_quick(jobs)}. {_machine(meta)}", "",
              f"Versions: {_versions(meta, jobs)}.", "", METHOD, "",
+             "[speed_limits.md](speed_limits.md) says what stands in the way where a target isn't met.", "",
              "## Against the peers", "", *_table(rows), "",
              "A ratio above 1 is in imgclf's favour, but for rows that say `at most`.", "",
              "## Each side by itself", "", *_sides(jobs)]  # fmt: skip

@@ -47,7 +47,8 @@ def _draw(points: Points, path: Path, across: str, up: str, scale: str) -> bool:
             x, y = zip(*sorted(values), strict=True)
             axes.plot(x, y, marker="o", color=COLOURS[who], label=LABELS[who], linewidth=2)
             for position in zip(x, y, strict=True):
-                axes.annotate(f"{position[1]:.3g}", position, textcoords="offset points", xytext=(0, 7), ha="center",
+                shown = f"{position[1]:.3g}" if position[1] < 100 else f"{position[1]:,.0f}"
+                axes.annotate(shown, position, textcoords="offset points", xytext=(0, 7), ha="center",
                               fontsize=8, color=COLOURS[who])  # fmt: skip
     axes.set(xscale=scale, yscale="log", xlabel=across, ylabel=up)
     ticks = sorted({x for values in points.values() for x, _ in values})
