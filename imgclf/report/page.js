@@ -151,7 +151,8 @@ function reliability(rows, title) {
 
 function confusion() {
   const count = facts.classes.length, cell = Math.max(15, Math.min(46, Math.floor(620 / count)));
-  const font = Math.max(10, Math.min(13, cell * 0.75)), short = name => name.length > 26 ? name.slice(0, 25) + "…" : name;
+  const font = Math.max(10, Math.min(13, cell * 0.75)), short = name =>
+    name.length > 26 ? name.slice(0, 13) + "…" + name.slice(-12) : name;  // beginnings and ends tell names apart
   const room = Math.ceil(Math.max(...facts.classes.map(name => short(name).length)) * font * 0.56) + 14;
   const size = room + cell * count + 6;
   const svg = shape("svg", {width: size, height: size, viewBox: `0 0 ${size} ${size}`, role: "group",
