@@ -198,3 +198,17 @@ def test_the_classes_of_imagenet(shared: Path, capsys: Capture) -> None:
         found = [answer for answer in answers if f"/{folder}/" in answer["file"]]
         share = np.mean([answer["predicted"] == name for answer in found])
         assert share > 0.5, f"{folder}: {share:.0%} {name}"
+
+
+def test_evaluating_with_mirror_images(run_tiny: Callable[..., Path], colours: Path, tmp_path: Path) -> None:
+    from imgclf.evaluation import evaluate
+
+    folder = run_tiny("trainer.max_epochs=1", "dataset.flips=[horizontal]")
+    path = folder / "checkpoints" / "best.ckpt"
+    settings = {**composed(f"checkpoint='{path}'", "tta=true", "report=false", config="evaluate"), "typed": []}
+    evaluate(settings, tmp_path / "out")
+    with (tmp_path / "out" / "predictions_test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = np.array([[float(row[name]) for name in sorted(COLOURS)] for row in rows])
+    assert np.allclose(found, imgclf.load(path, tta=True).predict_proba([row["file"] for row in rows]), atol=1e-6)
+    assert not np.allclose(found, imgclf.load(path).predict_proba([row["file"] for row in rows]), atol=1e-6)
