@@ -19,6 +19,7 @@ from imgclf.checkpoint import add_facts, write_checkpoint
 from imgclf.errors import RunError
 from imgclf.models.weights import read_checkpoint
 from imgclf.run_folder import claim
+from imgclf.storage import sweep_leftovers
 
 CUTS, KILLS = 200, 14
 Record = Callable[[str, object], None]
@@ -103,9 +104,13 @@ def test_killed_in_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
         for number in range(1, 10_000):
             write_checkpoint(contents(number, 2_000_000), path)
 
-    for _ in range(KILLS):
+    for number in range(KILLS):
+        sweep_leftovers(place)
         child = in_child(write_on_and_on)
-        time.sleep(generator.uniform(0.005, 0.15))
+        deadline = time.monotonic() + 20  # on a busy machine it takes its time to begin
+        while len(list(place.iterdir())) == 1 and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(generator.uniform(0, 0.1) * (number % 2))  # every other one as soon as there is something to tear
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         torn += not is_whole(path, numbers)
@@ -113,6 +118,7 @@ def test_killed_in_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     record_property("tried", KILLS)
     assert torn == 0
     assert left > 0  # some were killed in the middle, else this shows nothing
+    (place / f".imgclf-last.ckpt-{2**22}.tmp").write_bytes(b"torn")  # whatever the last one left
     claim(tmp_path, {}, [], resuming=True)  # the next start sweeps what they left
     assert [file.name for file in place.iterdir()] == ["last.ckpt"]
 
