@@ -7,8 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
-from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -16,29 +14,46 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.interrupts import Interrupted
+from imgclf.resolvers import register_resolvers
 
-__all__ = ["CONF", "is_sweep", "output_folder", "plain", "register_resolvers", "run_app", "task_overrides"]
+__all__ = ["CONF", "SweepFolder", "is_sweep", "output_folder", "plain", "run_app", "task_overrides", "trials_at_once"]
 
 _ENDS = ("Config search path:", "Set the environment variable")
 
 _PACKAGED = Path(__file__).parent / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
+register_resolvers()  # on import: a launcher's processes resolve what this one has composed
 
-def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> list[Any]:
+
+class SweepFolder(Callback):
+    """A sweep's folder, remembered and made before its first trial: Hydra tells it to nobody once a trial has failed."""
+
+    known: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra calls this in the process that the user started."""
+        folder = Path(config.hydra.sweep.dir).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        SweepFolder.known = folder
+
+
+def run_app(config_name: str, task: Callable[[DictConfig], Any],
+            after_sweep: Callable[[Path], int] = lambda folder: 0) -> list[Any]:  # fmt: skip
     """Run `task` with the config that the command line composes from `conf/<config_name>.yaml`; returns what it returned,
     of a sweep for each trial that this process ran (Hydra itself loses it).
 
     An `ImgclfError`, and whatever Hydra finds wrong, is printed as one line and exits with 2; in a sweep it is raised, so
-    that the other trials go on. Any other exception is a bug and keeps its traceback.
+    that the other trials go on, and in the end, whatever it is, `after_sweep` tells of those in the sweep's folder and returns
+    how many failed. Any other exception is a bug and keeps its traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
-    register_resolvers()
     failures: list[ImgclfError] = []
     results: list[Any] = []
 
@@ -58,7 +73,14 @@ def run_app(config_name: str, task: Callable[[DictConfig], Any]) -> list[Any]:
         if (asked := _only_help(sys.argv[1:])) is not None:
             print(_help(config_name, asked))
             return results
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        except ImgclfError as failure:
+            failures.append(failure)
+        finally:
+            failed = after_sweep(SweepFolder.known) if SweepFolder.known else 0
+        if failed:  # a search that tolerates them raises nothing
+            raise RunError(f"{failed} of the sweep's trials failed, see above; the same command tries them again")
         for error in failures:
             raise error
     except ImgclfError as error:
@@ -104,15 +126,6 @@ def _help(config_name: str, overrides: list[str]) -> str:
     return template.safe_substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(config))
 
 
-def register_resolvers() -> None:
-    """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`;
-    `${imgclf.run_folder:${resume},<dataset>,<model>}`: the folder to go on in, else a new one.
-    """
-    OmegaConf.register_new_resolver("imgclf.stamp", _stamp, replace=True)
-    OmegaConf.register_new_resolver("imgclf.run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver("imgclf.pretrained", lambda data_dir: data_dir != "demo", replace=True)
-
-
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config with everything resolved, as dictionaries, lists and numbers; raises `ConfigError` for what is missing."""
     try:
@@ -133,23 +146,17 @@ def task_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def trials_at_once() -> int | None:
+    """How many trials of a sweep this machine trains at a time: joblib's `n_jobs`, -1 for one a core; None for a launcher
+    that leaves it to others.
+    """
+    jobs = HydraConfig.get().launcher.get("n_jobs") if HydraConfig.initialized() else None
+    return None if jobs is None else int(jobs)
+
+
 def is_sweep() -> bool:
     """Whether this is one trial of several (`-m`)."""
     return HydraConfig.initialized() and str(HydraConfig.get().mode).endswith("MULTIRUN")
-
-
-@cache
-def _stamp() -> str:
-    """Date, time and microseconds: one for all trials of a sweep, and, through the environment, for all processes of a
-    distributed run, each of which resolves it anew.
-    """
-    if "LOCAL_RANK" not in os.environ or "IMGCLF_STAMP" not in os.environ:
-        os.environ["IMGCLF_STAMP"] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return os.environ["IMGCLF_STAMP"]
-
-
-def _run_folder(resume: str | None, dataset: str, model: str) -> str:
-    return str(Path(resume).expanduser().absolute()) if resume else f"outputs/{dataset}/{model}/{_stamp()}"
 
 
 def _one_line(error: BaseException) -> str:

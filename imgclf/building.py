@@ -1,11 +1,13 @@
 """From settings, as Hydra composed them, to the objects of a run."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 
 from imgclf.callbacks import build_callbacks
@@ -21,7 +23,7 @@ from imgclf.models.backbone import check_name
 from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
 
-__all__ = ["build_classifier", "build_data", "build_trainer", "restore_classifier"]
+__all__ = ["build_classifier", "build_data", "build_trainer", "is_first_process", "restore_classifier"]
 
 
 def build_data(settings: Mapping[str, Any]) -> ImageDataModule:
@@ -102,6 +104,11 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
         )  # fmt: skip
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of a distributed run's processes, as far as can be told before it has begun."""
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _about(settings: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:

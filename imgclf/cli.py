@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint on a split",
     "predict": "classes of pictures, from a checkpoint",
     "compare": "which of several runs is best, and whether it can be chance",
+    "sweep": "rank the trials of a sweep",
     "cache": "list or clear decoded pictures and features",
     "download": "fetch a data set from Kaggle",
 }

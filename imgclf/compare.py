@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imgclf.console import print_table
 from imgclf.errors import ImgclfError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
         runs.sort(key=lambda run: (run.validation is None, -(run.validation or 0.0)))
         keys = differing(runs)
-        _print(runs, keys)
+        print_table(["run", "validation", "test", "epochs", *keys], _rows(runs, keys))
         for duel in duels(runs):
             verdict = "they differ" if duel.p < 0.05 else "the difference may be chance"
             print(f"{duel.first} : {duel.second} on the same {duel.count:,} test pictures: {duel.only_first} only the first "
@@ -63,25 +64,9 @@ def _rows(runs: Sequence[Run], keys: Sequence[str]) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _print(runs: Sequence[Run], keys: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
-    table = Table()
-    for name in ("run", "validation", "test", "epochs", *keys):
-        table.add_column(Text(name), overflow="fold")
-    for row in _rows(runs, keys):
-        table.add_row(*map(Text, row))
-    console.print(table)
-
-
 def _write(runs: Sequence[Run], keys: Sequence[str], folder: Path) -> None:
     """compare.csv, and compare.png with all curves of validation, in `folder`."""
-    from imgclf.report.plots import plot_runs
+    from imgclf.report.curves import plot_runs
     from imgclf.storage import write_atomically
 
     lines = io.StringIO(newline="")

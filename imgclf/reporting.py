@@ -14,8 +14,9 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.errors import ConfigError
 from imgclf.explain import explain, overlay
 from imgclf.inference import Assessment, softmax
+from imgclf.report.confusion import plot_confusion
+from imgclf.report.curves import plot_curves
 from imgclf.report.page import results_page
-from imgclf.report.plots import plot_confusion, plot_curves
 from imgclf.report.tables import per_class
 from imgclf.report.thumbnails import data_uri
 from imgclf.storage import write_atomically
@@ -45,7 +46,7 @@ def write_report(folder: Path, classifier: ImageClassifier, data: ImageDataModul
 
 def _facts(classifier: ImageClassifier, data: ImageDataModule, measured: Mapping[str, Assessment],
            environment: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """What `page.js` draws, as plain data."""
+    """What `results.js` draws, as plain data."""
     split = "test" if "test" in measured else next(iter(measured))
     found = measured[split]
     shown = _chosen(found)

@@ -57,5 +57,6 @@ def _labour(function: Callable[[Any], Any], work: "queue.SimpleQueue[tuple[Futur
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use; `IMGCLF_THREADS`, which a sweep sets where trials share a machine, is a cap."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, int(os.environ.get("IMGCLF_THREADS") or there))

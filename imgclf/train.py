@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgclf.allocator import keep_memory
-from imgclf.app import is_sweep, output_folder, plain, run_app, task_overrides
+from imgclf.app import is_sweep, output_folder, plain, run_app, task_overrides, trials_at_once
 from imgclf.data.place import require_folder
+from imgclf.sweep import conclude
+from imgclf.threads import cores
+from imgclf.trials import run_trial
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,6 +25,12 @@ def main(config: DictConfig) -> float | None:
     settings = plain(config)
     if settings["report"] is None and is_sweep():
         settings["report"] = False
+    if is_sweep():
+        at_once = trials_at_once()
+        threads = max(1, cores() // (at_once if at_once > 0 else cores())) if at_once else None
+        return run_trial(
+            settings, output_folder(), task_overrides(), log=bool(at_once and at_once != 1), threads=threads
+        )
     if not settings["resume"]:
         require_folder(settings)
     keep_memory()
@@ -31,4 +40,4 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    run_app("train", main)
+    run_app("train", main, conclude)

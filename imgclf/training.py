@@ -1,13 +1,12 @@
 """One run, from its settings to the files in its folder."""
 
-import os
 import re
 import shlex
 import time
 from pathlib import Path
 from typing import Any
 
-from imgclf.building import build_classifier, build_data, build_trainer, restore_classifier
+from imgclf.building import build_classifier, build_data, build_trainer, is_first_process, restore_classifier
 from imgclf.calibration import fit_temperature
 from imgclf.checking import check_before_training
 from imgclf.checkpoint import add_facts
@@ -39,7 +38,11 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
         settings = adopt_settings(settings, folder, overrides)
     settings = _with_absolute_paths(settings)
     start = find_start(settings["ckpt_path"], folder)
-    if settings["ckpt_path"] != "last" and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if (
+        settings["ckpt_path"] != "last"
+        and getattr(rank_zero_only, "rank", 0) == 0
+        and os.environ.get("NODE_RANK", "0") == "0"
+    ):
         refuse_taken(folder)
     if start:
         check_settings(start, settings)

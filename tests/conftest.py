@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from imgclf.app import CONF, plain, register_resolvers
+from imgclf.app import CONF, plain
 from imgclf.training import train
 
 torch.set_num_threads(1)
@@ -64,7 +64,6 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def composed(*overrides: str, config: str = "train") -> dict[str, Any]:
     """The settings that a command line composes."""
-    register_resolvers()
     with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
         return plain(compose(config, overrides=list(overrides)))
 

@@ -11,7 +11,8 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 FLOORS = {
-    0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts", "progress", "threads"),
+    0: ("allocator", "errors", "storage", "preprocess", "tensors", "pickles", "mixing", "interrupts", "progress", "threads",
+        "trial_record", "console"),
     1: ("data", "models", "report", "metrics", "calibration"),
     2: ("optimizers", "trained", "classifier"),
     3: (
@@ -20,12 +21,12 @@ FLOORS = {
     ),
     4: (
         "training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "cache",
-        "compare", "__main__",
+        "compare", "__main__", "trials", "sweep", "resolvers",
     ),
 }  # fmt: skip
 HOMES = {
     "hydra": ("app",),
-    "omegaconf": ("app", "train", "evaluate", "download", "check"),
+    "omegaconf": ("app", "train", "evaluate", "download", "check", "resolvers"),
     "matplotlib": ("report",),
     "PIL": (
         "data.decode", "data.colour", "data.containers", "data.cost", "data.fitting", "data.orientation", "data.pillow",
@@ -117,6 +118,7 @@ def test_the_public_face() -> None:
         "imgclf.cli",
         "imgclf.cache",
         "imgclf.compare",
+        "imgclf.sweep",
     ],
 )
 def test_what_answers_at_once_loads_no_torch(module: str) -> None:

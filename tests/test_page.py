@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,10 +18,9 @@ from imgclf.inference import Assessment
 from imgclf.report.page import results_page
 from imgclf.reporting import _chosen
 
+from browser import BROWSER, browse, needs_browser  # isort: skip
 from conftest import composed  # isort: skip
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 NASTY = '</script><img src=x onerror="document.title=1">&'
 
 
@@ -118,12 +116,7 @@ def test_thousands_of_pictures_are_chosen_from(accuracy: float) -> None:
 
 
 SCRIPT = """
-<script>
-const says = [];
-window.addEventListener("error", event => says.push("error: " + event.message));
-window.addEventListener("securitypolicyviolation", event => says.push("blocked: " + event.blockedURI));
-window.addEventListener("load", () => {
-  const out = {}, cells = [...document.querySelectorAll(".cell")];
+  const cells = [...document.querySelectorAll(".cell")];
   out.cells = cells.length;
   cells[0].dispatchEvent(new PointerEvent("pointerenter"));
   out.hover = document.querySelector("p.says").textContent;
@@ -142,35 +135,12 @@ window.addEventListener("load", () => {
   out.broken = [...document.images].filter(image => image.loading !== "lazy" && image.complete && !image.naturalWidth).length;
   out.charts = document.querySelectorAll(".charts svg polyline").length;
   out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  out.says = says;
-  document.documentElement.setAttribute("data-found", JSON.stringify(out));
-});
-</script>
 """
-
-
-def browse(page: str, folder: Path, width: int = 1180) -> tuple[dict[str, Any], str]:
-    """What the script above found in the page, and what the browser wrote to its console."""
-    assert BROWSER
-    path = folder / "page.html"
-    loosened = re.sub(r"script-src 'sha256-[^']+'", "script-src 'unsafe-inline'", page)
-    path.write_text(loosened.replace("<main>", SCRIPT + "<main>", 1), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900",
-               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=4000", "--dump-dom", path.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    match = re.search(r'data-found="(.*?)"', done.stdout)
-    assert match, done.stderr[-2000:]
-    return json.loads(html.unescape(match[1])), "\n".join(
-        line for line in done.stderr.splitlines() if "CONSOLE" in line
-    )
-
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: one of {', '.join(BROWSERS)}")
 
 
 @needs_browser
 def test_a_browser_opens_points_clicks_and_sorts(page: str, tmp_path: Path) -> None:
-    found, console = browse(page, tmp_path)
+    found, console = browse(page, SCRIPT, tmp_path)
     facts = facts_of(page)
     assert found["says"] == [] and console == ""
     assert found["cells"] == len(facts["matrix"]) and found["charts"] == 4
@@ -207,7 +177,7 @@ def test_a_browser_shows_a_hundred_classes(page: str, tmp_path: Path, width: int
     scores = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 5}
     facts |= {"classes": names, "matrix": matrix, "pairs": [c for c in matrix if c[0] != c[1]][:15],
               "per_class": [scores] * 100, "counts": {split: [5] * 100 for split in ("train", "val", "test")}}  # fmt: skip
-    found, console = browse(results_page(facts), tmp_path, width)
+    found, console = browse(results_page(facts), SCRIPT, tmp_path, width)
     assert found["says"] == [] and console == "" and found["cells"] == len(matrix)
     assert found["wide"] <= 0 and found["names"][0] in names and len(found["names"]) == 100
 

@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 from sklearn.metrics import f1_score, precision_recall_fscore_support, top_k_accuracy_score
 
 from imgclf.errors import DataError, RunError
-from imgclf.report import plots, tables
+from imgclf.report import confusion, curves, tables
 
 ODD_NAMES = ["a, b", 'say "hi"', "手語 ✋", "two\r\nlines", "lone\rreturn", "[red]", "$x^"]
 
@@ -244,10 +244,10 @@ def _inside(inner, outer, slack=0.5):
 @pytest.mark.parametrize("num_classes", [3, 53, 100])
 def test_confusion_labels_are_whole_and_apart(tmp_path, monkeypatch, num_classes):
     drawn = []
-    original = plots.confusion_figure
-    monkeypatch.setattr(plots, "confusion_figure", lambda *a: drawn.append(original(*a)) or drawn[0])
+    original = confusion.confusion_figure
+    monkeypatch.setattr(confusion, "confusion_figure", lambda *a: drawn.append(original(*a)) or drawn[0])
     matrix = np.eye(num_classes, dtype=np.int64) * 297 + np.eye(num_classes, k=2, dtype=np.int64) * 3
-    plots.plot_confusion(matrix, _names(num_classes), tmp_path / "c.png")
+    confusion.plot_confusion(matrix, _names(num_classes), tmp_path / "c.png")
     width, height = _png_size(tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size < 1_500_000 and max(width, height) < 4500
 
@@ -275,16 +275,16 @@ def test_confusion_labels_are_whole_and_apart(tmp_path, monkeypatch, num_classes
 
 def test_confusion_of_odd_names_and_empty_matrices(tmp_path):
     names = [*ODD_NAMES, "bytes\udcff", "x" * 300, "مرحبا"]
-    plots.plot_confusion(np.zeros((10, 10), dtype=np.int64), names, tmp_path / "c.png")
+    confusion.plot_confusion(np.zeros((10, 10), dtype=np.int64), names, tmp_path / "c.png")
     width, height = _png_size(tmp_path / "c.png")
     assert max(width, height) < 2000  # the long name is shortened
-    assert plots.confusion_figure(np.array([[0]]), ["only"]).axes[0].get_title() == "0 of 0"
+    assert confusion.confusion_figure(np.array([[0]]), ["only"]).axes[0].get_title() == "0 of 0"
     with pytest.raises(ValueError, match=r"expected \[K, K\]"):
-        plots.confusion_figure(np.zeros((2, 3)), ["a", "b"])
+        confusion.confusion_figure(np.zeros((2, 3)), ["a", "b"])
 
 
 def test_confusion_draws_hits_and_mistakes_in_different_colours():
-    axes = plots.confusion_figure(np.array([[5, 5], [0, 10]]), ["a", "b"]).axes[0]
+    axes = confusion.confusion_figure(np.array([[5, 5], [0, 10]]), ["a", "b"]).axes[0]
     hits, mistakes = axes.images
     red, _, blue, _ = hits.cmap(0.5)
     assert blue > red
@@ -297,9 +297,9 @@ def test_confusion_draws_hits_and_mistakes_in_different_colours():
 @pytest.mark.parametrize("num_epochs", [1, 200])
 def test_curves(tmp_path, num_epochs):
     rows = _history(num_epochs)
-    plots.plot_curves(rows, tmp_path / "h.png")
+    curves.plot_curves(rows, tmp_path / "h.png")
     assert _png_size(tmp_path / "h.png") == (1320, 504)
-    loss, accuracy = plots.curves_figure(rows).axes
+    loss, accuracy = curves.curves_figure(rows).axes
     labels = [text.get_text() for text in accuracy.get_legend().get_texts()]
     assert labels == ["train", "validation", f"best epoch {num_epochs}: {100 * rows[-1]['val_accuracy']:.1f} %"]
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
@@ -310,20 +310,20 @@ def test_curves(tmp_path, num_epochs):
 
 def test_curves_without_validation_and_with_gaps(tmp_path):
     rows = [{"epoch": row["epoch"], "train_loss": row["train_loss"]} for row in _history(4)]
-    loss, accuracy = plots.curves_figure(rows).axes
+    loss, accuracy = curves.curves_figure(rows).axes
     assert [line.get_label() for line in loss.lines] == ["train"] and not accuracy.lines
     rows[1] |= {"val_loss": 0.5, "val_accuracy": None}
     rows[2] |= {"val_loss": math.inf, "train_loss": math.nan}
     rows[3] |= {"val_loss": 0.4}
-    plots.plot_curves(rows, tmp_path / "h.png")
-    labels = [line.get_label() for line in plots.curves_figure(rows).axes[0].lines]
+    curves.plot_curves(rows, tmp_path / "h.png")
+    labels = [line.get_label() for line in curves.curves_figure(rows).axes[0].lines]
     assert "best epoch 4: 0.4" in labels
     with pytest.raises(ValueError, match="no epochs"):
-        plots.plot_curves([], tmp_path / "none.png")
+        curves.plot_curves([], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
 def test_drawing_leaves_pyplot_alone():
     # In a process of its own: other tests' libraries import pyplot.
-    code = "import sys, imgclf.report.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, imgclf.report.curves, imgclf.report.confusion; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from imgclf.report.plots import BLUE, ORANGE, families, shown_name, write_figure
+from imgclf.report.figures import BLUE, ORANGE, families, shown_name, write_figure
 
 __all__ = ["Tile", "grid_figure", "plot_grid"]
 

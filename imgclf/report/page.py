@@ -1,5 +1,5 @@
-"""report.html: a run's results as one page that asks nothing of any other place. What it shows is a JSON object inside it,
-which `page.js` draws; names and paths get into the page as text alone.
+"""report.html and sweep.html: results as one page that asks nothing of any other place. What it shows is a JSON object
+inside it, which a script draws; names and paths get into the page as text alone.
 """
 
 import base64
@@ -10,13 +10,23 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["results_page"]
+__all__ = ["results_page", "sweep_page"]
 
 
 def results_page(facts: Mapping[str, Any]) -> str:
     """The HTML for the facts that `imgclf.reporting` has gathered: plain data, pictures as data: addresses."""
+    return _page(facts, "results.js")
+
+
+def sweep_page(facts: Mapping[str, Any]) -> str:
+    """The HTML for the facts that `imgclf.report.leaderboard` has gathered."""
+    return _page(facts, "sweep.js")
+
+
+def _page(facts: Mapping[str, Any], drawn_by: str) -> str:
     here = files("imgclf.report")
-    style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, *scripts = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "draw.js", drawn_by))
+    script = "\n".join(scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     # "<" can't end the element that holds the data, whatever a class or a file is called; NaN is no JSON.

@@ -1,0 +1,44 @@
+"""A real browser without a window, where one is installed: opens a page, and says what a script finds in it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+BROWSER = next((path for name in _NAMES if (path := shutil.which(name))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: one of {', '.join(_NAMES)}")
+
+_FRAME = """
+<script>
+const complaints = [];
+window.addEventListener("error", event => complaints.push("error: " + event.message));
+window.addEventListener("securitypolicyviolation", event => complaints.push("blocked: " + event.blockedURI));
+window.addEventListener("load", () => {
+  const out = {};
+  %s
+  out.says = complaints;
+  document.documentElement.setAttribute("data-found", JSON.stringify(out));
+});
+</script>
+"""
+
+
+def browse(page: str, script: str, folder: Path, width: int = 1180) -> tuple[dict[str, Any], str]:
+    """What `script` put into `out` once the page had loaded, with the errors under "says"; and the browser's console."""
+    assert BROWSER
+    path = folder / "page.html"
+    loosened = re.sub(r"script-src 'sha256-[^']+'", "script-src 'unsafe-inline'", page)
+    path.write_text(loosened.replace("<main>", _FRAME % script + "<main>", 1), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900",
+               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=4000", "--dump-dom", path.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    match = re.search(r'data-found="(.*?)"', done.stdout)
+    assert match, done.stderr[-2000:]
+    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    return json.loads(html.unescape(match[1])), console
