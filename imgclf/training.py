@@ -38,11 +38,7 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
         settings = adopt_settings(settings, folder, overrides)
     settings = _with_absolute_paths(settings)
     start = find_start(settings["ckpt_path"], folder)
-    if (
-        settings["ckpt_path"] != "last"
-        and getattr(rank_zero_only, "rank", 0) == 0
-        and os.environ.get("NODE_RANK", "0") == "0"
-    ):
+    if settings["ckpt_path"] != "last" and is_first_process():
         refuse_taken(folder)
     if start:
         check_settings(start, settings)
