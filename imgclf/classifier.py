@@ -95,8 +95,10 @@ class ImageClassifier(Answers, LightningModule):
         loss = share * self._cross_entropy(logits, batch.targets)
         if partner_targets is not None:
             loss = loss + (1 - share) * self._cross_entropy(logits, partner_targets)
-        loss = loss + self.network.head.penalty()
-        self.sums.add(loss.detach(), logits.detach(), batch.targets)
+        penalty = self.network.head.penalty()
+        part, count = self._shares(batch.targets)
+        loss = part * loss + penalty
+        self.sums.add(loss.detach(), logits.detach(), batch.targets, count)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -144,6 +146,7 @@ class ImageClassifier(Answers, LightningModule):
         self._began = time.perf_counter()
         self.about.pop("temperature", None)  # of weights that are about to change
         self.sums.to(self.device)
+        self.sums.share(self.trainer.is_global_zero)
         self._apply_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         self.schedule = build_schedule(
@@ -164,7 +167,7 @@ class ImageClassifier(Answers, LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: its row of history, and what a plateau schedule does about it."""
-        self.sums.reduce(lambda values: self.trainer.strategy.reduce(values, reduce_op="sum"))
+        self.sums.reduce(self._total)
         seen, means = self._validated, self.training_means()
         self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
         self.history.append({
@@ -203,7 +206,7 @@ class ImageClassifier(Answers, LightningModule):
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_dict(),
             "history": copy.deepcopy(self.history),
-            **self.sums.state(),
+            **self.sums.state(self._total),
             "learning_rate": self.learning_rate,
             "plateau": self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None,
         }
@@ -254,6 +257,21 @@ class ImageClassifier(Answers, LightningModule):
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         smoothing = (self.hparams["loss"] or {}).get("label_smoothing", 0.0)
         return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
+
+    def _shares(self, targets: Tensor) -> tuple[Tensor | float, Tensor | int]:
+        """What this process's mean loss counts in the mean over processes, so that it is that of the global batch, whose
+        parts differ by a picture or in their classes' weights; and a process's even share of that batch's pictures.
+        """
+        if self._trainer is None or self._trainer.world_size == 1:
+            return 1.0, len(targets)
+        count = self.mean.new_tensor(len(targets))
+        weight = count if self.class_weights is None else self.class_weights[targets].sum()
+        whole = self._total(torch.stack([weight, count])) / self._trainer.world_size
+        return weight / whole[0], whole[1]
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.trainer.strategy.reduce(values, reduce_op="sum") if self._trainer is not None else values
 
     def _restart_average(self) -> None:
         if self.ema_network is not None:

@@ -129,7 +129,7 @@ class LoaderFeatures:
 
 
 def attach_features(settings: Mapping[str, Any], classifier: ImageClassifier, data: ImageDataModule,
-                    device: torch.device, processes: int, began_with: str | None) -> FeatureCache | None:  # fmt: skip
+                    device: torch.device, began_with: str | None) -> FeatureCache | None:  # fmt: skip
     """Train `classifier` on the features of its frozen part from now on, where `settings` and the network allow it.
 
     Returns None where every epoch must see the pictures themselves: nothing is frozen, or they are augmented or mixed anew.
@@ -140,7 +140,7 @@ def attach_features(settings: Mapping[str, Any], classifier: ImageClassifier, da
     if features not in ("auto", "off"):
         raise ConfigError(f"features={features!r}: expected auto or off")
     mixing, precision = settings["mixing"] or {}, _PRECISIONS.get(str(settings["trainer"]["precision"]))
-    possible = features == "auto" and processes == 1 and not any(mixing.values()) and precision
+    possible = features == "auto" and not any(mixing.values()) and precision
     if not possible or (data.augment and not data.views):
         return None
     split = split_network(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)

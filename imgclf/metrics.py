@@ -41,9 +41,11 @@ class EpochSums:
     def __init__(self, num_classes: int) -> None:
         self.sums = torch.zeros(2)  # of the loss, and of the hits
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # [K, K], rows true
+        self.whole = True  # whether they are those of all processes; of a single one they always are
 
     def clear(self) -> None:
         """Begin an epoch."""
+        self.whole = False
         self.sums, self.confusion = torch.zeros_like(self.sums), torch.zeros_like(self.confusion)
 
     def to(self, device: torch.device) -> None:
@@ -51,28 +53,40 @@ class EpochSums:
         self.sums, self.confusion = self.sums.to(device), self.confusion.to(device)
 
     @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: its mean loss, logits [B, K] and targets int64 [B]; nothing waits for the device."""
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, count: Tensor | int) -> None:
+        """Add a batch: its mean loss, which counts for `count` pictures, logits [B, K] and targets int64 [B]; nothing waits
+        for the device.
+        """
         classes = len(self.confusion)
         top = logits.topk(min(5, classes), dim=1).indices  # [B, 5], the best first
         hits = (top == targets[:, None]).sum()
-        self.sums += torch.stack([loss.float() * len(targets), hits.float()])
+        self.sums += torch.stack([loss.float() * count, hits.float()])
         cells = torch.bincount(targets * classes + top[:, 0], minlength=classes**2)  # [K * K]
         self.confusion += cells.view_as(self.confusion)
 
     def reduce(self, total: Callable[[Tensor], Any]) -> None:
         """Replace each sum by `total` of it: that of all processes."""
-        for values in (self.sums, self.confusion):
-            values.copy_(total(values.clone()))
+        self.sums, self.confusion = self._totals(total)
+        self.whole = True
+
+    def share(self, first: bool) -> None:
+        """Go on with an epoch's sums that were those of all processes: the `first` alone keeps them."""
+        if not first:
+            self.sums, self.confusion = torch.zeros_like(self.sums), torch.zeros_like(self.confusion)
+        self.whole = False
+
+    def _totals(self, total: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor]:
+        return (self.sums, self.confusion) if self.whole else (total(self.sums.clone()), total(self.confusion.clone()))
 
     def metrics(self) -> dict[str, float | int]:
         """The metrics of the pictures met so far."""
         count, (loss, hits) = max(1, int(self.confusion.sum())), self.sums.tolist()
         return metrics_of(self.confusion.cpu().numpy(), loss=loss / count, top5=hits / count)
 
-    def state(self) -> dict[str, Any]:
-        """Plain numbers, for a checkpoint."""
-        return {"running": self.sums.tolist(), "confusion": self.confusion.tolist()}
+    def state(self, total: Callable[[Tensor], Any]) -> dict[str, Any]:
+        """Plain numbers, those of all processes, for a checkpoint; the sums themselves go on as they are."""
+        sums, confusion = self._totals(total)
+        return {"running": sums.tolist(), "confusion": confusion.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`; raises KeyError, TypeError or ValueError for anything else."""

@@ -17,13 +17,15 @@ __all__ = ["Start", "adopt_settings", "check_data", "check_settings", "find_star
 # What a resumed run may do otherwise than it began: how long, where and how loud, but nothing that a result depends on.
 # `trainer` stands for trainer=<cpu|gpu|...> on the command line; weights come from the checkpoint.
 FREE = (
-    "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.strategy", "dataset.num_workers",
-    "dataset.timeout_seconds", "dataset.exclude", "data_dir", "ckpt_path", "resume", "task_name", "tags", "report", "logger",
+    "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "dataset.num_workers",
+    "dataset.timeout_seconds", "dataset.exclude", "data_dir", "ckpt_path", "resume", "task_name", "tags", "report",
+    "logger",
     "checkpoint.keep", "checkpoint.every_minutes", "checkpoint.every_n_steps", "model.weights", "model.pretrained",
     "model.name", "check", "trials", "cache", "cache_gb", "calibrate", "dataset.flips",
 )  # fmt: skip
-BY_RESUME = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.strategy", "dataset.num_workers",
-             "dataset.timeout_seconds")  # fmt: skip
+BY_RESUME = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+             "dataset.num_workers", "dataset.timeout_seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
         classifier = build_classifier(settings, data)
     trainer = build_trainer(settings, folder, data, signals)
     data.interrupted = lambda: signals.pending is not None
-    features = attach_features(settings, classifier, data, trainer.strategy.root_device, trainer.world_size,
+    features = attach_features(settings, classifier, data, trainer.strategy.root_device,
                                start.checkpoint["imgclf"].get("engine") if start else None)  # fmt: skip
     if start and start.stopped_early:
         trainer.fit_loop.max_epochs = start.epochs

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -397,16 +395,3 @@ def test_of_two_runs_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> N
         won = list(pool.map(start, range(8)))
     assert sum(won) == 1
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == {"number": won.index(True)}
-
-
-@pytest.mark.exhaustive
-def test_two_processes_measure_what_one_does(colours: Path, tmp_path: Path) -> None:
-    """Slow, because each process imports torch; issue 5 of the plan is about the training itself."""
-    command = [sys.executable, "-m", "imgclf.train", *TINY, f"data_dir={colours}", "trainer=ddp", "trainer.accelerator=cpu",
-               "trainer.devices=2", "dataset.batch_size=11", f"hydra.run.dir={tmp_path / 'run'}"]  # fmt: skip
-    subprocess.run(command, check=True, timeout=300, cwd=tmp_path)
-    metrics = read_json(tmp_path / "run" / "metrics.json")
-    assert [metrics[split]["count"] for split in ("train", "val", "test")] == [36, 12, 15]
-    settings = composed(f"checkpoint='{tmp_path}/run/checkpoints/best.ckpt'", "device=cpu", config="evaluate")
-    evaluate(settings, tmp_path / "again")
-    assert read_json(tmp_path / "again" / "metrics.json")["test"] == metrics["test"]

@@ -148,7 +148,7 @@ class ImageDataModule(LightningDataModule):
             world=torch.distributed.get_world_size() if distributed else 1,
         )  # fmt: skip
         made.limit = max(1, int(limit * len(made))) if isinstance(limit, float) else limit
-        if self.features is not None and not distributed:
+        if self.features is not None:
             made.features = self.features.of(made, split, self.root, self.name, self.keeping)
         if shared:  # with a Trainer, whose objects refer to each other in circles and live on
             self._lent.append(made)

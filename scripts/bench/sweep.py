@@ -33,10 +33,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         swept = [
-            "-m",
             f"optimizer.lr={','.join(RATES)}",
             f"seed={','.join(SEEDS)}",
             f"hydra.sweep.dir={place / 'sweep'}",
+            "-m",
         ]
         seconds = {"sweep": timed([*command, *swept], place / "shared")}
         seconds["same sweep again"] = timed([*command, *swept], place / "shared")
