@@ -22,7 +22,7 @@ FREE = (
     "dataset.timeout_seconds", "dataset.exclude", "data_dir", "ckpt_path", "resume", "task_name", "tags", "report",
     "logger",
     "checkpoint.keep", "checkpoint.every_minutes", "checkpoint.every_n_steps", "model.weights", "model.pretrained",
-    "model.name", "check", "trials", "cache", "cache_gb", "calibrate", "dataset.flips",
+    "model.name", "check", "trials", "find", "cache", "cache_gb", "calibrate", "dataset.flips",
 )  # fmt: skip
 BY_RESUME = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
              "dataset.num_workers", "dataset.timeout_seconds")  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from imgclf.allocator import keep_memory
 from imgclf.app import is_sweep, output_folder, plain, run_app, task_overrides, trials_at_once
 from imgclf.data.place import require_folder
+from imgclf.errors import ConfigError
 from imgclf.sweep import conclude
 from imgclf.threads import cores
 from imgclf.trials import run_trial
@@ -26,6 +27,8 @@ def main(config: DictConfig) -> float | None:
     if settings["report"] is None and is_sweep():
         settings["report"] = False
     if is_sweep():
+        if settings["find"]:
+            raise ConfigError(f"find={settings['find']}: comes before a sweep, not in one; leave out -m")
         at_once = trials_at_once()
         threads = max(1, cores() // (at_once if at_once > 0 else cores())) if at_once else None
         return run_trial(
@@ -34,7 +37,12 @@ def main(config: DictConfig) -> float | None:
     if not settings["resume"]:
         require_folder(settings)
     keep_memory()
-    from imgclf.training import train  # here, because it loads torch
+    if settings["find"]:
+        from imgclf.finding import find  # here, because these load torch
+
+        find(settings, output_folder())
+        return None
+    from imgclf.training import train
 
     return train(settings, output_folder(), task_overrides())
 

@@ -92,6 +92,10 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
     if trainer.is_global_zero:
         tested, measured = _finish(settings, folder, data, classifier, best.best_epoch, features)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"best_{split}_{name}": float(value) for split, found in measured.items()
+                                for name, value in found.metrics.items()}, trainer.global_step)  # fmt: skip
+            logger.finalize("success")
         ended = time.perf_counter()
         seconds = {"setup": ready - began, "fit": fitted - ready, "evaluation": ended - fitted, "total": ended - began}
         forwards = features.forwards if features else None

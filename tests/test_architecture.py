@@ -21,7 +21,7 @@ FLOORS = {
     ),
     4: (
         "training", "evaluation", "checking", "app", "check", "train", "evaluate", "predict", "download", "cli", "cache",
-        "compare", "__main__", "trials", "sweep", "resolvers",
+        "compare", "__main__", "trials", "sweep", "resolvers", "finding",
     ),
 }  # fmt: skip
 HOMES = {

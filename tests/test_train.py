@@ -361,7 +361,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(run_tiny: Run
         (("ckpt_path=/nowhere.ckpt",), CheckpointError, "nowhere.ckpt: no such file"),
         (("ckpt_path=last",), CheckpointError, "ckpt_path=last: there is no"),
         (("trainer.max_epochs=0",), RunError, "no epoch was trained"),
-        (("logger.name=paper",), ConfigError, "expected none, csv or tensorboard"),
+        (("logger.name=paper",), ConfigError, "expected one of none, csv, tensorboard"),
     ],
 )
 def test_mistakes_are_one_line(run_tiny: Run, overrides: tuple[str, ...], error: type[Exception], message: str) -> None:
