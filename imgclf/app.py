@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -42,6 +43,9 @@ class SweepFolder(Callback):
         folder = Path(config.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         SweepFolder.known = folder
+        typed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        constant = [word.key_or_group for word in typed if not word.is_sweep_override()]
+        os.environ["IMGCLF_CONSTANT"] = " ".join(constant)  # what no trial need be named after
 
 
 def run_app(config_name: str, task: Callable[[DictConfig], Any],

@@ -92,9 +92,15 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
         raise ConfigError(f"trainer.max_epochs={options['max_epochs']!r}: expected a whole number of epochs")
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
-    stopping = (settings.get("callbacks") or {}).get("early_stopping") if options["limit_val_batches"] != 0 else None
+    chosen = (settings.get("callbacks") or {}) if options["limit_val_batches"] != 0 else {}
     callbacks = _call(
-        build_callbacks, "checkpoint or callbacks.early_stopping", folder, signals, settings["checkpoint"], stopping
+        build_callbacks,
+        "checkpoint or callbacks.early_stopping",
+        folder,
+        signals,
+        settings["checkpoint"],
+        chosen.get("early_stopping"),
+        chosen.get("pruning"),
     )
     try:
         return _call(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from imgclf.errors import ConfigError
 from imgclf.guard import Guard
 from imgclf.interrupts import Signals
 from imgclf.metrics import MONITORS
-from imgclf.report.tables import history_csv, history_json
+from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.saving import Checkpoints
+from imgclf.storage import write_atomically
+from imgclf.trial_record import PRUNED, find_trials, read_record
 
-__all__ = ["Bar", "EpochLine", "Patience", "build_callbacks"]
+__all__ = ["Bar", "EpochLine", "Patience", "Pruning", "build_callbacks"]
 
 
 def build_callbacks(folder: Path, signals: Signals, checkpoint: Mapping[str, Any],
-                    early_stopping: Mapping[str, Any] | None) -> list[Callback]:  # fmt: skip
+                    early_stopping: Mapping[str, Any] | None, pruning: Mapping[str, Any] | None) -> list[Callback]:  # fmt: skip
     """The callbacks of a run in `folder`, from plain settings; raises `ConfigError` for an unknown metric to watch."""
     for name, options in (("checkpoint", checkpoint), ("callbacks.early_stopping", early_stopping or {})):
         if options and options.get("monitor", "val_loss") not in MONITORS:
@@ -31,6 +34,8 @@ def build_callbacks(folder: Path, signals: Signals, checkpoint: Mapping[str, Any
     if early_stopping:
         mode = MONITORS[early_stopping["monitor"]]
         callbacks.append(Patience(**early_stopping, mode=mode, verbose=False))
+    if pruning:
+        callbacks.append(Pruning(folder, checkpoint.get("monitor", "val_accuracy"), **pruning))
     return callbacks
 
 
@@ -45,6 +50,53 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         super().load_state_dict({**state_dict, "best_score": torch.tensor(state_dict["best_score"])})
+
+
+class Pruning(Callback):
+    """Stops a trial of a sweep whose best epoch so far is worse than the median of what `trials` others, or more, had on
+    average by then; not before `epochs`. The median stopping rule of D. Golovin et al., Google Vizier, KDD 2017, section 3.2.2.
+
+    What the others are depends on when it is asked: a sweep with pruning isn't repeatable to the bit.
+    """
+
+    def __init__(self, folder: Path, monitor: str, trials: int = 5, epochs: int = 3) -> None:
+        if monitor not in ("val_accuracy", "val_loss"):
+            raise ConfigError(f"callbacks.pruning with checkpoint.monitor={monitor}: expected val_accuracy or val_loss")
+        self.folder, self.monitor, self.trials, self.epochs = folder, monitor, trials, epochs
+        self.sign = 1 if MONITORS[monitor] == "max" else -1
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compare, and stop the training behind this epoch."""
+        done = trainer.current_epoch + 1
+        history: Any = module.history
+        rows = [row[self.monitor] for row in history] + [float(trainer.callback_metrics[self.monitor])]
+        best = max(self.sign * value for value in rows if value is not None)
+        others = self._others(done) if trainer.is_global_zero and done >= self.epochs else []
+        hopeless = len(others) >= self.trials and best < median(others)
+        if trainer.strategy.broadcast(hopeless):
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                had = abs(median(others))
+                said = f"pruned after epoch {done}: {self.monitor} {abs(best):.4f}, {len(others)} trials had {had:.4f}"
+                write_atomically(self.folder / PRUNED, f"{said}\n")
+                print(said, flush=True)
+
+    def _others(self, epochs: int) -> list[float]:
+        """What each other trial on the same data had on average over its first `epochs`, larger being better."""
+        mine = read_record(self.folder)
+        found = []
+        for path, record in find_trials(self.folder.parent):
+            history = path / "history.csv"
+            if (
+                mine
+                and path != self.folder
+                and record.settings["dataset"] == mine.settings["dataset"]
+                and history.is_file()
+            ):
+                values = [row[self.monitor] for row in read_history_csv(history)[:epochs]]
+                if len(values) == epochs and None not in values:
+                    found.append(self.sign * fmean(values))
+        return found
 
 
 class EpochLine(Checkpoint):

@@ -78,7 +78,9 @@ def _find_rate(classifier: ImageClassifier, data: ImageDataModule, folder: Path)
     chosen = _steepest(rates, smooth)
     _table(folder / "lr_find.csv", ("lr", "loss", "smoothed"), zip(rates, losses, smooth, strict=True))
     plot_rates(rates, losses, smooth, chosen, folder / "lr_find.png")
-    print(f"optimizer.lr={chosen:.2g} is where the loss falls fastest ({len(rates)} steps, {rates[0]:.0e} to {rates[-1]:.2g})")
+    print(
+        f"optimizer.lr={chosen:.2g} is where the loss falls fastest ({len(rates)} steps, {rates[0]:.0e} to {rates[-1]:.2g})"
+    )
     print(f"lr_find.png and lr_find.csv are in {folder}", flush=True)
 
 
@@ -117,7 +119,9 @@ def _find_batch_size(classifier: ImageClassifier, data: ImageDataModule, folder:
         print(f"batch size {size:>5}: {rows[-1][1]:,.0f} pictures a second, {rows[-1][2]:.2f} GB", flush=True)
         size *= 2
     if not rows:
-        raise RunError(f"find=batch_size: {len(data.samples['train'])} training pictures are too few; expected 8 at least")
+        raise RunError(
+            f"find=batch_size: {len(data.samples['train'])} training pictures are too few; expected 8 at least"
+        )
     fastest = max(speed for _, speed, _ in rows)
     chosen = next(size for size, speed, _ in rows if speed >= ENOUGH * fastest)
     _table(folder / "batch_size.csv", ("batch_size", "pictures_per_second", "gigabytes"), iter(rows))
@@ -144,7 +148,7 @@ def _batches(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:
 
 def _step(classifier: ImageClassifier, optimizer: Any, batch: Batch, number: int) -> float:
     """One update; the loss before it."""
-    loss = classifier.training_step(batch, number)
+    loss: Any = classifier.training_step(batch, number)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -164,7 +168,9 @@ def _gigabytes(device: torch.device) -> float:
         import resource
     except ImportError:  # Windows
         return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)  # kB, or bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e6 if sys.platform == "linux" else 1e9
+    )  # kB, or bytes
 
 
 def _table(path: Path, names: tuple[str, ...], rows: Iterator[tuple[float, ...]]) -> None:

@@ -36,6 +36,6 @@ def build_logger(settings: Mapping[str, Any], folder: Path) -> Logger | bool:
             return MLFlowLogger(tracking_uri=uri, run_name=label, artifact_location=str(folder / "mlflow"), **options)
         return WandbLogger(name=label, save_dir=folder, **options)
     except ModuleNotFoundError:
-        raise ConfigError(f"logger={name}: `pip install \"imgclf[{name}]\"` first") from None
+        raise ConfigError(f'logger={name}: `pip install "imgclf[{name}]"` first') from None
     except TypeError as error:
         raise ConfigError(f"logger: {' '.join(str(error).split())[:200]}") from None

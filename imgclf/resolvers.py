@@ -20,27 +20,38 @@ _LONGEST = 90  # characters of a trial's folder
 def register_resolvers() -> None:
     """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`;
     `${imgclf.run_folder:${resume},<dataset>,<model>}`: the folder to go on in, else a new one;
-    `${imgclf.trial:${hydra.job.override_dirname}}`: a trial's folder; `${imgclf.missing:<sweep folder>,<trials>}`: how many
-    of them there aren't yet, and `${imgclf.sampler_seed:<seed>,<sweep folder>}`, another each time that a search goes on, for
-    it would propose the same trials again; `${imgclf.direction:<metric>}`: maximize or minimize.
+    `${imgclf.trial:${hydra.job.override_dirname},<sweep folder>}`: a trial's; `${imgclf.missing:<sweep folder>,<trials>}`: how
+    many of them there aren't yet, and `${imgclf.sampler_seed:<seed>,<sweep folder>}`, another each time that a search goes
+    on, for it would propose the same trials again; `${imgclf.direction:<metric>}`: maximize or minimize.
     """
     # Cached in the config: launchers resolve it anew in the processes that they start.
     OmegaConf.register_new_resolver("imgclf.stamp", _stamp, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("imgclf.run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("imgclf.pretrained", lambda data_dir: data_dir != "demo", replace=True)
-    OmegaConf.register_new_resolver("imgclf.trial", trial_folder, replace=True)
+    OmegaConf.register_new_resolver("imgclf.trial", _trial, replace=True)
     OmegaConf.register_new_resolver("imgclf.missing", _missing, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("imgclf.sampler_seed", _sampler_seed, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("imgclf.direction", _direction, replace=True)
 
 
-def trial_folder(overrides: str) -> str:
-    """The name of the folder of a trial with these `overrides` (joined by commas): readable, and no other trial's."""
-    parts = re.split(r",(?=[\w.@/+~]+=)", overrides)
-    short = [part.rpartition("=")[0].rpartition(".")[2].lstrip("+~") + "-" + part.rpartition("=")[2] for part in parts
-             if "=" in part and "/" not in part.partition("=")[2]]  # fmt: skip
+def trial_folder(overrides: str, sweep: str = "", constant: str = "") -> str:
+    """The name of the folder of a trial with these `overrides` (joined by commas): that of the folder it has in `sweep`
+    already, else a readable one, without the keys in `constant`; no other trial's in either case.
+    """
+    digest = hashlib.blake2b(overrides.encode(), digest_size=5).hexdigest()
+    if sweep and (known := sorted(Path(sweep).glob(f"*-{digest}"))):
+        return known[0].name
+    short = []
+    for part in re.split(r",(?=[\w.@/+~]+=)", overrides):
+        key, _, value = part.partition("=")
+        if value and "/" not in value and key not in constant.split():
+            short.append(f"{key.rpartition('.')[2].lstrip('+~')}-{value}")
     name = re.sub(r"[^\w.+-]+", "_", "_".join(short))[:_LONGEST].strip("_.-")
-    return f"{name or 'trial'}-{hashlib.blake2b(overrides.encode(), digest_size=3).hexdigest()}"
+    return f"{name or 'trial'}-{digest}"
+
+
+def _trial(overrides: str, sweep: str) -> str:
+    return trial_folder(overrides, sweep, os.environ.get("IMGCLF_CONSTANT", ""))
 
 
 @cache

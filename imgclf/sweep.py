@@ -99,7 +99,7 @@ def _csv(board: Leaderboard) -> str:
     for entry in sorted(board.entries, key=lambda entry: place.get(entry.folder, len(place))):
         metrics = entry.run.metrics if entry.run else {}
         writer.writerow([
-            place[entry.folder] + 1 if entry.folder in place else "", entry.folder.name, entry.record.state,
+            place[entry.folder] + 1 if entry.folder in place else "", entry.folder.name, entry.state,
             *(entry.choices.get(key, "") for key in board.keys), "" if entry.record.value is None else entry.record.value,
             *(metrics.get(split, {}).get(name, "") for split, name in measured), entry.epochs,
             round(entry.record.seconds, 1), entry.record.error or "",

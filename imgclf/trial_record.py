@@ -8,9 +8,10 @@ from typing import Any
 
 from imgclf.storage import write_atomically
 
-__all__ = ["STATES", "TrialRecord", "find_trials", "read_record", "write_record"]
+__all__ = ["PRUNED", "STATES", "TrialRecord", "find_trials", "read_record", "write_record"]
 
 _NAME = "trial.json"
+PRUNED = "pruned.txt"  # beside it, in one that was stopped because others were better
 STATES = ("running", "finished", "failed", "interrupted")
 
 

@@ -51,7 +51,17 @@ def test_every_choice_composes_and_fits(group: str, choice: str) -> None:
 
 
 def test_all_groups_and_data_sets_are_there() -> None:
-    assert GROUPS == ["callbacks", "dataset", "debug", "experiment", "hparams_search", "hydra", "logger", "model", "trainer"]
+    assert GROUPS == [
+        "callbacks",
+        "dataset",
+        "debug",
+        "experiment",
+        "hparams_search",
+        "hydra",
+        "logger",
+        "model",
+        "trainer",
+    ]
     for name in KNOWN:
         assert (CONF / "dataset" / f"{name}.yaml").is_file()
         assert composed(f"experiment={name}_best")["dataset"]["name"] == name

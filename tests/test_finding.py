@@ -24,7 +24,9 @@ def test_a_learning_rate_that_learns(colours: Path, tmp_path: Path, capsys: pyte
 
     find(composed(*TINY, f"data_dir='{colours}'", "optimizer.name=sgd", "find=lr"), tmp_path / "found")
     told = capsys.readouterr().out
-    rate = float(next(line for line in told.splitlines() if line.startswith("optimizer.lr=")).partition("=")[2].split()[0])
+    rate = float(
+        next(line for line in told.splitlines() if line.startswith("optimizer.lr=")).partition("=")[2].split()[0]
+    )
     rows = table(tmp_path / "found" / "lr_find.csv")
     assert (tmp_path / "found" / "lr_find.png").stat().st_size > 5000
     assert rows[0]["lr"] == pytest.approx(1e-6) and [row["lr"] for row in rows] == sorted(row["lr"] for row in rows)

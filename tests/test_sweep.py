@@ -23,7 +23,7 @@ from imgclf.sweep import main
 from imgclf.trial_record import TrialRecord, find_trials, read_record, write_record
 
 from browser import browse, needs_browser  # isort: skip
-from conftest import TINY  # isort: skip
+from conftest import TINY, composed  # isort: skip
 from test_page import NASTY, Tags  # isort: skip
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -269,13 +269,53 @@ def test_optuna_remembers_and_goes_on(colours: Path, tmp_path: Path) -> None:
         assert {row[0] for row in database.execute("select value from trial_values")} == values
 
 
-def test_names_of_trials_are_readable_and_distinct() -> None:
+def test_what_falls_behind_is_pruned(run_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Five trials had 90 % in every epoch: one that doesn't learn stops at the third, one that does goes on."""
+    from imgclf.report.tables import history_csv
+
+    settings = composed(*TINY)
+    dataset = {**settings["dataset"]}
+    for number in range(5):
+        path = tmp_path / f"other{number}"
+        write_record(path, TrialRecord([f"seed={number}"], {"dataset": dataset}, "finished", 0.9))
+        row = {
+            "train_loss": 1.0,
+            "train_accuracy": 0.5,
+            "val_loss": 0.1,
+            "val_accuracy": 0.9,
+            "lr": 0.1,
+            "seconds": 1.0,
+        }
+        history_csv(path / "history.csv", [{"epoch": epoch, **row} for epoch in range(5)])
+    epochs = {}
+    for name, rate, data in (
+        ("hopeless", "1e-9", dataset),
+        ("good", "0.01", dataset),
+        ("elsewhere", "1e-9", {"name": "cards"}),
+    ):
+        folder = tmp_path / name
+        write_record(folder, TrialRecord([], {"dataset": data}))
+        run_tiny("callbacks=pruning", f"optimizer.lr={rate}", "trainer.max_epochs=5", folder=folder)
+        epochs[name] = len(json.loads((folder / "history.json").read_text()))
+    assert epochs == {"hopeless": 3, "good": 5, "elsewhere": 5}
+    assert (tmp_path / "hopeless" / "pruned.txt").read_text().startswith("pruned after epoch 3: val_accuracy 0.")
+    write_record(tmp_path / "hopeless", TrialRecord(["optimizer.lr=1e-9"], {"dataset": dataset}, "finished", 0.3))
+    assert {entry.folder.name: entry.state for entry in read_sweep(tmp_path).entries}["hopeless"] == "pruned"
+
+
+def test_names_of_trials_are_readable_and_distinct(tmp_path: Path) -> None:
     name = trial_folder("dataset=cards,model.backbone_kwargs.layers=[4,pool],optimizer.lr=1e-3")
-    assert name.startswith("dataset-cards_layers-_4_pool_lr-1e-3-") or name.startswith("dataset-cards_layers-_4_pool")
+    assert name.startswith("dataset-cards_layers-_4_pool__lr-1e-3-")
+    assert trial_folder("a=1,b.c=2", constant="a").startswith("c-2-")
+    assert (
+        trial_folder("a=1,b.c=2", constant="a")[-10:] == trial_folder("a=1,b.c=2")[-10:] != trial_folder("b.c=2")[-10:]
+    )
     assert trial_folder("optimizer.lr=1e-3") != trial_folder("optimizer.lr=1e-4")
     assert trial_folder("a=x/y") != trial_folder("a=x_y") and "/" not in trial_folder("data_dir=/a/b,a=../c")
-    assert len(trial_folder(",".join(f"key{i}=value" for i in range(100)))) <= 100
+    assert len(trial_folder(",".join(f"key{i}=value" for i in range(100)))) <= 101
     assert trial_folder("").startswith("trial-")
+    (tmp_path / trial_folder("a=1,b.c=2")).mkdir()
+    assert trial_folder("a=1,b.c=2", str(tmp_path), "a") == trial_folder("a=1,b.c=2"), "the folder that it has already"
 
 
 def fabricate(folder: Path, choices: dict[str, str], state: str = "finished", value: float = 0.5, **more: Any) -> None:

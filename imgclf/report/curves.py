@@ -107,15 +107,15 @@ def sizes_figure(series: Sequence[Mapping[str, Any]]) -> Figure:
                                          for column in zip(*one["points"], strict=True))  # fmt: skip
         colour, dash = style_of(number)
         axes.errorbar(counts, found, np.nan_to_num(spread), color=colour, linestyle=dash, marker="o", capsize=3,
-                      label=f"{_escaped(one['name'])}: validation")  # fmt: skip
+                      label=f"{_escaped(one['name'])}: validation" if one["name"] else "validation")  # fmt: skip
         if np.isfinite(tested).any():
-            axes.plot(counts, tested, "x", color=colour, markersize=8, label="its test")
+            axes.plot(counts, tested, "x", color=colour, markersize=8, label="its test" if one["name"] else "test")
     every = sorted({point[0] for one in series for point in one["points"]})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(every))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
     axes.set_xlabel("training pictures")
     axes.set_title("Accuracy and the size of the data")

@@ -11,7 +11,7 @@ from imgclf.calibration import accuracy_interval
 from imgclf.errors import DataError
 from imgclf.report.comparison import Run, read_run
 from imgclf.report.tables import read_history_csv
-from imgclf.trial_record import TrialRecord, find_trials
+from imgclf.trial_record import PRUNED, TrialRecord, find_trials
 
 __all__ = ["Entry", "Leaderboard", "Standing", "facts", "importance", "read_sweep"]
 
@@ -33,6 +33,11 @@ class Entry:
     def finished(self) -> bool:
         """Whether it can be ranked."""
         return self.run is not None and self.record.value is not None
+
+    @property
+    def state(self) -> str:
+        """As its record says, or pruned: finished too, but before its time."""
+        return "pruned" if self.record.state == "finished" and (self.folder / PRUNED).is_file() else self.record.state
 
     @property
     def dataset(self) -> str:
@@ -91,7 +96,7 @@ class Leaderboard:
                 series.setdefault(name, []).append((
                     metrics[0]["train"]["count"], fmean(found), stdev(found) if len(found) > 1 else None,
                     fmean(tested) if tested else None))  # fmt: skip
-        return [{"name": name or "validation", "points": sorted(points)} for name, points in series.items()]
+        return [{"name": name, "points": sorted(points)} for name, points in series.items()]
 
 
 def read_sweep(folder: Path) -> Leaderboard:
@@ -187,7 +192,7 @@ def facts(board: Leaderboard) -> dict[str, Any]:
             for standing in board.standings
         ],
         "trials": [
-            {"folder": entry.folder.name, "choices": dict(entry.choices), "state": entry.record.state, "epochs": entry.epochs,
+            {"folder": entry.folder.name, "choices": dict(entry.choices), "state": entry.state, "epochs": entry.epochs,
              "value": _finite(entry.record.value) if entry.finished else None, "seconds": entry.record.seconds,
              "error": entry.record.error, "interval": _interval(entry.run)}
             for entry in board.entries

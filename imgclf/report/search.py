@@ -45,7 +45,9 @@ def plot_batch_sizes(sizes: Sequence[int], speeds: Sequence[float], gigabytes: S
 def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], gigabytes: Sequence[float], chosen: int) -> Figure:
     """Draw pictures a second and memory over the batch size, and mark the one that is `chosen`."""
     figure = new_figure(10, 4)
-    for axes, values, title in zip(figure.subplots(1, 2), (speeds, gigabytes), ("Pictures a second", "Memory, GB"), strict=True):
+    for axes, values, title in zip(
+        figure.subplots(1, 2), (speeds, gigabytes), ("Pictures a second", "Memory, GB"), strict=True
+    ):
         axes.plot(sizes, values, "o-", color=BLUE)
         axes.axvline(chosen, color=ORANGE, linestyle="--", label=f"suggested: {chosen}")
         axes.set_xscale("log", base=2)

@@ -47,20 +47,23 @@ function scaleOf(values) {
 
 function parallel() {
   if (finished.length < 2 || !facts.keys.length) return;
-  const gap = 170, left = 110, top = 34, height = 330, bottom = 14, right = 90;
+  const gap = 170, left = 110, top = 40, height = 330, bottom = 18, right = 90;
   const width = left + gap * facts.keys.length + right;
   const values = finished.map(trial => trial.value);
   const low = Math.min(...values), high = Math.max(...values), span = high - low || 1;
   const good = value => facts.lower_is_better ? (high - value) / span : (value - low) / span;
   const axes = facts.keys.map(key => ({name: key, ...scaleOf(finished.map(trial => trial.choices[key] ?? "-"))}));
-  const rows = finished.map(trial => [...axes.map(axis => axis.at(trial.choices[axis.name] ?? "-")), (trial.value - low) / span]);
+  const ranked = [...finished].sort((a, b) => good(a.value) - good(b.value));  // lines of one level lie side by side, the best on top
+  const beside = rank => ranked.length < 2 ? 0 : (rank / (ranked.length - 1) - 0.5) * 18 / (height - top - bottom);
+  const rows = ranked.map((trial, rank) => [
+    ...axes.map(axis => axis.at(trial.choices[axis.name] ?? "-") + beside(rank)), (trial.value - low) / span]);
   axes.push({name: facts.metric, labels: [0, 0.25, 0.5, 0.75, 1].map(share => [measure(low + share * span), share])});
   const x = index => left + gap * index, y = share => height - bottom - share * (height - top - bottom);
   const svg = shape("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "parallel coordinates"});
   const says = node("p", {class: "says"}), hint = "A line is a trial, the bluer the better. Point at one.";
   says.textContent = hint;
-  finished.map((trial, index) => [trial, rows[index]]).sort((a, b) => good(a[0].value) - good(b[0].value)).forEach(([trial, row]) => {
-    const share = good(trial.value);
+  ranked.forEach((trial, rank) => {
+    const row = rows[rank], share = good(trial.value);
     const line = shape("polyline", {points: row.map((value, index) => `${x(index)},${y(value)}`).join(" "), fill: "none",
       class: "trial", "stroke-width": 2.2, tabindex: 0,
       style: `stroke: color-mix(in oklab, var(--right) ${Math.round(100 * share)}%, var(--wrong)); opacity: ${0.4 + 0.6 * share}`});
@@ -101,7 +104,7 @@ function importance() {
 function sizes() {
   if (!facts.sizes.length) return;
   const colours = ["--right", "--wrong", "--focus", "--ink"];
-  const lines = facts.sizes.slice(0, 8).map((series, index) => ({name: series.name, colour: colours[index % 4],
+  const lines = facts.sizes.slice(0, 8).map((series, index) => ({name: series.name || "validation", colour: colours[index % 4],
     dash: index < 4 ? null : "6 3", values: series.points.map(([count, value]) => [count, value])}));
   section("Would more data help?", node("p", {class: "quiet"}, "Validation accuracy against the number of training pictures: a "
     + "curve that still rises says yes."), node("div", {class: "charts"}, chart("Validation accuracy", lines,
@@ -112,7 +115,7 @@ function trials() {
   const columns = [{name: "trial"}, {name: "state"}, {name: facts.metric, n: true, format: value => value < -1e300 ? "" : measure(value)},
     {name: "95 % interval"}, {name: "epochs", n: true}, {name: "seconds", n: true, format: value => value.toFixed(0)}, {name: "error"}];
   const rows = facts.trials.map(trial => [trial.folder, trial.state, trial.value === null ? -1.7e308 : trial.value,
-    trial.interval ? trial.interval.map(value => percent(value)).join(" – ") : "", trial.epochs, trial.seconds, trial.error || ""]);
+    trial.interval ? trial.interval.map(value => (100 * value).toFixed(1)).join("–") + "\u00a0%" : "", trial.epochs, trial.seconds, trial.error || ""]);
   section("All trials", sortable(columns, rows, {class: "trials"}));
 }
 
