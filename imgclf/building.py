@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
 
 from imgclf.callbacks import build_callbacks
 from imgclf.checkpoint import AtomicCheckpoints
@@ -92,6 +94,8 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
         raise ConfigError(f"trainer.max_epochs={options['max_epochs']!r}: expected a whole number of epochs")
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
+    if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
+        options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
     chosen = (settings.get("callbacks") or {}) if options["limit_val_batches"] != 0 else {}
     callbacks = _call(
         build_callbacks,
