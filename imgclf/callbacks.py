@@ -1,6 +1,7 @@
 """What happens around training, apart from training: the console, the files of a run, early stopping."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -11,7 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, DataError
 from imgclf.guard import Guard
 from imgclf.interrupts import Signals
 from imgclf.metrics import MONITORS
@@ -87,12 +88,10 @@ class Pruning(Callback):
         found = []
         for path, record in find_trials(self.folder.parent):
             history = path / "history.csv"
-            if (
-                mine
-                and path != self.folder
-                and record.settings["dataset"] == mine.settings["dataset"]
-                and history.is_file()
-            ):
+            same = mine and record.settings.get("dataset") == mine.settings.get("dataset")
+            if not same or path == self.folder or not history.is_file():
+                continue
+            with suppress(DataError):  # damaged: not this trial's affair
                 values = [row[self.monitor] for row in read_history_csv(history)[:epochs]]
                 if len(values) == epochs and None not in values:
                     found.append(self.sign * fmean(values))

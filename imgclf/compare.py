@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.console import print_table
-from imgclf.errors import ImgclfError
+from imgclf.console import exit_code_of, print_table
 
 if TYPE_CHECKING:
     from imgclf.report.comparison import Run
@@ -23,27 +22,24 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the runs, the best by validation first, and what sets them apart; returns 2 for a folder that is no run."""
     options = _parser().parse_args(arguments)
-    try:
-        from imgclf.report.comparison import differing, duels, read_run  # here: --help needs none of it
+    return exit_code_of(lambda: _compare(options.runs, options.out))
 
-        folders = list(dict.fromkeys(folder.absolute() for folder in options.runs))
-        names = _names(folders)
-        runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-        runs.sort(key=lambda run: (run.validation is None, -(run.validation or 0.0)))
-        keys = differing(runs)
-        print_table(["run", "validation", "test", "epochs", *keys], _rows(runs, keys))
-        for duel in duels(runs):
-            verdict = "they differ" if duel.p < 0.05 else "the difference may be chance"
-            print(f"{duel.first} : {duel.second} on the same {duel.count:,} test pictures: {duel.only_first} only the first "
-                  f"got right, {duel.only_second} only the second; p = {duel.p:.3g} (McNemar, exact), {verdict}")  # fmt: skip
-        if options.out:
-            _write(runs, keys, options.out)
-    except ImgclfError as error:
-        print(f"imgclf: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"imgclf: {error.filename or 'the operating system'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+
+def _compare(chosen: Sequence[Path], out: Path | None) -> int:
+    from imgclf.report.comparison import differing, duels, read_run  # here: --help needs none of it
+
+    folders = list(dict.fromkeys(folder.absolute() for folder in chosen))
+    names = _names(folders)
+    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs.sort(key=lambda run: (run.validation is None, -(run.validation or 0.0)))
+    keys = differing(runs)
+    print_table(["run", "validation", "test", "epochs", *keys], _rows(runs, keys))
+    for duel in duels(runs):
+        verdict = "they differ" if duel.p < 0.05 else "the difference may be chance"
+        print(f"{duel.first} : {duel.second} on the same {duel.count:,} test pictures: {duel.only_first} only the first "
+              f"got right, {duel.only_second} only the second; p = {duel.p:.3g} (McNemar, exact), {verdict}")  # fmt: skip
+    if out:
+        _write(runs, keys, out)
     return 0
 
 

@@ -1,8 +1,30 @@
-"""A table on the console."""
+"""What the commands that need no Hydra have in common: a table on the console, and the way an error is told."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 
-__all__ = ["print_table"]
+from imgclf.errors import ConfigError, ImgclfError
+
+__all__ = ["exit_code_of", "print_table"]
+
+
+def exit_code_of(task: Callable[[], int]) -> int:
+    """What `task` returns; what a user can mend is printed as one line and becomes an exit code."""
+    try:
+        return task()
+    except ImgclfError as error:
+        print(f"imgclf: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("imgclf: interrupted by SIGINT", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"imgclf: {error.filename or 'the operating system'}: {error.strerror or error}", file=sys.stderr)
+        return ConfigError.exit_code
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

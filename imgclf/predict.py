@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgclf.allocator import keep_memory
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.console import exit_code_of
+from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
     from imgclf.pictures import Picture
@@ -35,24 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not paths and options.webcam is None:
         parser.error("no PATH is given: pass pictures, folders, addresses, or - for a list on stdin")
     keep_memory()
-    try:
-        predictor = _predictor(options, checkpoint)
-        if options.webcam is not None:
-            return _watch(predictor, options)
-        pictures = _pictures(predictor, options, paths)
-        return _answer(predictor, options, pictures)
-    except ImgclfError as error:
-        print(f"imgclf: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("imgclf: interrupted by SIGINT", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"imgclf: {error.filename or 'the operating system'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: _predict(options, checkpoint, paths))
+
+
+def _predict(options: argparse.Namespace, checkpoint: str | None, paths: Sequence[str]) -> int:
+    predictor = _predictor(options, checkpoint)
+    if options.webcam is not None:
+        return _watch(predictor, options)
+    return _answer(predictor, options, _pictures(predictor, options, paths))
 
 
 def _predictor(options: argparse.Namespace, checkpoint: str | None) -> Predictor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.errors import ImgclfError
+from imgclf.console import exit_code_of, print_table
 
 if TYPE_CHECKING:
     from imgclf.report.leaderboard import Leaderboard
@@ -25,15 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Writes sweep.csv and sweep.html there; data_size.png too, where trials differ in dataset.fraction.")  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="the hydra.sweep.dir of `imgclf.train -m`")
     options = parser.parse_args(arguments)
-    try:
-        publish(options.folder)
-    except ImgclfError as error:
-        print(f"imgclf: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"imgclf: {error.filename or 'the operating system'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of(lambda: publish(options.folder))
 
 
 def conclude(folder: Path) -> int:
@@ -46,7 +38,7 @@ def conclude(folder: Path) -> int:
     return sum(record.state == "failed" for _, record in trials)
 
 
-def publish(folder: Path) -> None:
+def publish(folder: Path) -> int:
     """Print and write the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
     from imgclf.report.leaderboard import facts, read_sweep  # here: --help needs none of it
     from imgclf.report.page import sweep_page
@@ -63,11 +55,10 @@ def publish(folder: Path) -> None:
         plot_sizes(board.sizes, folder / "data_size.png")
         written.append("data_size.png")
     print(f"{folder}: {', '.join(written)}", flush=True)
+    return 0
 
 
 def _print(board: Leaderboard) -> None:
-    from imgclf.console import print_table
-
     keys = [key for key in board.keys if key != "seed"]
     several = len({standing.entries[0].dataset for standing in board.standings}) > 1
     if board.standings:

@@ -76,7 +76,8 @@ def _supervise(record: TrialRecord, folder: Path, log: bool, threads: int | None
                 told = connection.recv() if connection.poll() else None
             process.join()
         except Interrupted as stop:
-            os.kill(process.pid or 0, stop.signum)  # it doesn't get a terminal's Ctrl-C, being in a session of its own
+            with suppress(ProcessLookupError):  # it doesn't get a terminal's Ctrl-C, being in a session of its own
+                os.kill(process.pid, stop.signum)
             process.join()
             write_record(
                 folder, replace(record, state="interrupted", seconds=record.seconds + time.monotonic() - began)
@@ -123,16 +124,20 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
     # Lightning starts the other processes of a distributed run with the command line of this one: `main` below.
     sys.argv = [__file__, folder]
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("imgclf.trials")
+    os.environ["SLURM_JOB_NAME"] = "bash"  # by which Lightning knows that it shall start them, not SLURM
+    told: tuple[str, Any]
     try:
-        connection.send(("value", _train(folder)))
+        told = "value", _train(folder)
     except ImgclfError as error:
-        connection.send(("error", str(error)))
+        told = "error", str(error)
     except Interrupted as stop:
         print(f"imgclf: {stop}", file=sys.stderr, flush=True)
-        connection.send(("error", str(stop)))
+        told = "error", str(stop)
     except Exception as error:  # a bug, or a package's: the traceback is for whoever mends it, the line for the table
         traceback.print_exc()
-        connection.send(("error", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        told = "error", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    with suppress(OSError):  # there may be nobody left who waits
+        connection.send(told)
 
 
 def _train(folder: str) -> float | None:

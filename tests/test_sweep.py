@@ -166,7 +166,7 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
     colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
     folder = tmp_path / "sweep"
-    words = command(colours, folder, "seed=0,1", "trainer.max_epochs=150", "callbacks=none")
+    words = command(colours, folder, "seed=0,1", "trainer.max_epochs=80", "callbacks=none")
     process = started(words, folder)
     saved = until(lambda: sorted(folder.glob("*/checkpoints/last.ckpt")))
     victim = trial_process(process.pid)
@@ -190,7 +190,7 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("going on from") == 2 and set(states(folder).values()) == {"finished"}
     for path in states(folder):
-        assert len(json.loads((folder / path / "history.json").read_text())) == 150
+        assert len(json.loads((folder / path / "history.json").read_text())) == 80
 
 
 @LINUX

@@ -42,7 +42,7 @@ class Entry:
     @property
     def dataset(self) -> str:
         """The name of its data set: trials on different ones aren't ranked against each other."""
-        return str(self.record.settings["dataset"]["name"])
+        return str((self.record.settings.get("dataset") or {}).get("name", ""))
 
 
 @dataclass(frozen=True)
