@@ -14,11 +14,10 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import SumMetric
 
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
-from imgclf.metrics import MONITORS, EpochSums, validation_metrics
+from imgclf.metrics import MONITORS, EpochSums, SplitMetrics
 from imgclf.mixing import mix
 from imgclf.models.average import average
 from imgclf.models.network import freeze_backbone
@@ -48,9 +47,7 @@ class ImageClassifier(Answers, LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.assemble(model, classes, preprocess, ema_decay, seed)
-        self.validation = validation_metrics(len(self.classes))
-        # Two sums, because torchmetrics 1.9's MeanMetric loses the weights when it lets NaNs through, and they are to be seen.
-        self.validation_loss, self.validation_count = SumMetric(nan_strategy="disable"), SumMetric()
+        self.validation = SplitMetrics(len(self.classes))
         weights = (loss or {}).get("class_weights")
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
         self._second_phase = False  # of a network that is built with the first phase's parts frozen
@@ -107,9 +104,7 @@ class ImageClassifier(Answers, LightningModule):
             return  # the last batch may have fewer pictures than there are processes
         logits = self(batch.images).float()  # [B, K]
         loss = functional.cross_entropy(logits, batch.targets) + self.predictor.head.penalty()
-        self.validation_loss.update(loss * len(batch.targets))
-        self.validation_count.update(len(batch.targets))
-        self.validation.update(logits, batch.targets)
+        self.validation.add(loss, logits, batch.targets)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation; the metrics are called test_loss, test_accuracy and so on."""
@@ -128,12 +123,8 @@ class ImageClassifier(Answers, LightningModule):
         self._close_metrics("test")
 
     def _close_metrics(self, split: str) -> dict[str, float]:
-        values = {f"{split}_loss": self.validation_loss.compute() / self.validation_count.compute()}
-        values |= {f"{split}_{name}": value for name, value in self.validation.compute().items()}
+        values = {f"{split}_{name}": value for name, value in self.validation.close().items()}
         self.log_dict(values)
-        self.validation_loss.reset()
-        self.validation_count.reset()
-        self.validation.reset()
         return {name: float(value) for name, value in values.items()}
 
     def on_train_start(self) -> None:

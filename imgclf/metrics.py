@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from imgclf.report.tables import metrics_of
 
-__all__ = ["MONITORS", "EpochSums", "validation_metrics"]
+__all__ = ["MONITORS", "EpochSums", "SplitMetrics"]
 
 # What early stopping and the best checkpoint may watch, and which way is better.
 MONITORS: dict[str, Literal["min", "max"]] = {
@@ -21,14 +21,32 @@ MONITORS: dict[str, Literal["min", "max"]] = {
 }
 
 
-def validation_metrics(num_classes: int) -> MetricCollection:
-    """accuracy, top5 and macro_f1 of logits [B, K] against targets int64 [B]."""
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
-        "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-    }
-    return MetricCollection(metrics)
+class SplitMetrics(nn.Module):
+    """loss, accuracy, top5 and macro_f1 of a split, gathered batch by batch, over all processes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        scores: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+            "macro_f1": MulticlassF1Score(num_classes, average="macro"),
+        }
+        self.scores = MetricCollection(scores)
+        # Two sums, because torchmetrics 1.9's MeanMetric loses the weights when it lets NaNs through, and they are to be seen.
+        self.loss, self.count = SumMetric(nan_strategy="disable"), SumMetric()
+
+    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: its mean loss, logits [B, K] and targets int64 [B]."""
+        self.loss.update(loss * len(targets))
+        self.count.update(len(targets))
+        self.scores.update(logits, targets)
+
+    def close(self) -> dict[str, Tensor]:
+        """The metrics by name; the next batch begins anew."""
+        values = {"loss": self.loss.compute() / self.count.compute(), **self.scores.compute()}
+        for metric in (self.loss, self.count, self.scores):
+            metric.reset()
+        return values
 
 
 class EpochSums:

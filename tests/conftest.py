@@ -23,6 +23,11 @@ SHARED = Path(__file__).parents[2] / "shared"
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40)}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: several processes of tests then end together."""
+    items.sort(key=lambda item: item.path.name not in ("test_sweep.py", "test_distributed.py"))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache, and none sees the user's data."""
