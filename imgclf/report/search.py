@@ -54,7 +54,7 @@ def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], gigabytes: 
         axes.xaxis.set_major_locator(FixedLocator(list(sizes)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(values))
         axes.set_title(title)
         axes.set_xlabel("batch size")
         axes.grid(color="0.9")
