@@ -84,6 +84,13 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     except Exception as error:
         if failure := worker_failure(error):
             raise failure from None
+        if (
+            trainer.world_size > 1
+            and isinstance(error, RuntimeError)
+            and re.search("gloo|nccl|by peer", str(error), re.I)
+        ):
+            raise RunError("another of the run's processes has ended; why, it says above. resume=<run folder> goes on from the "
+                           "last checkpoint") from None  # fmt: skip
         if start and not signals.deferring and not isinstance(error, ImgclfError):  # Lightning was still restoring
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{start.path}: can't be gone on from ({type(error).__name__}: {reason})") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -162,6 +163,19 @@ def test_two_go_on_where_two_were_stopped(odd: Path, tmp_path: Path, pair: tuple
     )
     run(odd, tmp_path / "whole", "hydra.run.dir=run", "trainer.max_epochs=40", *PAIR)
     assert_the_same_training(tmp_path / "whole" / "run", tmp_path / "run", tolerance=0)
+
+
+@pytest.mark.exhaustive
+def test_one_that_fails_ends_both_in_plain_words(odd: Path, tmp_path: Path) -> None:
+    """A picture that can't be read is met by one of the two only."""
+    data = shutil.copytree(odd, tmp_path / "data")
+    broken = sorted((data / "train" / "blue").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:200])
+    words = [sys.executable, "-m", "imgclf.train", *TINY, *PAIR, f"data_dir='{data}'", "hydra.run.dir=run"]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=90, cwd=tmp_path, env=environment(tmp_path / "cache")
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr and broken.name in done.stderr, done.stderr
 
 
 @pytest.mark.exhaustive
