@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imgclf.classifier import ImageClassifier
     from imgclf.data.asl_alphabet import ASLAlphabetDataModule
     from imgclf.data.cards import CardsDataModule
     from imgclf.data.datamodule import ImageDataModule
@@ -12,8 +11,9 @@ if TYPE_CHECKING:
     from imgclf.data.sign_mnist import SignMNISTDataModule
     from imgclf.data.sports import SportsDataModule
     from imgclf.errors import CheckpointError, ConfigError, DataError, ImageError, ImgclfError, RunError
-    from imgclf.predictor import Predictor, load
+    from imgclf.inference.predictor import Predictor, load
     from imgclf.preprocess import Preprocess
+    from imgclf.training.classifier import ImageClassifier
 
 _HOMES = {
     "ASLAlphabetDataModule": "imgclf.data.asl_alphabet",
@@ -21,17 +21,17 @@ _HOMES = {
     "CheckpointError": "imgclf.errors",
     "ConfigError": "imgclf.errors",
     "DataError": "imgclf.errors",
-    "ImageClassifier": "imgclf.classifier",
+    "ImageClassifier": "imgclf.training.classifier",
     "ImageDataModule": "imgclf.data.datamodule",
     "ImageError": "imgclf.errors",
     "ImgclfError": "imgclf.errors",
-    "Predictor": "imgclf.predictor",
+    "Predictor": "imgclf.inference.predictor",
     "Preprocess": "imgclf.preprocess",
     "RockPaperScissorsDataModule": "imgclf.data.rock_paper_scissors",
     "RunError": "imgclf.errors",
     "SignMNISTDataModule": "imgclf.data.sign_mnist",
     "SportsDataModule": "imgclf.data.sports",
-    "load": "imgclf.predictor",
+    "load": "imgclf.inference.predictor",
 }
 
 __all__ = [

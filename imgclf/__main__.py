@@ -1,5 +1,5 @@
 """`python -m imgclf train ...`: the same as `imgclf train ...`."""
 
-from imgclf.cli import main
+from imgclf.cli.main import main
 
 main()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from imgclf.data.store import list_stores
-from imgclf.storage import cache_folder
+from imgclf.files.atomic import cache_folder
+from imgclf.files.row_store import list_stores
 
 __all__ = ["main"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from imgclf.app import output_folder, plain, run_app
-from imgclf.data.place import require_folder
+from imgclf.cli.hydra_app import output_folder, plain, run_app
+from imgclf.data.location import require_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> int:
     """
     settings = plain(config)
     require_folder(settings)
-    from imgclf.checking import check_data  # here, because it loads torch
+    from imgclf.quality.run import check_data  # here, because it loads torch
 
     return check_data(settings, output_folder())
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from imgclf.console import exit_code_of, print_table
 
 if TYPE_CHECKING:
-    from imgclf.report.comparison import Run
+    from imgclf.sweeps.comparison import Run
 
 __all__ = ["main"]
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compare(chosen: Sequence[Path], out: Path | None) -> int:
-    from imgclf.report.comparison import differing, duels, read_run  # here: --help needs none of it
+    from imgclf.sweeps.comparison import differing, duels, read_run  # here: --help needs none of it
 
     folders = list(dict.fromkeys(folder.absolute() for folder in chosen))
     names = _names(folders)
@@ -62,8 +62,8 @@ def _rows(runs: Sequence[Run], keys: Sequence[str]) -> list[list[str]]:
 
 def _write(runs: Sequence[Run], keys: Sequence[str], folder: Path) -> None:
     """compare.csv, and compare.png with all curves of validation, in `folder`."""
+    from imgclf.files.atomic import write_atomically
     from imgclf.report.curves import plot_runs
-    from imgclf.storage import write_atomically
 
     lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")

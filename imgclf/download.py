@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgclf.app import plain, run_app
+from imgclf.cli.hydra_app import plain, run_app
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def main(config: DictConfig) -> None:
     """Fetch the chosen data set and say where it is; raises `ConfigError` for one that Kaggle isn't known to have."""
     name = plain(config)["dataset"]["name"]
     from imgclf.data import datamodule_class  # here, because it loads torch
-    from imgclf.data.download import download_dataset
+    from imgclf.fetch.kaggle import download_dataset
 
     facts = datamodule_class(name)
     if facts.handle is None:

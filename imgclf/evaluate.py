@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgclf.allocator import keep_memory
-from imgclf.app import output_folder, plain, run_app, task_overrides
+from imgclf.cli.hydra_app import output_folder, plain, run_app, task_overrides
+from imgclf.cli.malloc import keep_memory
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +20,7 @@ def main(config: DictConfig) -> float:
     """
     settings = {**plain(config), "typed": task_overrides()}
     keep_memory()
-    from imgclf.evaluation import evaluate  # here, because it loads torch
+    from imgclf.inference.evaluate_checkpoint import evaluate  # here, because it loads torch
 
     return evaluate(settings, output_folder())
 

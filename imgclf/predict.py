@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgclf.allocator import keep_memory
+from imgclf.cli.malloc import keep_memory
 from imgclf.console import exit_code_of
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from imgclf.pictures import Picture
-    from imgclf.predictor import Predictor
+    from imgclf.inference.inputs import Picture
+    from imgclf.inference.predictor import Predictor
 
 __all__ = ["main"]
 
@@ -47,7 +47,7 @@ def _predict(options: argparse.Namespace, checkpoint: str | None, paths: Sequenc
 
 def _predictor(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
     if options.imagenet:
-        from imgclf.imagenet import load_imagenet  # here, because these load torch
+        from imgclf.inference.imagenet import load_imagenet  # here, because these load torch
 
         if options.tta:
             raise ConfigError("--tta needs a checkpoint, whose data set says which mirror images show the same")
@@ -55,7 +55,7 @@ def _predictor(options: argparse.Namespace, checkpoint: str | None) -> Predictor
         return load_imagenet(name, options.weights, options.device, options.engine, options.precision)
     if options.weights:
         raise ConfigError("--weights goes with --imagenet; a checkpoint has its own")
-    from imgclf.predictor import load
+    from imgclf.inference.predictor import load
 
     assert checkpoint is not None
     return load(checkpoint, options.device, options.engine, options.precision, options.tta)
@@ -65,7 +65,7 @@ def _backbone(name: str) -> str:
     """timm's name for what `model=<name>` would take."""
     import yaml
 
-    from imgclf.app import CONF
+    from imgclf.cli.hydra_app import CONF
 
     known = CONF / "model" / f"{name}.yaml"
     values = yaml.safe_load(known.read_text(encoding="utf-8")) if known.is_file() else {}
@@ -73,7 +73,7 @@ def _backbone(name: str) -> str:
 
 
 def _pictures(predictor: Predictor, options: argparse.Namespace, paths: Sequence[str]) -> list[Picture]:
-    from imgclf.pictures import list_pictures, sample_pictures
+    from imgclf.inference.inputs import list_pictures, sample_pictures
 
     words: list[str] = []
     for path in paths:
@@ -97,7 +97,7 @@ def _label_names(predictor: Predictor, words: Sequence[str]) -> dict[str, str]:
 
 def _answer(predictor: Predictor, options: argparse.Namespace, pictures: list[Picture]) -> int:
     """Hand every answer to whoever was asked for; what couldn't be read is named in the end."""
-    from imgclf import showing
+    from imgclf.inference import writers as showing
     from imgclf.progress import progress_bar
 
     write: Any = showing.Table(predictor.classes, options.top, options.threshold)
@@ -137,8 +137,8 @@ def _watch(predictor: Predictor, options: argparse.Namespace) -> int:
     """A line a second on what a camera, or a video file, shows; until its end or Ctrl-C."""
     import cv2
 
-    from imgclf import showing
-    from imgclf.pictures import Picture
+    from imgclf.inference import writers as showing
+    from imgclf.inference.inputs import Picture
 
     source = int(options.webcam) if options.webcam.isdecimal() else options.webcam
     camera, write = cv2.VideoCapture(source), showing.Table(predictor.classes, options.top, options.threshold)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from imgclf.console import exit_code_of, print_table
 
 if TYPE_CHECKING:
-    from imgclf.report.leaderboard import Leaderboard
+    from imgclf.sweeps.leaderboard import Leaderboard
 
 __all__ = ["conclude", "main", "publish"]
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def conclude(folder: Path) -> int:
     """What a sweep ends with: its leaderboard, if there is a trial to rank; returns how many failed."""
-    from imgclf.trial_record import find_trials
+    from imgclf.files.trial_record import find_trials
 
     trials = find_trials(folder)
     if trials:
@@ -40,9 +40,9 @@ def conclude(folder: Path) -> int:
 
 def publish(folder: Path) -> int:
     """Print and write the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
-    from imgclf.report.leaderboard import facts, read_sweep  # here: --help needs none of it
+    from imgclf.files.atomic import write_atomically
     from imgclf.report.page import sweep_page
-    from imgclf.storage import write_atomically
+    from imgclf.sweeps.leaderboard import facts, read_sweep  # here: --help needs none of it
 
     board = read_sweep(folder)
     _print(board)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgclf.allocator import keep_memory
-from imgclf.app import is_sweep, output_folder, plain, run_app, task_overrides, trials_at_once
-from imgclf.data.place import require_folder
+from imgclf.cli.hydra_app import is_sweep, output_folder, plain, run_app, task_overrides, trials_at_once
+from imgclf.cli.malloc import keep_memory
+from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
 from imgclf.sweep import conclude
+from imgclf.sweeps.trials import run_trial
 from imgclf.threads import cores
-from imgclf.trials import run_trial
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,11 +38,11 @@ def main(config: DictConfig) -> float | None:
         require_folder(settings)
     keep_memory()
     if settings["find"]:
-        from imgclf.finding import find  # here, because these load torch
+        from imgclf.training.lr_finder import find  # here, because these load torch
 
         find(settings, output_folder())
         return None
-    from imgclf.training import train
+    from imgclf.training.run import train
 
     return train(settings, output_folder(), task_overrides())
 

@@ -13,7 +13,7 @@ echo
 echo "The checkpoint, loaded in a new process, says of the first test pictures (its best three classes):"
 set --
 for folder in "ace of hearts" "joker" "queen of spades" "ten of clubs"; do
-    set -- "$@" "$(.venv/bin/python -c 'import sys; from imgclf.data.demo import demo_folder; print(demo_folder("cards") / "test" / sys.argv[1] / "1.jpg")' "$folder")"
+    set -- "$@" "$(.venv/bin/python -c 'import sys; from imgclf.demo.datasets import demo_folder; print(demo_folder("cards") / "test" / sys.argv[1] / "1.jpg")' "$folder")"
 done
 .venv/bin/imgclf predict "$run/checkpoints/best.ckpt" "$@"
 echo

@@ -10,16 +10,16 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from imgclf.data.augment import Augment
-from imgclf.data.cache import Cached, Keeping, pixel_cache
-from imgclf.data.decode import decode
 from imgclf.data.exclusion import read_exclusion
-from imgclf.data.fingerprint import fingerprint
 from imgclf.data.labelling import absent_classes, class_names, label
+from imgclf.data.layouts import Found, find_split, find_train
 from imgclf.data.loader import Features, Loader
-from imgclf.data.place import missing
+from imgclf.data.location import missing
+from imgclf.data.manifest import fingerprint
+from imgclf.data.pixel_cache import Cached, Keeping, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
-from imgclf.data.sources import Found, find_split, find_train
 from imgclf.errors import ConfigError, DataError
+from imgclf.images.decode import decode
 from imgclf.preprocess import Preprocess
 from imgclf.threads import cores
 
@@ -39,7 +39,7 @@ class ImageDataModule(LightningDataModule):
     """Pictures below `root` as batches of uint8 pixels, split and labelled; the training set defines the classes.
 
     The class attributes are the facts of a data set; a subclass, or the arguments of the same name, states its own.
-    `splits`: the layout of train, val and test (see `imgclf.data.sources`); a split without a layout, or not found, is
+    `splits`: the layout of train, val and test (see `imgclf.data.layouts`); a split without a layout, or not found, is
     held out from train: first `test_fraction` of each class for test, then `val_fraction` of the rest for validation, by
     `holdout` ("random", "blocks") and `split_seed`. `classes`: the names to use, None for all that are found.
     `fraction`: how much of train is used, after the hold-outs. `batch_size` is global. `num_workers` None: chosen by

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from imgclf.data.layouts import Found
 from imgclf.data.samples import Samples, natural_key
-from imgclf.data.sources import Found
 from imgclf.errors import ConfigError, DataError
 
 __all__ = ["absent_classes", "class_names", "label"]

@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imgclf.data.augment import Augment
-from imgclf.data.cache import Cached, Indices, read_pixels
+from imgclf.data.pixel_cache import Cached, Indices, read_pixels
 from imgclf.data.samples import Samples
-from imgclf.data.store import MappedRows, Rows
 from imgclf.errors import ConfigError, ImgclfError, RunError
-from imgclf.interrupts import leave_group
+from imgclf.files.row_store import MappedRows, Rows
 from imgclf.preprocess import Preprocess
+from imgclf.signals import leave_group
 
 __all__ = ["Batch", "Features", "Loader", "worker_failure"]
 

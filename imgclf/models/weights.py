@@ -18,9 +18,9 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from imgclf.errors import CheckpointError, ConfigError
+from imgclf.files.model_file import check_sums, read_file
 from imgclf.models.backbone import Backbone, sized
 from imgclf.preprocess import Preprocess
-from imgclf.tensors import check_sums, read_file
 
 __all__ = [
     "WeightsNote", "copy_tensors", "load_pretrained", "load_weights", "pretrained_network", "read_checkpoint", "read_note",

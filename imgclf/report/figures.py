@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from imgclf.storage import write_atomically
+from imgclf.files.atomic import write_atomically
 
 __all__ = ["BLUE", "DPI", "ORANGE", "families", "new_figure", "shown_name", "style_of", "write_figure"]
 

@@ -14,12 +14,12 @@ __all__ = ["results_page", "sweep_page"]
 
 
 def results_page(facts: Mapping[str, Any]) -> str:
-    """The HTML for the facts that `imgclf.reporting` has gathered: plain data, pictures as data: addresses."""
+    """The HTML for the facts that `imgclf.report.run_report` has gathered: plain data, pictures as data: addresses."""
     return _page(facts, "results.js")
 
 
 def sweep_page(facts: Mapping[str, Any]) -> str:
-    """The HTML for the facts that `imgclf.report.leaderboard` has gathered."""
+    """The HTML for the facts that `imgclf.sweeps.leaderboard` has gathered."""
     return _page(facts, "sweep.js")
 
 

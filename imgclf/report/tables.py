@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.errors import DataError, RunError
-from imgclf.storage import write_atomically
+from imgclf.files.atomic import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table

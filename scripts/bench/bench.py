@@ -24,7 +24,7 @@ PEERS = {  # script, and the virtual environment that it runs in; None is imgclf
     "timm_loop": ("timm_loop.py", None),
     "lightning_plain": ("lightning_plain.py", None),
 }
-IMPORTS = {"imgclf": "imgclf.training", "keras": "keras", "fastai": "fastai.vision.all, timm", "timm_loop": "timm",
+IMPORTS = {"imgclf": "imgclf.training.run", "keras": "keras", "fastai": "fastai.vision.all, timm", "timm_loop": "timm",
            "lightning_plain": "pytorch_lightning, torchvision"}  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import sys
 from time import perf_counter
 from typing import Any
 
-from imgclf.allocator import keep_memory
+from imgclf.cli.malloc import keep_memory
 
 keep_memory()
 

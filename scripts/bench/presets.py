@@ -8,10 +8,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from imgclf.app import CONF, plain, register_resolvers
-from imgclf.building import build_data
+from imgclf.cli.hydra_app import CONF, plain, register_resolvers
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.models.network import build_network, count_parameters
+from imgclf.training.build import build_data
 
 __all__ = ["copies", "flat_copies", "link_tree", "peer_job", "settings_of"]
 

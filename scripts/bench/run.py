@@ -20,7 +20,7 @@ from typing import Any
 
 from page import write_page
 
-from imgclf.storage import write_atomically
+from imgclf.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path("~/.cache/imgclf-bench/venvs").expanduser()
@@ -43,7 +43,7 @@ def _measure(options: argparse.Namespace, results: dict[str, Any]) -> None:
     from fits import FITS, measure_fit
     from others import OTHERS
 
-    from imgclf.run_folder import describe_environment
+    from imgclf.files.run_folder import describe_environment
 
     names = options.jobs.split(",") if options.jobs else [*FITS, *OTHERS]
     if unknown := sorted(set(names) - set(FITS) - set(OTHERS)):

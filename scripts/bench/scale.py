@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from imgclf.allocator import keep_memory
-from imgclf.building import build_classifier
+from imgclf.cli.malloc import keep_memory
 from imgclf.data import datamodule_class
-from imgclf.data.cache import Keeping, pixel_cache
-from imgclf.data.decode import read_image
-from imgclf.data.fingerprint import fingerprint
+from imgclf.data.layouts import list_images
+from imgclf.data.manifest import fingerprint
+from imgclf.data.pixel_cache import Keeping, pixel_cache
 from imgclf.data.samples import Samples
-from imgclf.data.sources import list_images
-from imgclf.inference import assess, engine_for
-from imgclf.run_folder import describe_environment
-from imgclf.storage import write_atomically
+from imgclf.evaluation.evaluate import assess, engine_for
+from imgclf.files.atomic import write_atomically
+from imgclf.files.run_folder import describe_environment
+from imgclf.images.decode import read_image
 from imgclf.threads import ahead, cores
+from imgclf.training.build import build_classifier
 
 SIZE = 224
 ROW = SIZE * SIZE * 3

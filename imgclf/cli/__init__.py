@@ -1,0 +1,1 @@
+"""How a command starts: Hydra or argparse, and errors in one line."""

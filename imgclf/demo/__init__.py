@@ -1,0 +1,1 @@
+"""Drawn miniatures of the five data sets."""

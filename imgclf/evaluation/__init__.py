@@ -1,0 +1,1 @@
+"""Logits and targets to numbers."""

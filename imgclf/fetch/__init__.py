@@ -1,0 +1,1 @@
+"""What comes over the network or out of an archive."""

@@ -1,0 +1,1 @@
+"""Bytes on disk, written whole and read with distrust."""

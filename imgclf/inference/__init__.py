@@ -1,0 +1,1 @@
+"""A checkpoint to predictions for images."""

@@ -1,0 +1,85 @@
+"""A network as its authors published it, untrained on anything of the user's: the 1,000 classes of ImageNet by name."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor, nn
+
+from imgclf.errors import ConfigError
+from imgclf.inference.predictor import Predictor, to_device
+from imgclf.models.backbone import check_name
+from imgclf.models.weights import copy_tensors, pretrained_network, read_note
+from imgclf.preprocess import Preprocess
+
+__all__ = ["ImageNetNetwork", "load_imagenet"]
+
+
+class ImageNetNetwork(nn.Module):
+    """A timm network with its own head, that answers like a `TrainedNetwork`."""
+
+    temperature = 1.0
+
+    def __init__(self, network: Any, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.preprocess, self.classes = network, preprocess, classes
+        self.history: list[dict[str, Any]] = []
+        self.about: dict[str, Any] = {}
+        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
+    @property
+    def predictor(self) -> Any:
+        """The network that answers."""
+        return self.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] -> logits [B, 1000]."""
+        return self.network((images.float() - self.mean) / self.std)
+
+
+def load_imagenet(name: str, weights: str | None = None, device: str = "cpu", engine: str = "auto",
+                  precision: str = "fp32") -> Predictor:  # fmt: skip
+    """timm's network `name` with its ImageNet weights, from the file `weights` or else the hub; pictures are cropped as the
+    weights say. Raises `ConfigError` for a network that timm doesn't have or whose classes aren't ImageNet's, and
+    `CheckpointError` for weights that can't be had.
+    """
+    check_name(name)
+    preprocess = Preprocess.of(name, resize="crop")
+    if weights:
+        if not Path(weights).expanduser().is_file():
+            raise ConfigError(f"--weights {weights}: there is no such file; expected safetensors or pth")
+        note = read_note(weights, name)
+        if note.pretrained_cfg:
+            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), resize="crop")
+        network = timm.create_model(name, pretrained=False, **note.kwargs)
+        copy_tensors(network, Path(weights).expanduser(), name)
+    else:
+        network = pretrained_network(name, {}, preprocess.channels, preprocess.size)
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    trained = to_device(ImageNetNetwork(network, preprocess, _class_names(network, name)).eval(), device)
+    return Predictor(trained, weights or name, engine, precision)
+
+
+def _class_names(network: Any, name: str) -> tuple[str, ...]:
+    """The words of WordNet; where two classes share one (crane: bird and machine) its number there follows."""
+    subset = infer_imagenet_subset(network)
+    if subset is None:
+        raise ConfigError(
+            f"--imagenet {name}: its {network.num_classes} classes aren't ImageNet's; choose another network"
+        )
+    info = ImageNetInfo(subset)
+    words = [info.index_to_description(index).partition(",")[0] for index in range(network.num_classes)]
+    many = Counter(words)
+    return tuple(f"{word} ({info.index_to_label_name(index)})" if many[word] > 1 else word
+                 for index, word in enumerate(words))  # fmt: skip

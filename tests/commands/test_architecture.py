@@ -1,0 +1,150 @@
+"""The plan of the house: imports go down only, third parties stay where they belong, and the public face is what it claims."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import imgclf
+
+PACKAGE = Path(imgclf.__file__).parent
+COMMANDS = ("train", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
+FOUNDATIONS = ("config", "console", "errors", "preprocess", "signals", "threads", "progress")
+# Folder -> its floor, and what it never imports: other folders of its floor, and third parties. It may import any lower floor.
+FLOORS = {
+    "files": 1, "cli": 2, "demo": 2, "fetch": 2, "images": 2, "models": 2, "data": 3, "evaluation": 4, "report": 5,
+    "quality": 6, "training": 7, "inference": 8, "sweeps": 8,
+}  # fmt: skip
+NEVER = {
+    "cli": ("data", "models", "training", "torch"),
+    "demo": ("torch", "data", "images"),
+    "fetch": ("torch", "images", "data"),
+    "images": ("torch", "files"),
+    "models": ("pytorch_lightning", "lightning_fabric"),
+    "data": ("models", "report", "training"),
+    "evaluation": ("pytorch_lightning", "matplotlib", "training", "report"),
+    "report": ("training",),
+    "quality": ("models", "training"),
+    "training": ("inference", "sweeps"),
+    "inference": ("sweeps",),
+}  # fmt: skip
+# Third parties keep to their home.
+HOMES = {
+    "hydra": ("cli",),
+    "omegaconf": ("cli",),
+    "matplotlib": ("report",),
+    "PIL": ("images", "demo"),
+    "kagglehub": ("fetch",),
+    "pytorch_lightning": ("data.datamodule", "training"),
+    "lightning_fabric": ("training",),
+}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(module: str) -> str:
+    """The folder that a module lies in; "" for one right in the package."""
+    return module.split(".")[0] if "." in module or module in FLOORS else ""
+
+
+def floor_of(module: str) -> int:
+    name = module.split(".")[0]
+    return FLOORS.get(name, 9 if name in (*COMMANDS, "__init__") else 0)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, inside functions too; not what only a type checker sees."""
+    tree = ast.parse(path.read_text())
+    unseen = {
+        id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }  # fmt: skip
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of imgclf that the file imports, without the package's name."""
+    names = {name.removeprefix("imgclf.") for name in imports(path) if name.startswith("imgclf.")}
+    return {name for name in names if name.split(".")[0] in (*FLOORS, *COMMANDS, *FOUNDATIONS)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_down_only(path: Path) -> None:
+    module = module_of(path)
+    for name in own_imports(path):
+        if room_of(name) != room_of(module) or not room_of(module):
+            assert floor_of(name) < floor_of(module) or {floor_of(name), floor_of(module)} == {0}, f"{module}: {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_folder_never_imports_what_it_must_not_know(path: Path) -> None:
+    module = module_of(path)
+    for name in own_imports(path) | imports(path):
+        assert name.split(".")[0] not in NEVER.get(room_of(module), ()), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_third_parties_keep_to_their_home(path: Path) -> None:
+    module = module_of(path)
+    for name in imports(path):
+        homes = HOMES.get(name.split(".")[0])
+        assert homes is None or module.startswith(homes), f"{module} imports {name}"
+
+
+def test_every_folder_and_root_module_has_its_place() -> None:
+    folders = {path.parent.name for path in FILES if path.parent != PACKAGE}
+    assert folders == set(FLOORS)
+    modules = {path.stem for path in FILES if path.parent == PACKAGE and path.stem != "__init__"}
+    assert modules <= {*COMMANDS, *FOUNDATIONS}
+
+
+def test_no_module_is_a_suitcase() -> None:
+    for path in FILES:
+        assert path.stem not in ("utils", "helpers", "common", "misc")
+
+
+def test_every_public_name_of_the_package_has_a_docstring() -> None:
+    assert imgclf.__all__ == sorted(imgclf.__all__)
+    for name in imgclf.__all__:
+        assert getattr(imgclf, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = imgclf.nothing
+
+
+@pytest.mark.parametrize(
+    "module", ["imgclf", "imgclf.cli.hydra_app", "imgclf.cli.main", *(f"imgclf.{c}" for c in COMMANDS[:-1])]
+)
+def test_what_answers_at_once_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_public_thing_has_a_docstring() -> None:
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        hidden = [
+            n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) or str(getattr(n, "name", "")).startswith("_")
+        ]
+        inner = {id(part) for node in hidden for part in ast.walk(node) if part is not node}
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert id(node) in inner or ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_predicting_loads_no_lightning() -> None:
+    code = "import sys, imgclf.inference.predictor; sys.exit('pytorch_lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,301 @@
+"""Signals and faults in the middle of a run: what was done is kept, what is said is one line, and nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.fabricate import TINY, composed
+from test_resume import compare
+
+from imgclf.cli.hydra_app import run_app
+from imgclf.data import pixel_cache as cache_module
+from imgclf.errors import ImageError, RunError
+from imgclf.models.head import Head
+from imgclf.models.weights import read_checkpoint
+from imgclf.signals import Signals
+from imgclf.train import main
+from imgclf.training import run as training
+from imgclf.training.classifier import ImageClassifier
+from imgclf.training.guard import first_non_finite
+from imgclf.training.run import train
+
+Run = Callable[..., Path]
+Hook = Callable[[], None]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
+
+
+def on_call(owner: type, name: str, number: int, action: Hook) -> Hook:
+    """Something that makes the `number`-th call of `owner.name` begin with `action`."""
+
+    def install() -> None:
+        original, calls = getattr(owner, name), []
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == number:
+                action()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    return install
+
+
+def send(*numbers: int) -> Hook:
+    return lambda: [os.kill(os.getpid(), number) for number in numbers] and None
+
+
+def run_in_child(arguments: list[str], before: Hook, output: Path) -> tuple[int, str]:
+    """Run the real entry point in a forked process, which saves the seconds of importing torch; (exit code, stderr)."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            with output.open("w") as file:
+                os.dup2(file.fileno(), 2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stderr, sys.stdout = os.fdopen(2, "w", closefd=False), os.fdopen(1, "w", closefd=False)
+            before()
+            sys.argv = ["imgclf.train", *arguments]
+            run_app("train", main)
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, output.read_text()
+
+
+def arguments(colours: Path, folder: Path, *overrides: str) -> list[str]:
+    return [*TINY, f"data_dir='{colours}'", f"hydra.run.dir={folder}", "model.head.dropout=0.3", *overrides]
+
+
+@pytest.fixture(scope="module")
+def whole(run_tiny: Run) -> dict[str, Any]:
+    """The run that nothing stopped: 2 epochs of 5 batches."""
+    return read_checkpoint(run_tiny("model.head.dropout=0.3") / "checkpoints" / "last.ckpt")
+
+
+STEP, VALIDATION = (ImageClassifier, "training_step"), (ImageClassifier, "validation_step")
+
+
+@pytest.mark.trust(
+    "SIGINT, SIGTERM and SIGHUP within an epoch, in its last step and in its validation",
+    "a step lost, or a resumed run that differs",
+)
+@pytest.mark.parametrize(
+    ("signum", "place", "number", "steps"),
+    [
+        ("SIGINT", STEP, 3, 3), ("SIGTERM", STEP, 7, 7), ("SIGHUP", STEP, 1, 1), ("SIGTERM", STEP, 5, 5),
+        ("SIGINT", VALIDATION, 1, 5), ("SIGTERM", VALIDATION, 2, 5), ("SIGHUP", VALIDATION, 4, 10), ("SIGINT", STEP, 10, 10),
+    ],
+)  # fmt: skip
+def test_a_signal_saves_this_step(
+    whole: dict[str, Any], colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    signum: str, place: tuple[type, str], number: int, steps: int,
+) -> None:  # fmt: skip
+    """In the middle of an epoch, in its last step, in its validation: the resumed run ends as the whole one."""
+    folder = tmp_path / "run"
+    code, said = run_in_child(
+        arguments(colours, folder), on_call(*place, number, send(getattr(signal, signum))), tmp_path / "stderr"
+    )
+    assert code == 128 + getattr(signal, signum)
+    assert said == f"imgclf: interrupted by {signum}; go on with: python -m imgclf.train resume={folder}\n"
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
+    monkeypatch.setattr(training, "_finish", lambda *_: (None, {}))
+    resume = [f"resume='{folder}'"]
+    train(composed(*resume), folder, resume)
+    assert compare(whole, read_checkpoint(folder / "checkpoints" / "last.ckpt")) is None
+
+
+def test_a_signal_while_gradients_accumulate(colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code, _ = run_in_child(arguments(colours, folder, "trainer.accumulate_grad_batches=3"),
+                           on_call(*STEP, 1, send(signal.SIGTERM)), tmp_path / "stderr")  # fmt: skip
+    assert code == 143
+    saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == 1  # the three batches of the first update
+    assert saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["batch"] == 3
+
+
+def test_a_second_sigint_quits_at_once(colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    twice = on_call(*STEP, 2, send(signal.SIGINT, signal.SIGINT))
+    code, _ = run_in_child(arguments(colours, folder), twice, tmp_path / "stderr")
+    assert code == 130
+    assert list((folder / "checkpoints").glob("*")) == []
+
+
+@pytest.mark.parametrize("where", ["before the first step", "while testing"])
+def test_a_signal_outside_of_training(colours: Path, tmp_path: Path, where: str) -> None:
+    folder = tmp_path / "run"
+
+    def install() -> None:
+        name = "print_network" if where == "before the first step" else "metrics_json"
+        setattr(training, name, lambda *_: send(signal.SIGTERM)())
+
+    code, said = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
+    assert code == 143
+    if where == "while testing":
+        assert said.endswith(f"go on with: python -m imgclf.train resume={folder}\n") and said.count("\n") == 1
+        resume = [f"resume='{folder}'"]
+        train(composed(*resume), folder, resume)  # nothing but the test is left to do
+        assert (folder / "environment.json").is_file()
+    else:
+        assert said == "imgclf: interrupted by SIGTERM; nothing was saved yet, begin the run again\n"
+
+
+def test_the_line_can_be_typed(colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "it's [a] b=c"
+    quoted = str(folder).replace("'", "\\'")
+    code, said = run_in_child([*TINY, f"data_dir='{colours}'", f"hydra.run.dir='{quoted}'"],
+                              on_call(*STEP, 2, send(signal.SIGTERM)), tmp_path / "stderr")  # fmt: skip
+    assert code == 143
+    command = said.partition("python -m imgclf.train ")[2].strip()
+    typed = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    assert composed(*typed.stdout.split("\0")[:-1])["resume"] == str(folder)
+
+
+def alive(mark: str) -> list[int]:
+    """Processes that inherited `mark` in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and mark.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.trust("Ctrl-C to the whole process group, with workers", "a process left behind, or no checkpoint")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_ctrl_c_reaches_the_whole_group(colours: Path, tmp_path: Path) -> None:
+    """As from a terminal: the workers get the signal too, and the parent still saves and leaves nobody behind."""
+    mark = f"IMGCLF_TEST={uuid.uuid4()}"
+    command = [sys.executable, "-m", "imgclf.train", *arguments(colours, tmp_path / "run", "dataset.num_workers=2",
+               "trainer.max_epochs=100000")]  # fmt: skip
+    process = subprocess.Popen(command, env={**os.environ, "IMGCLF_TEST": mark.partition("=")[2]}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(alive(mark)) == 5  # two workers each for training and for validation
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.startswith("imgclf: interrupted by SIGINT; go on with: ") and said.count("\n") == 1
+    assert alive(mark) == []
+    read_checkpoint(last)
+
+
+def test_handlers_are_left_as_they_were(run_tiny: Run) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    run_tiny("trainer.max_epochs=1")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    others = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        Signals().install()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        for number, handler in others:
+            signal.signal(number, handler)
+
+
+def saved_non_finite(folder: Path) -> list[str]:
+    return [
+        f"{path.name}: {name}" for path in folder.rglob("*.ckpt") if (name := first_non_finite(read_checkpoint(path)))
+    ]
+
+
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
+def test_a_loss_that_is_no_number(run_tiny: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(RunError) as raised:
+        run_tiny("optimizer.name=sgd", "optimizer.lr=1e30", "checkpoint.every_n_steps=1", folder=folder)
+    text = str(raised.value)
+    assert "\n" not in text
+    assert "at step 1, epoch 1, learning rate 1e+30, in the batch of " in text and ".png" in text
+    assert len((folder / "non_finite_batch.txt").read_text().splitlines()) == 8
+    assert all(Path(line).is_file() for line in (folder / "non_finite_batch.txt").read_text().splitlines())
+    assert saved_non_finite(folder) == []
+
+
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
+def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The square root of zero has a finite value and an infinite slope."""
+    calls = []
+
+    def penalty(self: Head) -> torch.Tensor:
+        calls.append(1)
+        weight = self.output.weight.sum()
+        return (weight - weight.detach()).abs().sqrt() if len(calls) == 4 else weight * 0
+
+    monkeypatch.setattr(Head, "penalty", penalty)
+    with pytest.raises(RunError, match=r"the gradient of network\..* isn't finite at step 3, epoch 1, learning rate"):
+        run_tiny("checkpoint.every_n_steps=1", folder=tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
+    assert saved_non_finite(tmp_path / "run") == []
+
+
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
+def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever spoils them: it is noticed before they are saved."""
+    step = ImageClassifier.optimizer_step
+
+    def spoil(self: ImageClassifier, *args: Any, **kwargs: Any) -> None:
+        step(self, *args, **kwargs)
+        if self.current_epoch == 1:
+            with torch.no_grad():
+                self.network.head.output.bias[0] = torch.inf
+
+    monkeypatch.setattr(ImageClassifier, "optimizer_step", spoil)
+    with pytest.raises(RunError, match=r"state_dict\.network\.head\.output\.bias is no longer finite at step 6"):
+        run_tiny("checkpoint.every_n_steps=1", folder=tmp_path / "run")
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
+
+
+@pytest.mark.trust("loading processes killed, hanging, or met by a bad picture", "more than one line, or no end")
+@pytest.mark.parametrize("fault", ["killed", "hangs", "bad picture"])
+def test_a_worker_that_fails(
+    run_tiny: Run, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    read, parent = cache_module.read_image, os.getpid()
+
+    def faulty(source: Any, *args: Any) -> Any:
+        if str(source).endswith("train/red/007.png") and os.getpid() != parent:
+            if fault == "bad picture":
+                raise ImageError(f"{source}: is damaged")
+            if fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
+        return read(source, *args)
+
+    monkeypatch.setattr(cache_module, "read_image", faulty)
+    error, message = {
+        "killed": (
+            RunError,
+            r"a loading process was killed, most likely because memory ran out; pass a smaller dataset\.num",
+        ),
+        "hangs": (RunError, r"a loading process hangs .*dataset\.timeout_seconds waits longer"),
+        "bad picture": (ImageError, r"train/red/007\.png: is damaged$"),
+    }[fault]
+    with pytest.raises(error, match=message) as raised:
+        run_tiny("cache=off", "dataset.num_workers=2", "dataset.timeout_seconds=3", folder=tmp_path / "run")
+    assert "\n" not in str(raised.value)

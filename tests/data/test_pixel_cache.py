@@ -1,0 +1,351 @@
+"""Decoded pictures and features that are kept: right, whole, shared, made once, and never ahead of need."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.fabricate import draw_picture, draw_tree
+
+import imgclf.data.pixel_cache as cache_module
+from imgclf import ImageDataModule, Preprocess, RunError
+from imgclf.cache import main as cache_command
+from imgclf.data.pixel_cache import Cached, Keeping
+from imgclf.errors import ConfigError
+from imgclf.files.atomic import cache_folder
+from imgclf.files.row_store import DiskStore, MemoryStore, key_of, list_stores
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are decoded from here on, in this process."""
+    files: list[str] = []
+    read = cache_module.read_image
+
+    def counting(source: Any, *args: Any) -> Any:
+        files.append(str(source))
+        return read(source, *args)
+
+    monkeypatch.setattr(cache_module, "read_image", counting)
+    return files
+
+
+def module(root: Path, **options: Any) -> ImageDataModule:
+    preprocess = options.pop("preprocess", Preprocess(size=SIZE))
+    data = ImageDataModule(
+        root, preprocess=preprocess, batch_size=8, num_workers=options.pop("num_workers", 0), **options
+    )
+    data.setup()
+    return data
+
+
+def epoch(data: ImageDataModule, number: int = 0, split: str = "train", **options: Any) -> list[torch.Tensor]:
+    loader = data.loader(split, shuffle="epoch", training=True, **options)
+    loader.set_epoch(number)
+    return [batch.images.clone() for batch in loader]
+
+
+def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+def store_file() -> Path:
+    (path,) = cache_folder().glob("pixels/*/rows-*.bin")
+    return path
+
+
+@pytest.mark.parametrize("place", ["disk", "ram"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("augment", [None, {"rotation_degrees": 20, "horizontal_flip": True}])
+def test_the_same_batches_with_and_without(colours: Path, place: str, workers: int, augment: Any) -> None:
+    plain = module(colours, cache="off", augment=augment)
+    cached = module(colours, cache=place, augment=augment, num_workers=workers)
+    for number in (0, 1, 3):
+        assert same(epoch(cached, number), epoch(plain, number))
+
+
+def test_each_picture_is_decoded_once_for_all_runs(colours: Path, decoded: list[str]) -> None:
+    first = epoch(module(colours), 0)
+    assert sorted(decoded) == sorted(map(str, colours.glob("train/*/*")))
+    for number in range(3):
+        epoch(module(colours), number)  # later runs, and other orders
+    epoch(module(colours, fraction=0.5), 0)  # a part of the same pictures
+    assert len(decoded) == 36
+    assert same(epoch(module(colours), 0), first)
+    assert [about["data"] for _, about, _ in list_stores(cache_folder())] == ["custom"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 20}, {"resize": "crop"}, {"resize": "letterbox"}, {"interpolation": "nearest"}], ids=str
+)
+def test_another_preprocessing_is_another_cache(colours: Path, decoded: list[str], change: dict[str, Any]) -> None:
+    epoch(module(colours))
+    changed = Preprocess(**{"size": SIZE, **change})
+    images = epoch(module(colours, preprocess=changed))
+    assert len(decoded) == 72
+    assert same(images, epoch(module(colours, preprocess=changed, cache="off")))
+
+
+def test_only_what_the_run_will_see_is_decoded(colours: Path, decoded: list[str]) -> None:
+    loader = module(colours).loader("train", shuffle="epoch", training=True, limit=2)
+    for _, _ in zip(range(2), loader, strict=False):
+        pass
+    assert len(decoded) == 16  # two batches of 8
+    loader.load_state_dict({"epoch": 0, "batch": 1})
+    next(iter(loader))
+    assert len(decoded) == 16  # the second of them again
+    loader.set_epoch(1)
+    wanted = {loader.samples.items[index] for index in loader.order(1)[:16]}
+    seen = set(decoded)
+    next(iter(loader))
+    assert set(decoded) == seen | wanted
+
+
+@pytest.mark.parametrize("how", ["another size", "another time"])
+def test_a_changed_file_is_decoded_anew(tmp_path: Path, decoded: list[str], how: str) -> None:
+    root = draw_tree(tmp_path / "data", {"train": 3, "valid": 1, "test": 1})
+    epoch(module(root))
+    changed = root / "train" / "red" / "001.png"
+    status = changed.stat()
+    if how == "another size":
+        draw_picture(changed, (0, 0, 0), seed=5, size=25)
+    else:
+        draw_picture(changed, (200, 40, 40), seed=4, size=24)
+        os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    del decoded[:]
+    images = epoch(module(root))
+    assert decoded == [str(changed)]
+    assert same(images, epoch(module(root, cache="off")))
+
+
+def torn(path: Path, how: str) -> None:
+    data, index = bytearray(path.read_bytes()), path.parent / "index.bin"
+    if how == "rows cut off":
+        path.write_bytes(data[:-7])
+    elif how == "a flipped bit":
+        data[5 * SIZE * SIZE * 3 + 11] ^= 1
+        path.write_bytes(data)
+    elif how == "rows gone":
+        path.unlink()
+    elif how == "index cut off":
+        index.write_bytes(index.read_bytes()[:-3])
+    elif how == "index flipped":
+        index.write_bytes(index.read_bytes()[:-1] + b"\xff")
+    elif how == "index empty":
+        index.write_bytes(b"")
+    elif how == "index of another":
+        index.write_bytes(b"imgclf rows 1\n" + bytes(200))
+    elif how == "rows not in the index":  # killed between the two
+        path.write_bytes(data + bytes(1000))
+
+
+DAMAGES = {
+    "rows cut off": 36, "a flipped bit": 1, "rows gone": 36, "index cut off": 36, "index flipped": 36, "index empty": 36,
+    "index of another": 36, "rows not in the index": 0,
+}  # fmt: skip
+
+
+@pytest.mark.trust("kept pictures that are torn, flipped, cut off or gone", "a wrong pixel in a batch")
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_is_damaged_is_made_anew(colours: Path, decoded: list[str], how: str) -> None:
+    right = epoch(module(colours))
+    torn(store_file(), how)
+    del decoded[:]
+    assert same(epoch(module(colours)), right)
+    assert len(decoded) == DAMAGES[how]
+    del decoded[:]
+    assert same(epoch(module(colours)), right) and not decoded  # and is whole again
+
+
+def test_a_bad_picture_is_named_and_the_rest_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = draw_tree(tmp_path / "data", {"train": 80, "valid": 1, "test": 1})
+    bad = root / "train" / "green" / "050.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:40])
+    with pytest.raises(Exception, match=r"green/050\.png"):
+        epoch(module(root))
+    bad.write_bytes(whole)
+    assert same(epoch(module(root)), epoch(module(root, cache="off")))
+    assert "pixels: 176 made" in capsys.readouterr().out  # of 240: the chunk of 64 before the bad one's was kept
+
+
+def test_a_file_that_hangs(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = cache_module.read_image
+
+    def hanging(source: Any, *args: Any) -> Any:
+        if str(source).endswith("red/007.png"):
+            time.sleep(30)
+        return read(source, *args)
+
+    monkeypatch.setattr(cache_module, "read_image", hanging)
+    with pytest.raises(RunError, match=r"decoding hangs: nothing came for 0\.5 s"):
+        epoch(module(colours, timeout_seconds=0.5))
+
+
+def test_no_room_is_a_line_and_not_an_end(
+    colours: Path, capsys: pytest.CaptureFixture[str], decoded: list[str]
+) -> None:
+    data = module(colours, cache_gb=1e-6)
+    first, _ = epoch(data), epoch(data, 1)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "pixels: not kept, 0.00 GB more than the 0.00 GB that are kept would be beyond cache_gb=1e-06" in said
+    assert len(decoded) == 72  # both epochs
+    assert same(first, epoch(module(colours, cache="off")))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_line_and_not_an_end(
+    colours: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(DiskStore, "add", full)
+    assert same(epoch(module(colours)), epoch(module(colours, cache="off")))
+    assert "pixels: not kept, No space left on device" in capsys.readouterr().out
+
+
+def test_a_folder_that_can_not_be_made(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "file"))
+    assert same(epoch(module(colours)), epoch(module(colours, cache="off")))
+    assert capsys.readouterr().out.startswith("pixels: not kept, ")
+
+
+def test_an_interrupted_making_keeps_what_is_done(tmp_path: Path, decoded: list[str]) -> None:
+    root = draw_tree(tmp_path / "data", {"train": 80, "valid": 1, "test": 1})
+    data = module(root)
+    data.interrupted = lambda: True
+    right = epoch(module(root, cache="off"))
+    del decoded[:]
+    assert same(epoch(data), right)  # what wasn't kept is decoded on the spot
+    del decoded[:]
+    epoch(module(root))
+    assert len(decoded) == 240 - cache_module.CHUNK
+
+
+def test_what_is_cleared_meanwhile(colours: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    data = module(colours, augment={"horizontal_flip": True})
+    first = epoch(data, 0, limit=2)
+    assert cache_command(["clear"]) == 0
+    assert "cleared pixels/custom-" in capsys.readouterr().out
+    assert not list_stores(cache_folder())
+    right = epoch(module(colours, augment={"horizontal_flip": True}, cache="off"), 2)
+    assert same(epoch(data, 2), right)
+    assert same(epoch(data, 0, limit=2), first)
+
+
+def test_the_command(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    epoch(module(colours))
+    capsys.readouterr()
+    assert cache_command([]) == 0
+    said = capsys.readouterr().out
+    assert "0.0 MB  pixels/custom-" in said and "16 x 16 x 3, squash, from" in said and str(colours) in said
+    assert cache_command(["clear", "pixels/nothing"]) == 2
+    assert "holds no pixels/nothing" in capsys.readouterr().err
+    (store,) = list_stores(cache_folder())
+    held = DiskStore(store[0], (SIZE, SIZE, 3), "uint8", {}, 1e9)
+    with held.lock:
+        assert cache_command(["clear"]) == 1
+    assert "is being made by a run" in capsys.readouterr().err
+
+
+def test_rows_in_memory_and_on_disk_are_the_same_thing(tmp_path: Path) -> None:
+    numbers = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    keys = [key_of(bytes([n])) for n in range(4)]
+    for store in (DiskStore(tmp_path / "a" / "b", (2, 3), "float32", {}, 1e9), MemoryStore((2, 3), "float32", 4, 1e9)):
+        assert store.find(keys).tolist() == [-1] * 4
+        assert store.add(keys[:2], numbers[:2]).tolist() == [0, 1]
+        assert store.add(keys[2:3], numbers[2:3]).tolist() == [2]
+        store.commit()
+        assert store.find(keys[::-1]).tolist() == [-1, 2, 1, 0]
+        assert np.array_equal(store.rows.take(np.array([2, 0])), numbers[[2, 0]])
+
+
+def test_two_processes_share_a_store(tmp_path: Path) -> None:
+    """What one adds the other finds; neither loses the other's rows."""
+    numbers = np.arange(12, dtype=np.uint8).reshape(6, 2)
+    keys = [key_of(bytes([n])) for n in range(6)]
+    ours, theirs = (DiskStore(tmp_path / "a" / "b", (2,), "uint8", {}, 1e9) for _ in range(2))
+    for store, part in ((ours, slice(0, 2)), (theirs, slice(2, 4)), (ours, slice(4, 6))):
+        with store.lock:
+            missing = store.find(keys[part])
+            assert (missing < 0).all()
+            store.add(keys[part], numbers[part])
+            store.commit()
+    for store in (ours, theirs):
+        assert np.array_equal(store.rows.take(store.find(keys)), numbers)
+
+
+def test_settings_outside_their_range() -> None:
+    with pytest.raises(ConfigError, match="cache='tape': expected disk, ram or off"):
+        Keeping("tape")
+    with pytest.raises(ConfigError, match="cache_gb=-1: expected a number of gigabytes"):
+        Keeping("disk", -1)
+
+
+def test_rows_of_a_csv_are_kept_at_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (12, 64))
+    text = "\n".join(",".join(map(str, [n % 2, *row])) for n, row in enumerate(rows))
+    (tmp_path / "data").mkdir()
+    for name in ("train.csv", "val.csv", "test.csv"):
+        (tmp_path / "data" / name).write_text(text + "\n")
+    splits = {split: {"kind": "pixels", "files": [f"{split}.csv"]} for split in ("train", "val", "test")}
+    fitted: list[int] = []
+    fit = cache_module.fit
+    monkeypatch.setattr(cache_module, "fit", lambda *args: (fitted.append(1), fit(*args))[1])
+    data = module(tmp_path / "data", splits=splits)
+    first, _ = epoch(data), epoch(data, 1)
+    assert len(fitted) == 12
+    assert same(first, epoch(module(tmp_path / "data", splits=splits, cache="off")))
+
+
+def test_memory_is_mapped_and_not_held(tmp_path: Path) -> None:
+    """Reading every row of a store larger than the limit adds next to no anonymous memory."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    store = DiskStore(tmp_path / "a" / "b", (1024, 1024), "uint8", {}, 1e12)
+    keys = [key_of(n.to_bytes(2, "little")) for n in range(96)]
+    rows = Cached(store, 96, "rows", lambda indices: [keys[i] for i in indices],
+                  lambda indices: (np.full((1, 1024, 1024), i, np.uint8) for i in indices))  # fmt: skip
+
+    def anonymous() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
+
+    before = anonymous()
+    rows.prepare(np.arange(96))
+    for number in range(96):
+        assert rows.rows.take(rows.numbers[[number]])[0, 5, 5] == number
+    assert anonymous() - before < 24  # MiB, of 96
+
+
+def test_a_file_that_changes_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels may be the old ones or the new ones; the next run has the new ones."""
+    root = draw_tree(tmp_path / "data", {"train": 3, "valid": 1, "test": 1})
+    changed, read = root / "train" / "red" / "001.png", cache_module.read_image
+
+    def late(source: Any, *args: Any) -> Any:
+        pixels = read(source, *args)
+        if Path(source) == changed:
+            draw_picture(changed, (0, 0, 0), seed=5, size=25)
+        return pixels
+
+    monkeypatch.setattr(cache_module, "read_image", late)
+    epoch(module(root))
+    monkeypatch.setattr(cache_module, "read_image", read)
+    assert same(epoch(module(root)), epoch(module(root, cache="off")))

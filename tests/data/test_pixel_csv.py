@@ -1,0 +1,139 @@
+"""Pixel CSV files: what is read, to the value, and what is refused, to the line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imgclf.data.pixel_csv import read_pixel_csv
+from imgclf.errors import DataError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+HEADER = "label,p1,p2,p3,p4"
+ROWS = ["3,0,1,2,255", "10,9,8,7,6"]
+GREY = np.array([[0, 1, 2, 255], [9, 8, 7, 6]], np.uint8).reshape(2, 2, 2, 1)
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "pixels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("\n".join([HEADER, *ROWS]), [2, 3]),
+        ("\n".join(ROWS) + "\n", [1, 2]),
+        ("\r\n".join([HEADER, *ROWS]) + "\r\n", [2, 3]),
+        ("\r".join([HEADER, *ROWS]) + "\r", [2, 3]),
+        ("\ufeff" + "\n".join([HEADER, *ROWS]) + "\n\n \n,,,,\n\n", [2, 3]),
+        ("\ufeff" + "\n".join(ROWS), [1, 2]),
+        ('"label","p1","p2","p3","p4"\n"3","0","1","2","255"\n"10","9","8","7","6"\n', [2, 3]),
+        ("\n".join([HEADER, ROWS[0], "", ROWS[1]]), [2, 4]),
+        ("\n".join(["", HEADER, *ROWS]), [3, 4]),
+        ("label,0,1,2,3\n" + "\n".join(ROWS), [2, 3]),
+        ("label,p,p,p,p\n 3 , 0, 1 ,2,255\n010,09,+8,007,6\n", [2, 3]),
+        ("a,b,c,Label,d\n0,1,2,3,255\n9,8,7,10,6\n", [2, 3]),
+        ("a,b,c,d,LABEL\n0,1,2,255,3.0\n9,8,7,6,10\n", [2, 3]),
+    ],
+)
+def test_every_spelling_of_the_same_two_rows(tmp_path: Path, text: str, lines: list[int]) -> None:
+    table = read_pixel_csv(write(tmp_path, text))
+    assert table.pixels.dtype == np.uint8 and table.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(table.pixels, GREY)
+    assert table.labels == ["3", "10"]
+    assert table.lines.dtype == np.int64 and table.lines.tolist() == lines
+
+
+def test_colour_is_interleaved(tmp_path: Path) -> None:
+    values = np.arange(12)
+    table = read_pixel_csv(write(tmp_path, "cat," + ",".join(map(str, values)) + "\n"), channels=3)
+    np.testing.assert_array_equal(table.pixels, values.reshape(1, 2, 2, 3))
+    with pytest.raises(DataError, match=r"3 channel\(s\), expected 1"):
+        read_pixel_csv(tmp_path / "pixels.csv", channels=1)
+
+
+def test_no_width_is_both_grey_and_colour() -> None:
+    squares = {side * side for side in range(1, 5000)}
+    assert not squares & {3 * square for square in squares}  # the square root of 3 is irrational
+
+
+def test_class_names_and_long_labels(tmp_path: Path) -> None:
+    long = "x" * 200
+    table = read_pixel_csv(write(tmp_path, f'"ace, of clubs",1,2,3,4\n{long},1,2,3,4\nétoile,1,2,3,4\n'))
+    assert table.labels == ["ace, of clubs", long, "étoile"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        (HEADER + "\n", "line 1 is a header and no row follows"),
+        ("\n".join([HEADER, *ROWS, "3,1,2,3"]), r"line 4 has 4 cells, expected 5.*cut off"),
+        ("\n".join([HEADER, ROWS[0], "3,1,2,3", ROWS[1]]), r"line 3 has 4 cells, expected 5 as in the first row$"),
+        ("\n".join([HEADER, ROWS[0], "3,1,2,3,4,5", ROWS[1]]), "line 3 has 6 cells, expected 5"),
+        ("\n".join([HEADER, *ROWS, "3,1,256,3,4"]), "line 4, column 3 is '256', expected a whole number from 0 to 255"),
+        ("\n".join([HEADER, *ROWS, "3,1,2,-1,4"]), "line 4, column 4 is '-1'"),
+        ("\n".join([HEADER, *ROWS, "3,1,2,1.5,4"]), "column 4 is '1.5'"),
+        ("\n".join([HEADER, *ROWS, "3,1,2,12.0,4"]), "column 4 is '12.0'"),
+        ("\n".join([*ROWS, "3,1,2,cat,4"]), "line 3, column 4 is 'cat'"),
+        ("\n".join([*ROWS, "3,1,2,,4"]), "line 3, column 4 is ''"),
+        ("\n".join([*ROWS, ",1,2,3,4"]), "line 3 has no label"),
+        ("a,b,label,c,d\n1,2,3,4,x\n", "line 2, column 5 is 'x'"),
+        ("3,1,x,3,4\n" + ROWS[0], "line 1, column 3 is 'x'"),
+        ("label,a,b,c,d,e\n3,1,2,3,4,5", "line 1 has 6 cells, expected a label and the pixels of a square"),
+        ("just text\nand more\n", "line 1 has 1 cells"),
+        ("3;1;2;3;4\n", "line 1 has 1 cells"),
+        ("<!DOCTYPE html>\n<html>", "a web page"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "isn't UTF-8|binary"),
+        (b"PK\3\4\0\0\0", "binary"),
+        (b"3,1,2,3,4\n3,1,2,3,\xff\n", "isn't UTF-8"),
+        (b"3,1,2,3,4\n" * 1000 + b"3,1,\0,3,4\n", "line 1001, column 3|isn't CSV"),
+        (b'3,1,2,3,"' + b"4" * 200_000, "isn't CSV"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DataError, match=expected) as caught:
+        read_pixel_csv(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder"):
+        read_pixel_csv(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        read_pixel_csv(tmp_path / "absent.csv")
+
+
+def test_the_two_ways_agree(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 49))
+    rows = "\n".join(f"{i % 7}," + ",".join(map(str, row)) for i, row in enumerate(pixels))
+    fast = read_pixel_csv(write(tmp_path, rows))
+    slow = read_pixel_csv(write(tmp_path, rows + "\n\n0," + ",".join(["0"] * 49)))  # the blank line takes the slow way
+    np.testing.assert_array_equal(fast.pixels[..., 0].reshape(50, 49), pixels)
+    np.testing.assert_array_equal(slow.pixels[:-1], fast.pixels)
+    assert slow.labels[:-1] == fast.labels and slow.lines[-2:].tolist() == [50, 52]
+
+
+needs_odd = pytest.mark.skipif(not (SHARED / "odd" / "csv").is_dir(), reason="the real odd files aren't here")
+
+
+@needs_odd
+def test_real_odd_files() -> None:
+    with pytest.raises(DataError, match="a web page"):
+        read_pixel_csv(SHARED / "odd" / "csv" / "html_error_page_named_sign_mnist_test.csv")
+    table = read_pixel_csv(SHARED / "odd" / "csv" / "sign_mnist_noheader_truncated_11rows.csv")
+    assert table.pixels.shape == (11, 28, 28, 1) and table.labels[0] == "11" and table.lines[0] == 1
+    assert table.pixels[0, 0, :3, 0].tolist() == [169, 170, 173] and table.pixels[10, 27, 27, 0] == 144
+
+
+@pytest.mark.skipif(not (SHARED / "sign_mnist").is_dir(), reason="the real sign-MNIST slices aren't here")
+@pytest.mark.parametrize(("split", "count"), [("train", 6000), ("test", 1500)])
+def test_real_sign_mnist(split: str, count: int) -> None:
+    table = read_pixel_csv(SHARED / "sign_mnist" / f"sign_mnist_{split}.csv", channels=1)
+    assert table.pixels.shape == (count, 28, 28, 1) and len(table.labels) == count
+    assert set(table.labels) == {str(label) for label in range(25) if label != 9}
+    assert table.lines.tolist() == list(range(2, count + 2))

@@ -1,0 +1,366 @@
+"""Networks: parameters to the digit, heads, freezing, weights."""
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from support.fabricate import composed
+from timm.data import ImageNetInfo
+from torch import nn
+
+from imgclf.errors import CheckpointError, ConfigError
+from imgclf.images.decode import read_image
+from imgclf.models.network import Network, build_network, count_parameters, freeze_backbone
+from imgclf.models.small_cnn import SmallCNN
+from imgclf.models.weights import load_weights, read_note
+from imgclf.preprocess import Preprocess
+from imgclf.training.classifier import ImageClassifier
+from imgclf.training.optim import build_optimizer
+
+# preset -> classes, side, (trainable, total) of REFERENCE, checked there against Keras 3.15
+REFERENCE = {
+    # Keras's map of MobileNet v1 at 40 px is 1x1, timm's 2x2: the last layer has 128 * 4 inputs, not 128.
+    # 150,808 + 3 * 128 * 24 = 160,024 and 3,379,672 + 9,216 = 3,388,888.
+    "sign_mnist_mobilenet_initial": (24, 40, (150_808 + 3 * 128 * 24, 3_379_672 + 3 * 128 * 24)),
+    "sign_mnist_mobilenet": (24, 80, (268_568, 3_497_432)),
+    "asl_cnn": (29, 150, (652_333, 652_333)),
+    "asl_cnn_large_batch": (29, 150, (652_333, 652_333)),
+    "asl_vgg16": (29, 150, (237_597, 14_952_285)),
+    "cards_mobilenetv3_initial": (53, 224, (1_007_701, 1_019_813)),
+    "cards_mobilenetv3": (53, 224, (1_012_565, 1_024_677)),
+    "rps_cnn": (3, 300, (5_631_267, 5_631_267)),
+    "rps_cnn_dropout": (3, 300, (20_164_163, 20_164_163)),
+    "rps_cnn_batchnorm": (3, 300, (20_164_867, 20_165_571)),
+    "sports_mobilenetv2_frozen": (15, 224, (331_791, 2_589_775)),
+    "sports_mobilenetv2_finetune": (15, 224, (743_951, 2_589_775)),
+}
+
+
+@pytest.mark.parametrize("preset", REFERENCE)
+def test_parameters_to_the_digit(preset: str) -> None:
+    classes, size, expected = REFERENCE[preset]
+    settings = composed(f"experiment={preset}")
+    assert settings["image_size"] == size
+    network = build_network(settings["model"], classes, 3, size)
+    assert count_parameters(network) == expected
+
+
+def tiny(**changes: Any) -> Network:
+    model = {"backbone": "mobilenetv3_small_050", "head": {}, "freeze": "none", **changes}
+    return build_network(model, 5, 3, 32)
+
+
+@pytest.mark.parametrize("size", [28, 40, 80, 150, 300])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size_and_grey(size: int, channels: int) -> None:
+    network = build_network(
+        {"backbone": "mobilenetv3_small_050", "head": {"pool": "flatten"}}, 4, channels, size
+    ).eval()
+    assert network(torch.zeros(2, channels, size, size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "swin_tiny_patch4_window7_224"])
+def test_other_kinds_of_networks(name: str) -> None:
+    network = build_network({"backbone": name, "head": {"hidden": [8]}}, 4, 3, 64).eval()
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "flatten"])
+@pytest.mark.parametrize("pool_at", ["before", "after"])
+def test_heads(pool: str, pool_at: str) -> None:
+    head = {
+        "hidden": [6, 4],
+        "pool": pool,
+        "pool_at": pool_at,
+        "batch_norm": True,
+        "dropout": 0.5,
+        "activation": "gelu",
+    }
+    network = tiny(head=head).eval()
+    width, side = network.backbone.shape[0], network.backbone.shape[1]
+    area = side**2 if pool == "flatten" else 1
+    first = width * (area if pool_at == "before" else 1)
+    last = 4 * (area if pool_at == "after" else 1)
+    expected = (first + 1) * 6 + 12 + (6 + 1) * 4 + 8 + (last + 1) * 5
+    assert count_parameters(network.head)[0] == expected
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_dense_layer_on_the_map_is_the_same_layer_at_every_place() -> None:
+    network = tiny(head={"hidden": [6], "pool": "avg", "pool_at": "after"}).eval()
+    features = torch.randn(2, *network.backbone.shape)
+    layer = network.head.hidden[0]
+    flat = features.flatten(2).transpose(1, 2)  # [B, h * w, C]
+    dense = torch.relu(flat @ layer.weight[:, :, 0, 0].T + layer.bias).mean(dim=1)
+    assert torch.allclose(network.head.output(dense), network.head(features), atol=1e-6)
+
+
+@pytest.mark.parametrize(("l2", "weights"), [(0.5, (0.5, 0.5, 0.0)), ([0.1, 0.0, 0.2], (0.1, 0.0, 0.2))])
+def test_the_l2_term(l2: Any, weights: tuple[float, ...]) -> None:
+    head = tiny(head={"hidden": [6, 4], "l2": l2}).head
+    dense = [head.hidden[0], head.hidden[2], head.output]
+    expected = sum(w * float((layer.weight.detach() ** 2).sum()) for w, layer in zip(weights, dense, strict=True))
+    assert float(head.penalty().detach()) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match="one for each of the 3 dense layers"):
+        tiny(head={"hidden": [6, 4], "l2": [0.1]})
+
+
+def test_keras_initialisation() -> None:
+    layer = tiny(head={"hidden": [64]}).head.hidden[0]
+    limit = (6 / (layer.in_features + 64)) ** 0.5  # Glorot and Bengio 2010, eq. 16
+    assert float(layer.weight.detach().abs().max()) <= limit
+    assert float(layer.weight.detach().abs().max()) > 0.95 * limit
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("freeze", "trainable"),
+    [("none", None), ("all", 0), (2, ["blocks.5.0.conv", "blocks.5.0.bn1"]), (["*bn*", "*conv_stem*"], None)],
+)
+def test_freezing(freeze: Any, trainable: Any) -> None:
+    network = tiny(freeze=freeze)
+    thawed = {
+        name.removeprefix("network.").rpartition(".")[0]
+        for name, p in network.backbone.named_parameters()
+        if p.requires_grad
+    }
+    if freeze == "all":
+        assert not thawed
+    elif freeze == 2:
+        assert sorted(thawed) == sorted(trainable)
+    elif freeze == "none":
+        assert len(thawed) > 50
+    else:
+        assert thawed and not any("bn" in name or name == "conv_stem" for name in thawed)
+    assert all(p.requires_grad for p in network.head.parameters())
+
+
+def test_frozen_batchnorm_keeps_its_statistics() -> None:
+    network = tiny(freeze=["network.blocks.0*", "network.bn1*", "network.conv_stem*"]).train()
+    before = {name: value.clone() for name, value in network.backbone.named_buffers()}
+    network(torch.randn(4, 3, 32, 32) * 9)
+    changed = {name for name, value in network.backbone.named_buffers() if not torch.equal(value, before[name])}
+    assert changed
+    assert not [name for name in changed if name.startswith(("network.bn1", "network.blocks.0"))]
+    freeze_backbone(network, "none")
+    network.train()
+    network(torch.randn(4, 3, 32, 32) * 9)
+    assert not torch.equal(network.backbone.network.bn1.running_mean, before["network.bn1.running_mean"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "mobilenetv3_smal_050"}, "near it: .*mobilenetv3_small_050"),
+        ({"backbone": "hf-hub:someone/model"}, "timm has no network of that name"),
+        ({"backbone": "local-dir:/tmp"}, "timm has no network of that name"),
+        ({"backbone_kwargs": {"colour": 3}}, "colour"),
+        ({"freeze": "some"}, "expected none, all, a number"),
+        ({"freeze": ["nothing*"]}, "'nothing\\*' matches no parameter"),
+        ({"head": {"pool": "mean"}}, "avg, max, flatten"),
+        ({"head": {"activation": "sine"}}, "activation='sine'"),
+        ({"head": {"widths": [3]}}, "widths"),
+        ({"head": {"hidden": [0]}}, "whole numbers"),
+        ({"backbone": "small_cnn", "backbone_kwargs": {"layers": ["pool"]}}, "filters first"),
+        ({"backbone": "small_cnn", "backbone_kwargs": {"depth": 3}}, "has no depth"),
+    ],
+)
+def test_settings_that_mean_nothing(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        tiny(**changes)
+    assert "\n" not in str(raised.value)
+
+
+def save_weights(folder: Path, name: str, note: dict[str, Any] | None = None) -> Path:
+    path = folder / f"{name}.pth"
+    torch.manual_seed(7)
+    torch.save(timm.create_model(name, pretrained=False, num_classes=9).state_dict(), path)
+    if note is not None:
+        path.with_suffix(".json").write_text(json.dumps(note))
+    return path
+
+
+def test_local_weights(tmp_path: Path) -> None:
+    network = tiny()
+    path = save_weights(tmp_path, "mobilenetv3_small_050")
+    load_weights(network.backbone, path, "mobilenetv3_small_050")
+    state = torch.load(path, weights_only=True)
+    assert torch.equal(network.backbone.network.conv_stem.weight, state["conv_stem.weight"])
+    grey = build_network({"backbone": "mobilenetv3_small_050"}, 5, 1, 32)
+    load_weights(grey.backbone, path, "mobilenetv3_small_050")
+    assert torch.allclose(grey.backbone.network.conv_stem.weight, state["conv_stem.weight"].sum(dim=1, keepdim=True))
+
+
+def test_local_weights_of_another_network(tmp_path: Path) -> None:
+    network = tiny()
+    other = save_weights(tmp_path, "mobilenetv3_small_075")
+    with pytest.raises(CheckpointError, match=r"has shape .*check model\.backbone"):
+        load_weights(network.backbone, other, "mobilenetv3_small_050")
+    resnet = save_weights(tmp_path, "resnet10t")
+    with pytest.raises(CheckpointError, match=r"lacks .* tensors of mobilenetv3_small_050"):
+        load_weights(network.backbone, resnet, "mobilenetv3_small_050")
+    noted = save_weights(tmp_path, "mobilenetv3_small_050", {"architecture": "vgg16"})
+    with pytest.raises(CheckpointError, match=r"weights of vgg16, but model\.backbone=mobilenetv3_small_050"):
+        read_note(noted, "mobilenetv3_small_050")
+
+
+def test_replacing_the_head_keeps_the_backbone() -> None:
+    model = {"backbone": "mobilenetv3_small_050", "head": {"hidden": [7]}}
+    first = ImageClassifier(model, ["a", "b"], Preprocess(size=32).to_dict(), seed=1)
+    second = first.replace_head(["x", "y", "z"], {"hidden": []})
+    assert second.classes == ("x", "y", "z")
+    assert second.eval()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+    for name, value in first.network.backbone.state_dict().items():
+        assert torch.equal(value, second.network.backbone.state_dict()[name])
+    assert first.replace_head(["x", "y"]).network.head.hidden[0].out_features == 7
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "same": {"layers": [4, "pool", 6, "pool"]},
+    "valid": {"layers": [4, "pool", 6, 5, "pool"], "padding": "valid"},
+    "batch_norm": {"layers": [4, "pool", 6, 5], "padding": "valid", "batch_norm": True},
+}
+
+
+def plain(network: SmallCNN) -> nn.Sequential:
+    """The same layers as torch's own modules, one after another, sharing nothing."""
+    modules: list[nn.Module] = []
+    for module in copy.deepcopy(network.features):
+        if isinstance(module, nn.Conv2d):
+            conv = nn.Conv2d(module.in_channels, module.out_channels, 3, padding=module.padding)
+            conv.load_state_dict(module.state_dict())
+            pools = type(module) is not nn.Conv2d
+            modules += [conv, nn.ReLU(), *([nn.MaxPool2d(2)] if pools else [])]
+        elif isinstance(module, (nn.BatchNorm2d, nn.MaxPool2d)):
+            modules.append(module)
+    return nn.Sequential(*modules)
+
+
+def small(kind: str) -> SmallCNN:
+    torch.manual_seed(3)
+    network = SmallCNN(**SMALL[kind], num_classes=0)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return network.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(("batch", "side"), [(1, 17), (3, 22), (2, 23)])
+def test_small_cnn_is_the_plain_layers(kind: str, batch: int, side: int) -> None:
+    network = small(kind)
+    reference = plain(network)
+    images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
+    images[:, :, :8, :8] = 0.5  # where all four values of a pool are the same, the first takes the gradient
+    inputs = [images.clone().requires_grad_() for _ in range(2)]
+    outputs = [net(x) for net, x in zip((network.forward_features, reference), inputs, strict=True)]
+    assert outputs[0].shape == outputs[1].shape
+    assert torch.allclose(*outputs, atol=1e-6)
+    weight = torch.randn_like(outputs[0])
+    for output in outputs:
+        (output * weight).sum().backward()
+    gradients = [[x.grad, *(p.grad for p in net.parameters())]
+                 for x, net in zip(inputs, (network, reference), strict=True)]  # fmt: skip
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_cnn_without_gradients_and_traced(kind: str) -> None:
+    network = small(kind).eval()
+    reference = plain(network).eval()
+    images = torch.randn(2, 3, 22, 22).to(memory_format=torch.channels_last)
+    expected, before = reference(images).detach(), images.clone()
+    with torch.no_grad():
+        assert torch.allclose(network.forward_features(images), expected, atol=1e-6)
+        trace: Any = torch.jit.trace
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch 2.15 calls its tracer old
+            traced = trace(network.features, images)
+        assert torch.allclose(traced(images), expected, atol=1e-6)
+    with torch.inference_mode():
+        assert torch.allclose(network.forward_features(images), expected, atol=1e-6)
+    with torch.no_grad():  # cached features come in at a ReLU: nothing is written into them
+        next(module for module in network.features if isinstance(module, nn.ReLU))(images)
+    assert torch.equal(images, before)
+
+
+def test_small_cnn_keeps_the_names_of_its_layers() -> None:
+    for kind, places in {"same": (0, 3), "valid": (0, 3, 5), "batch_norm": (0, 2, 4, 6, 7, 9)}.items():
+        names = [name for name, _ in small(kind).named_parameters()]
+        assert names == [f"features.{place}.{part}" for place in places for part in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "nesterov"])
+def test_fused_optimizers_take_the_same_steps(name: str, tmp_path: Path) -> None:
+    weights = []
+    for options in ({}, {"fused": False}, "resumed", "reordered"):
+        torch.manual_seed(5)
+        network = tiny(head={"hidden": [6], "l2": 0.1})
+        keywords = options if isinstance(options, dict) else {}
+        settings = {"name": name, "lr": 1e-2, "weight_decay": 0.1, "options": keywords}
+        optimizer = build_optimizer(network, settings, True)
+        assert optimizer.defaults["fused"] is (options != {"fused": False})
+        for step in range(4):
+            if step == 2 and not isinstance(options, dict):
+                torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+                state = torch.load(tmp_path / "state.pt", weights_only=True)
+                if options == "reordered":  # as a file may bring them
+                    state["state"] = {key: {k: v.contiguous() if torch.is_tensor(v) else v for k, v in values.items()}
+                                      for key, values in state["state"].items()}  # fmt: skip
+                optimizer = build_optimizer(network, settings, True)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+            loss = network(images.to(memory_format=torch.channels_last)).square().sum() + network.head.penalty()
+            loss.backward()
+            for parameter in network.parameters():  # torch's fused update needs it
+                wide = [axis for axis in range(parameter.ndim) if parameter.shape[axis] > 1]
+                assert parameter.grad is not None
+                assert all(parameter.grad.stride(axis) == parameter.stride(axis) for axis in wide)
+                # the same for all: Adam would make a step of its own out of rounding in a gradient that is all but zero
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+                parameter.grad.copy_(noise)
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    fused, plain_steps, resumed, reordered = weights
+    assert torch.equal(fused, resumed)
+    assert torch.equal(fused, reordered)
+    assert torch.allclose(fused, plain_steps, rtol=1e-5, atol=1e-6)
+
+
+ZERO_SHOT = {  # class -> what ImageNet calls it, among the best three of most of its pictures
+    "archery": "bow", "baseball": "ballplayer", "basketball": "basketball", "volleyball": "volleyball",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file", ["mobilenetv2_100_tfslim_in1k", "tf_mobilenetv3_small_100_qat8_in1k", "mobilenetv1_100_tf_qat8_in1k_fp16"]
+)
+def test_real_weights_know_real_photographs(shared: Path, file: str) -> None:
+    from safetensors.torch import load_file
+
+    path = shared / "weights" / f"{file}.safetensors"
+    name = json.loads(path.with_suffix(".json").read_text())["architecture"]
+    note = read_note(path, name)
+    network = build_network({"backbone": name, "backbone_kwargs": note.kwargs}, 1000, 3, 224).eval()
+    load_weights(network.backbone, path, name)
+    full = timm.create_model(name, pretrained=False, **note.kwargs).eval()  # timm's own head on our features
+    full.load_state_dict(load_file(path))
+    preprocess = Preprocess.from_config(dict(note.pretrained_cfg or {}), resize="crop")
+    info, hits, total = ImageNetInfo(), 0, 0
+    for sport, word in ZERO_SHOT.items():
+        for picture in sorted((shared / "data" / "sports" / "valid" / sport).iterdir()):
+            pixels = torch.from_numpy(read_image(picture, preprocess)).permute(2, 0, 1)[None].float() / 255
+            with torch.inference_mode():
+                logits = full.forward_head(network.backbone((pixels - 0.5) / 0.5))[0]
+            best = [info.index_to_description(int(i)).lower() for i in logits.topk(3).indices]
+            hits, total = hits + any(word in answer for answer in best), total + 1
+    assert total == 20
+    assert hits >= 14

@@ -1,0 +1,328 @@
+"""`python -m imgclf.check`: everything planted is found and named, nothing is changed, and training can go without it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.fabricate import composed
+from test_duplicates import as_jpeg, resized, structured
+
+from imgclf.errors import ConfigError, DataError
+from imgclf.quality.oddities import cheap_notes
+from imgclf.quality.run import check_before_training, check_data
+from imgclf.training.build import build_data
+
+CLASSES = ("<b>x", "cat", "dog")
+
+
+def save(pixels: np.ndarray, path: Path, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def tree(root: Path, train: int = 12) -> Path:
+    """Distinct pictures of three classes: 12 in train, 2 in valid and 2 in test of each."""
+    for split, count in (("train", train), ("valid", 2), ("test", 2)):
+        for target, name in enumerate(CLASSES):
+            for number in range(count):
+                seed = 1000 * ord(split[1]) + 100 * target + number
+                save(structured(seed, 40), root / split / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    return tree(tmp_path / "data")
+
+
+def check(root: Path, folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
+    settings = composed("dataset=folders", f"data_dir='{root}'", "workers=0", *overrides, config="check")
+    code = check_data(settings, folder)
+    return code, json.loads((folder / "check.json").read_text(encoding="utf-8"))
+
+
+def paths(report: dict[str, Any], kind: str) -> list[list[str]]:
+    some = [finding for finding in (*report["findings"], *report["near"]) if finding["kind"] == kind]
+    return [[picture["path"] for picture in group["pictures"]] for finding in some for group in finding["groups"]]
+
+
+def test_a_clean_set_is_clean(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = check(clean, tmp_path / "out")
+    assert (code, report["clean"], report["findings"], report["near"], report["exclude"]) == (0, True, [], [], [])
+    assert report["counts"]["train"] == {"<b>x": 12, "cat": 12, "dog": 12}
+    assert report["files"] == {
+        "pictures": 48, "readable": 48, "formats": {"PNG": 48}, "modes": {"RGB": 48}, "different_sizes": 1,
+        "sizes": [{"width": 40, "height": 40, "pictures": 48}],
+    }  # fmt: skip
+    assert report["notes"] == [] and report["expected"] is None
+    assert "clean" in capsys.readouterr().out
+
+
+def test_every_unreadable_file_is_listed(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(30):
+        (clean / "train" / "cat" / f"bad{number}.jpg").write_bytes(b"" if number else b"\xff\xd8\xff\xe0 cut")
+    (clean / "test" / "dog" / "bad.png").write_bytes((clean / "test" / "dog" / "00.png").read_bytes()[:200])
+    code, report = check(clean, tmp_path / "out")
+    assert code == 1 and len(paths(report, "unreadable")) == 31
+    assert {entry["path"] for entry in report["exclude"]} == {path for (path,) in paths(report, "unreadable")}
+    messages = [group["message"] for group in report["findings"][0]["groups"]]
+    assert all(messages) and not any(str(clean) in message for message in messages)
+    printed = capsys.readouterr().out
+    assert "unreadable: train/cat/bad0.jpg: " in printed and "and 11 more" in printed
+
+
+def test_duplicates_and_what_becomes_of_them(clean: Path, tmp_path: Path) -> None:
+    train = clean / "train"
+    shutil.copy(train / "cat" / "00.png", train / "dog" / "labels.png")  # two labels
+    shutil.copy(clean / "valid" / "cat" / "00.png", train / "cat" / "leak.png")
+    shutil.copy(clean / "valid" / "cat" / "01.png", clean / "test" / "cat" / "leak.png")  # nothing in train to exclude
+    for name in ("repeat1.png", "repeat2.png"):
+        shutil.copy(train / "dog" / "05.png", train / "dog" / name)
+    pixels = np.asarray(Image.open(clean / "test" / "dog" / "01.png"))
+    save(as_jpeg(pixels, 75), train / "dog" / "near_leak.png")
+    other = structured(77, 40)
+    save(other, train / "cat" / "near_label.png")
+    save(resized(other, 30, 30), train / "dog" / "near_label.png")
+    save(resized(structured(78, 40), 64, 64), train / "dog" / "near1.png")
+    save(structured(78, 40), train / "dog" / "near2.png")
+    code, report = check(clean, tmp_path / "out")
+    assert code == 1
+    assert paths(report, "labels") == [["train/cat/00.png", "train/dog/labels.png"]]
+    assert paths(report, "leaks") == [["train/cat/leak.png", "valid/cat/00.png"],
+                                      ["valid/cat/01.png", "test/cat/leak.png"]]  # fmt: skip
+    assert paths(report, "repeats") == [["train/dog/05.png", "train/dog/repeat1.png", "train/dog/repeat2.png"]]
+    assert paths(report, "near_leaks") == [["train/dog/near_leak.png", "test/dog/01.png"]]
+    assert paths(report, "near_labels") == [["train/cat/near_label.png", "train/dog/near_label.png"]]
+    assert paths(report, "near") == [["train/dog/near1.png", "train/dog/near2.png"]]
+    assert [(entry["path"], entry["why"]) for entry in report["exclude"]] == [
+        ("train/cat/00.png", "labels"), ("train/cat/leak.png", "leaks"), ("train/dog/labels.png", "labels"),
+        ("train/dog/near_leak.png", "near_leaks"), ("train/dog/repeat1.png", "repeats"),
+        ("train/dog/repeat2.png", "repeats"),
+    ]  # fmt: skip
+    assert {finding["kind"]: finding["excluded"] for finding in report["findings"]} == {
+        "labels": 2, "leaks": 1, "repeats": 2, "near_leaks": 1, "near_labels": 0,
+    }  # fmt: skip
+    assert all(finding["action"] and finding["title"] for finding in report["findings"])
+
+
+def test_exclude_drops_what_is_named_counts_it_and_leaves_a_clean_rest(clean: Path, tmp_path: Path) -> None:
+    shutil.copy(clean / "train" / "cat" / "00.png", clean / "train" / "dog" / "twin.png")
+    (clean / "valid" / "cat" / "bad.jpg").write_bytes(b"")
+    code, _ = check(clean, tmp_path / "out")
+    moved = clean.rename(tmp_path / "elsewhere")
+    exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
+    data = build_data(composed("dataset=folders", f"data_dir='{moved}'", exclude))
+    assert code == 1 and [len(data.samples[split]) for split in ("train", "val", "test")] == [35, 6, 6]
+    names = {Path(item).name for samples in data.samples.values() for item in samples.items}
+    assert (
+        not names & {"twin.png", "bad.jpg"}
+        and str(moved / "train" / "cat" / "00.png") not in data.samples["train"].items
+    )
+    assert f"excluded 3 pictures named by {tmp_path / 'out' / 'check.json'}" in data.notes
+    assert check(moved, tmp_path / "again", exclude)[0] == 0
+
+
+def test_exclude_follows_a_picture_into_another_split(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for target, name in enumerate(CLASSES):
+        for number in range(20):
+            save(structured(100 * target + number, 24), root / name / f"{number:02}.png")
+    for name in CLASSES:
+        for number in range(6):
+            shutil.copy(root / name / f"{number:02}.png", root / name / f"copy{number}.png")
+    code, report = check(root, tmp_path / "out", "dataset.split_seed=1")
+    assert code == 1 and len(paths(report, "leaks")) > 3
+    exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
+    data = build_data(composed("dataset=folders", f"data_dir='{root}'", "dataset.split_seed=2", exclude))
+    left = [Path(item) for samples in data.samples.values() for item in samples.items]
+    named = {str(root / entry["path"]) for entry in report["exclude"]}
+    assert len(left) == 78 - len(named) and not named & {str(path) for path in left}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "can't be read"), ("{", "is no check.json"), ("[1]", "is no check.json"), ('{"format": "x"}', "is no check"),
+        ({"name": "mushrooms"}, "is a check of mushrooms"), ({"classes": ["a", "b"]}, "with a, b, the data"),
+        ({"exclude": [{"split": "train"}]}, "is no check.json"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_exclude_is_one_line(clean: Path, tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "check.json"
+    good = {"format": "imgclf check 1", "name": "folders", "classes": list(CLASSES), "exclude": []}
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps({**good, **content}))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        build_data(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{path}'"))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_class_that_loses_all_its_pictures_is_an_error(clean: Path, tmp_path: Path) -> None:
+    entries = [{"split": "train", "path": f"train/cat/{number:02}.png"} for number in range(12)]
+    report = {"format": "imgclf check 1", "name": "folders", "classes": list(CLASSES), "exclude": entries}
+    (tmp_path / "check.json").write_text(json.dumps(report))
+    with pytest.raises(DataError, match="nothing is left to train on of cat"):
+        build_data(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{tmp_path / 'check.json'}'"))
+
+
+def test_a_picture_listed_twice_is_dropped_once(tmp_path: Path) -> None:
+    for number in range(8):
+        save(structured(number, 24), tmp_path / "data" / f"{number}.png")
+    lines = [f"{number}.png,{'ab'[number % 2]}" for number in range(6)]
+    (tmp_path / "data" / "train.csv").write_text("\n".join([*lines, "2.png,a"]))
+    (tmp_path / "data" / "test.csv").write_text("6.png,a\n7.png,b\n3.png,b\n")
+    layout = ("dataset.splits.train.files=[train.csv]", "dataset.splits.val=null", "dataset.val_fraction=0",
+              "dataset.splits.test={kind:list,files:[test.csv]}")  # fmt: skip
+    code, report = check(tmp_path / "data", tmp_path / "out", "dataset=list", *layout)
+    assert code == 1 and paths(report, "leaks") == [["3.png", "3.png"]] and paths(report, "repeats") == [["2.png"] * 2]
+    exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
+    data = build_data(composed("dataset=list", *layout, exclude, f"data_dir='{tmp_path / 'data'}'"))
+    assert [Path(item).name for item in data.samples["train"].items] == ["0.png", "1.png", "2.png", "4.png", "5.png"]
+    assert [Path(item).name for item in data.samples["test"].items] == ["6.png", "7.png", "3.png"]
+
+
+def test_oddities_are_notes_and_stray_files_findings(clean: Path, tmp_path: Path) -> None:
+    train = clean / "train"
+    save(structured(1, 90), train / "cat" / "large.png")
+    save(np.dstack([structured(2, 40), np.full((40, 40), 128, np.uint8)]), train / "cat" / "clear.png")
+    save(structured(3, 40), train / "cat" / "truly.bmp").rename(train / "cat" / "called.png")
+    save(np.full((40, 40, 3), 7, np.uint8), train / "cat" / "blank.png")
+    code, report = check(clean, tmp_path / "out")
+    notes = {note["kind"]: note for note in report["notes"]}
+    assert code == 0 and sorted(notes) == ["blank", "decoding", "mode", "size", "suffix"]
+    assert notes["size"]["files"] == ["train/cat/large.png (90 x 90)"]
+    assert notes["mode"]["files"] == ["train/cat/clear.png (RGBA)"]
+    assert notes["suffix"]["files"] == ["train/cat/called.png"] and notes["blank"]["files"] == ["train/cat/blank.png"]
+    (train / "dog" / "notes.txt").write_text("hello")
+    (train / "dog" / "Thumbs.db").write_text("litter")
+    save(structured(4, 40), train / "dog" / "more" / "1.png")
+    code, report = check(clean, tmp_path / "again")
+    assert code == 1 and paths(report, "stray") == [["train/dog/more"], ["train/dog/notes.txt"]]
+    assert report["exclude"] == []
+
+
+def test_small_and_unequal_classes_and_empty_files_are_seen_without_decoding(clean: Path) -> None:
+    for number in range(10):
+        (clean / "train" / "dog" / f"{number:02}.png").unlink()
+    (clean / "train" / "cat" / "11.png").write_bytes(b"")
+    notes = cheap_notes(build_data(composed("dataset=folders", f"data_dir='{clean}'")))
+    assert len(notes) == 4
+    assert notes[0] == "1 of 3 classes have fewer than 10 training pictures: dog (2)"
+    assert notes[1].startswith("unequal classes: <b>x has 12 training pictures, dog 2")
+    assert notes[2].startswith("1 files are empty or gone: ") and "cat/11.png" in notes[2]
+    assert notes[3].startswith("38 picture files, ")
+
+
+def test_200_equal_blank_pictures_are_one_group(tmp_path: Path) -> None:
+    root = tree(tmp_path / "data", train=3)
+    for number in range(200):
+        save(np.full((30, 30, 3), 255, np.uint8), root / "train" / "cat" / f"blank{number:03}.png")
+    save(np.full((50, 20, 3), 255, np.uint8), root / "train" / "cat" / "other_size.png")
+    code, report = check(root, tmp_path / "out")
+    assert code == 1 and [len(group) for group in paths(report, "repeats")] == [200]
+    assert len(report["exclude"]) == 199 and [len(group) for group in paths(report, "near")] == [2]
+
+
+def test_files_stay_as_they_are(clean: Path, tmp_path: Path) -> None:
+    (clean / "train" / "cat" / "bad.png").write_bytes(b"bad")
+
+    def state() -> dict[Path, tuple[int, bytes]]:
+        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+                for path in [clean, *clean.rglob("*")]}  # fmt: skip
+
+    before = state()
+    check(clean, tmp_path / "out")
+    assert state() == before
+
+
+class _Page(HTMLParser):
+    """Which tags there are, and what they refer to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.targets: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "br", "li"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_escapes_names(clean: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        pixels = structured(5000 + number, 24)
+        save(pixels, clean / "train" / "<b>x" / f"a{number}.png")
+        save(pixels, clean / "train" / "<b>x" / f"b{number}&<i>.png")
+    (clean / "train" / "<b>x" / "<script>.jpg").write_bytes(b"")
+    check(clean, tmp_path / "out")
+    text = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == [] and not {"b>x", "i", "script", "link", "iframe"} & set(page.tags)
+    assert len(page.targets) == 80 and all(target.startswith("data:image/jpeg;base64,") for target in page.targets)
+    assert "&lt;b&gt;x" in text and "<b>x" not in text and "and 20 more groups" in text
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_a_name_that_is_no_text_is_written_all_the_same(clean: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    try:
+        save(structured(9, 40), clean / "train" / "cat" / "x.png").rename(clean / "train" / "cat" / odd)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    shutil.copy(clean / "train" / "cat" / odd, clean / "train" / "cat" / "zz.png")
+    _, report = check(clean, tmp_path / "out")
+    assert sorted(paths(report, "repeats")[0]) == sorted([f"train/cat/{odd}", "train/cat/zz.png"])
+
+
+def test_before_training_one_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(clean / "valid" / "cat" / "00.png", clean / "train" / "cat" / "leak.png")
+    check_before_training(build_data(composed("dataset=folders", f"data_dir='{clean}'")), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "2 the same picture in several splits" in printed and "leaves 1 out" in printed
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"check.json", "check.html"}
+
+
+def test_exit_codes_of_the_command(clean: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "imgclf.check", "dataset=folders", *arguments], cwd=tmp_path,
+                              capture_output=True, text=True, timeout=60)  # fmt: skip
+
+    (clean / "train" / "cat" / "bad.jpg").write_bytes(b"")
+    found = run(f"data_dir={clean}", "hydra.run.dir=here")
+    assert (found.returncode, found.stderr) == (1, "") and (tmp_path / "here" / "check.html").is_file()
+    failed = run("workers.many=1")  # told before torch is loaded
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and failed.stdout == ""
+    with pytest.raises(DataError, match="/nowhere, which doesn't exist") as caught:
+        check(Path("/nowhere"), tmp_path / "out")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match="workers=-1"):
+        check(clean, tmp_path / "out", "workers=-1")
+
+
+def test_the_real_cards_with_two_labels(shared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cards"
+    for split in ("train", "valid"):
+        for name in ("four of clubs", "four of spades", "ace of hearts"):
+            shutil.copytree(shared / "data" / "cards" / split / name, root / split / name)
+    code, report = check(root, tmp_path / "out", "dataset=cards")
+    assert code == 1
+    assert paths(report, "labels") == [["train/four of clubs/127.jpg", "train/four of spades/120.jpg"]]
+    assert paths(report, "near") == [["train/ace of hearts/004.jpg", "train/ace of hearts/067.jpg"]]

@@ -1,0 +1,197 @@
+"""report.html: what it holds, and that a real browser opens, sorts, points and clicks without a complaint."""
+
+import html
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imgclf.evaluation.calibration import accuracy_interval
+from imgclf.evaluation.evaluate import Assessment
+from imgclf.inference.evaluate_checkpoint import evaluate
+from imgclf.report.page import results_page
+from imgclf.report.run_report import _chosen
+
+from support.browser import BROWSER, browse, needs_browser  # isort: skip
+from support.fabricate import composed  # isort: skip
+
+NASTY = '</script><img src=x onerror="document.title=1">&'
+
+
+def facts_of(page: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.DOTALL)
+    assert match
+    return dict(json.loads(match[1]))
+
+
+class Tags(HTMLParser):
+    """What a page would load from elsewhere, and how many of each element it has."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+
+@pytest.fixture(scope="module")
+def page(tiny_run: Path) -> str:
+    return (tiny_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_the_page_tells_is_what_was_measured(page: str, tiny_run: Path) -> None:
+    facts, metrics = facts_of(page), json.loads((tiny_run / "metrics.json").read_text())
+    assert facts["classes"] == ["blue", "green", "red"] and facts["split"] == "test"
+    for split in ("train", "val", "test"):
+        for key in ("accuracy", "loss", "correct", "count"):
+            assert facts["splits"][split][key] == pytest.approx(metrics[split][key])
+    assert facts["splits"]["test"]["interval"] == pytest.approx(accuracy_interval(metrics["test"]["correct"], 15))
+    assert sum(many for *_, many in facts["matrix"]) == 15 and len(facts["pictures"]) == 15
+    assert len(facts["history"]) == 3 and facts["counts"]["train"] == [12, 12, 12]
+    for picture in facts["pictures"]:
+        assert facts["classes"][picture["true"]] in picture["file"] and picture["src"].startswith(
+            "data:image/jpeg;base64,"
+        )
+        assert picture["top"][0] == [picture["predicted"], picture["probability"]]
+    assert len(facts["samples"]) == 3 and len(facts["explained"]) >= 3
+    assert "imgclf" in dict(map(tuple, facts["environment"]))["versions"]
+
+
+def test_the_page_asks_nothing_of_any_other_place(page: str) -> None:
+    tags = Tags(page)
+    assert tags.loads == [] and "link" not in tags.tags and "iframe" not in tags.tags
+    assert "default-src 'none'" in page and not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+
+
+def test_names_are_text_whatever_they_are(page: str) -> None:
+    facts = {**facts_of(page), "classes": [NASTY, "b", "c"], "title": NASTY}
+    made = results_page(facts)
+    assert "<img src=x" not in made and facts_of(made)["classes"][0] == NASTY
+    assert made.count("</script>") == 2 and html.escape(NASTY) in made
+
+
+def test_evaluate_writes_one_too(tiny_run: Path, tmp_path: Path) -> None:
+    settings = composed(f"checkpoint='{tiny_run / 'checkpoints' / 'best.ckpt'}'", "split=val", config="evaluate")
+    evaluate({**settings, "typed": []}, tmp_path / "out")
+    facts = facts_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert facts["split"] == "val" and facts["splits"]["val"]["count"] == 12
+
+
+def test_none_where_none_is_wanted(run_tiny: Callable[..., Path]) -> None:
+    folder = run_tiny("trainer.max_epochs=1", "report=false")
+    assert not list(folder.glob("*.html")) and not list(folder.glob("*.png"))
+
+
+def assessment(count: int, classes: int, accuracy: float) -> Assessment:
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, classes, count)
+    probabilities = generator.dirichlet(np.ones(classes), count).astype(np.float32)
+    for row in np.flatnonzero(generator.random(count) < accuracy):
+        best = probabilities[row].argmax()
+        probabilities[row, [best, targets[row]]] = probabilities[row, [targets[row], best]]
+    return Assessment(None, np.arange(count), probabilities, probabilities, targets, {}, np.zeros((1, 1), np.int64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.98, 1.0])
+def test_thousands_of_pictures_are_chosen_from(accuracy: float) -> None:
+    found = assessment(8700, 29, accuracy)
+    chosen = _chosen(found)
+    predicted = found.probabilities.argmax(axis=1)
+    wrong = set(np.flatnonzero(predicted != found.targets).tolist())
+    assert len(set(chosen)) == len(chosen) <= 400
+    assert sum(position in wrong for position in chosen) == min(250, len(wrong))
+    right = set(range(8700)) - wrong
+    if len(right) > 1000:  # a picture in every cell of the diagonal
+        assert {int(predicted[position]) for position in chosen if position in right} == set(range(29))
+
+
+SCRIPT = """
+  const cells = [...document.querySelectorAll(".cell")];
+  out.cells = cells.length;
+  cells[0].dispatchEvent(new PointerEvent("pointerenter"));
+  out.hover = document.querySelector("p.says").textContent;
+  cells[0].dispatchEvent(new MouseEvent("click", {bubbles: true}));
+  const cell = cells[0].dataset.cell.split(",").map(Number);
+  out.cell = cell;
+  out.below = cells[0].closest("section").querySelectorAll("figure").length;
+  const head = [...document.querySelectorAll("table.classes th button")];
+  const column = index => [...document.querySelectorAll("table.classes tbody tr")].map(row => row.children[index].textContent);
+  out.names = column(0);
+  head[0].click(); out.reversed = column(0);
+  head[2].click(); out.recall = column(2);
+  head[2].click(); out.recall_down = column(2);
+  out.sort = head[2].parentElement.getAttribute("aria-sort");
+  out.images = [...document.images].length;
+  out.broken = [...document.images].filter(image => image.loading !== "lazy" && image.complete && !image.naturalWidth).length;
+  out.charts = document.querySelectorAll(".charts svg polyline").length;
+  out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+"""
+
+
+@needs_browser
+def test_a_browser_opens_points_clicks_and_sorts(page: str, tmp_path: Path) -> None:
+    found, console = browse(page, SCRIPT, tmp_path)
+    facts = facts_of(page)
+    assert found["says"] == [] and console == ""
+    assert found["cells"] == len(facts["matrix"]) and found["charts"] == 4
+    row, column = found["cell"]
+    many = next(count for r, c, count in facts["matrix"] if (r, c) == (row, column))
+    assert found["below"] == many and f": {many} of 5 " in found["hover"]
+    assert found["names"] == facts["classes"] and found["reversed"] == facts["classes"][::-1]
+    recall = [float(value) for value in found["recall"]]
+    assert recall == sorted(recall) and [float(v) for v in found["recall_down"]] == recall[::-1]
+    assert found["sort"] == "descending" and found["images"] >= 15 and found["broken"] == 0
+
+
+@needs_browser
+def test_a_browser_takes_the_page_as_it_is(page: str, tmp_path: Path) -> None:
+    """Unchanged, with the policy that allows its own script alone."""
+    assert BROWSER
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr and "How it was made" in done.stdout
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1180])
+def test_a_browser_shows_a_hundred_classes(page: str, tmp_path: Path, width: int) -> None:
+    """Nothing sticks out of the window, also of a phone's; names that are code stay names."""
+    names = [NASTY, *(f"a class of pictures called {number}" for number in range(1, 100))]
+    generator = np.random.default_rng(0)
+    matrix = [(i, i, 4) for i in range(100)]
+    matrix += [(i, int(j), 1) for i, j in enumerate(generator.integers(0, 100, 100)) if i != j]
+    facts = facts_of(page)
+    scores = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 5}
+    facts |= {"classes": names, "matrix": matrix, "pairs": [c for c in matrix if c[0] != c[1]][:15],
+              "per_class": [scores] * 100, "counts": {split: [5] * 100 for split in ("train", "val", "test")}}  # fmt: skip
+    found, console = browse(results_page(facts), SCRIPT, tmp_path, width)
+    assert found["says"] == [] and console == "" and found["cells"] == len(matrix)
+    assert found["wide"] <= 0 and found["names"][0] in names and len(found["names"]) == 100
+
+
+@pytest.mark.exhaustive
+def test_three_hundred_real_pictures_take_less_than_five_megabytes(shared: Path, tmp_path: Path) -> None:
+    from imgclf.training.run import train
+
+    weights = shared / "weights" / "mobilenetv2_100_tfslim_in1k.safetensors"
+    folder = tmp_path / "run"
+    train(composed("dataset=sports", "model=mobilenetv2", "model.freeze=all", f"model.weights='{weights}'", "report=true",
+                   f"data_dir='{shared / 'data' / 'sports'}'", "dataset.test_fraction=0.5", "trainer.max_epochs=1",
+                   "dataset.augment=null"), folder, [])  # fmt: skip
+    facts = facts_of((folder / "report.html").read_text(encoding="utf-8"))
+    assert facts["splits"]["test"]["count"] >= 300 and len(facts["pictures"]) >= 300
+    assert (folder / "report.html").stat().st_size < 5e6
+    assert json.loads((folder / "environment.json").read_text())["seconds"]["report"] < 20

@@ -1,0 +1,45 @@
+"""What tests fabricate: images, folders of them, and the settings that a command line composes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from imgclf.cli.hydra_app import CONF, plain
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40)}
+
+
+def draw_picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 24) -> None:
+    """A noisy picture of one colour, which a small network can learn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-40, 40, (size, size, 3))
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def draw_tree(root: Path, counts: dict[str, int]) -> Path:
+    """`{split}/{class}/NNN.png` for the classes blue, green and red."""
+    for split, count in counts.items():
+        for position, (name, colour) in enumerate(COLOURS.items()):
+            for number in range(count):
+                draw_picture(
+                    root / split / name / f"{number:03}.png", colour, seed=1000 * len(split) + 10 * number + position
+                )
+    return root
+
+
+def composed(*overrides: str, config: str = "train") -> dict[str, Any]:
+    """The settings that a command line composes."""
+    with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+        return plain(compose(config, overrides=list(overrides)))
+
+
+TINY = (
+    "dataset=folders", "model=small_cnn", "trainer=cpu", "image_size=16", "dataset.batch_size=8", "trainer.max_epochs=2",
+    "model.backbone_kwargs.layers=[4,pool,8,pool]", "model.head.hidden=[8]", "dataset.num_workers=0",
+    "scheduler.name=none", "model.head.dropout=0.0", "optimizer.lr=0.01", "report=false",
+)  # fmt: skip

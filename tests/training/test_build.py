@@ -1,0 +1,87 @@
+"""Trackers, for real: what a run logs is found again by each one's own reader."""
+
+import csv
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from imgclf.errors import ConfigError
+from imgclf.training import loggers
+
+from support.fabricate import composed  # isort: skip
+
+RunTiny = Callable[..., Path]
+
+
+def validation(folder: Path) -> list[float]:
+    return [row["val_accuracy"] for row in json.loads((folder / "history.json").read_text())]
+
+
+def test_csv(run_tiny: RunTiny) -> None:
+    folder = run_tiny("logger=csv")
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val_accuracy"]]
+    assert [float(row["val_accuracy"]) for row in rows] == pytest.approx(validation(folder))
+    assert not (folder / "csv" / "version_0").exists()
+
+
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="needs the extra tensorboard")
+def test_tensorboard(run_tiny: RunTiny) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run_tiny("logger=tensorboard")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx(validation(folder))
+    tested = json.loads((folder / "metrics.json").read_text())["test"]
+    assert events.Scalars("best_test_accuracy")[0].value == pytest.approx(tested["accuracy"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+@pytest.mark.skipif(not find_spec("mlflow"), reason="needs the extra mlflow")
+def test_mlflow(run_tiny: RunTiny, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/tracked/mlflow.db"
+    folders = [run_tiny("logger=mlflow", f"logger.uri='{uri}'", f"seed={seed}") for seed in (0, 1)]
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("imgclf")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    assert len(runs) == 2 and {run.info.status for run in runs} == {"FINISHED"}
+    for run, folder in zip(runs, folders, strict=True):
+        history = client.get_metric_history(run.info.run_id, "val_accuracy")
+        assert [metric.value for metric in history] == pytest.approx(validation(folder))
+        tested = json.loads((folder / "metrics.json").read_text())["test"]
+        assert run.data.metrics["best_test_accuracy"] == pytest.approx(tested["accuracy"])
+        assert run.data.params["model/backbone"] == "small_cnn"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not find_spec("wandb"), reason="needs the extra wandb")
+def test_wandb_offline(run_tiny: RunTiny) -> None:
+    import wandb
+
+    folder = run_tiny("logger=wandb")
+    wandb.finish()
+    (stored,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    content = stored.read_bytes()
+    assert b"val_accuracy" in content and b"best_test_accuracy" in content
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_what_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError(name)
+
+    for logger in ("TensorBoardLogger", "MLFlowLogger", "WandbLogger"):
+        monkeypatch.setattr(loggers, logger, missing)
+    with pytest.raises(ConfigError, match=rf"pip install \"imgclf\[{name}\]\""):
+        loggers.build_logger(composed(f"logger={name}"), tmp_path)
+
+
+def test_an_option_that_is_misspelt_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="flush"):
+        loggers.build_logger(composed("logger=csv", "+logger.flush=3"), tmp_path)
