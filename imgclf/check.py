@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from imgclf.cli.hydra_app import output_folder, plain, run_app
+from imgclf.cli.hydra_app import output_folder, run_app, to_dict
 from imgclf.data.location import require_folder
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def main(config: DictConfig) -> int:
 
     Raises `DataError`, `ConfigError` when it can't be checked, which exits with 2.
     """
-    settings = plain(config)
+    settings = to_dict(config)
     require_folder(settings)
     from imgclf.quality.run import check_data  # here, because it loads torch
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.console import exit_code_of, print_table
+from imgclf.console import print_table, run_command
 
 if TYPE_CHECKING:
     from imgclf.sweeps.comparison import Run
@@ -22,7 +22,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the runs, the best by validation first, and what sets them apart; returns 2 for a folder that is no run."""
     options = _parser().parse_args(arguments)
-    return exit_code_of(lambda: _compare(options.runs, options.out))
+    return run_command(lambda: _compare(options.runs, options.out))
 
 
 def _compare(chosen: Sequence[Path], out: Path | None) -> int:

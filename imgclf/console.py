@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from imgclf.errors import ConfigError, ImgclfError
 
-__all__ = ["exit_code_of", "print_table"]
+__all__ = ["print_table", "run_command"]
 
 
-def exit_code_of(task: Callable[[], int]) -> int:
+def run_command(task: Callable[[], int]) -> int:
     """What `task` returns; what a user can mend is printed as one line and becomes an exit code."""
     try:
         return task()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgclf.cli.hydra_app import plain, run_app
+from imgclf.cli.hydra_app import run_app, to_dict
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 def main(config: DictConfig) -> None:
     """Fetch the chosen data set and say where it is; raises `ConfigError` for one that Kaggle isn't known to have."""
-    name = plain(config)["dataset"]["name"]
+    name = to_dict(config)["dataset"]["name"]
     from imgclf.data import datamodule_class  # here, because it loads torch
     from imgclf.fetch.kaggle import download_dataset
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgclf.cli.hydra_app import output_folder, plain, run_app, task_overrides
-from imgclf.cli.malloc import keep_memory
+from imgclf.cli.hydra_app import output_folder, run_app, task_overrides, to_dict
+from imgclf.cli.malloc import tune_malloc
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,8 +18,8 @@ def main(config: DictConfig) -> float:
 
     Raises `CheckpointError`, `DataError`, `ConfigError`.
     """
-    settings = {**plain(config), "typed": task_overrides()}
-    keep_memory()
+    settings = {**to_dict(config), "typed": task_overrides()}
+    tune_malloc()
     from imgclf.inference.evaluate_checkpoint import evaluate  # here, because it loads torch
 
     return evaluate(settings, output_folder())

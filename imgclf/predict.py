@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgclf.cli.malloc import keep_memory
-from imgclf.console import exit_code_of
+from imgclf.cli.malloc import tune_malloc
+from imgclf.console import run_command
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoint, paths = (None, options.paths) if options.imagenet else (options.paths[0], options.paths[1:])
     if not paths and options.webcam is None:
         parser.error("no PATH is given: pass pictures, folders, addresses, or - for a list on stdin")
-    keep_memory()
-    return exit_code_of(lambda: _predict(options, checkpoint, paths))
+    tune_malloc()
+    return run_command(lambda: _predict(options, checkpoint, paths))
 
 
 def _predict(options: argparse.Namespace, checkpoint: str | None, paths: Sequence[str]) -> int:
@@ -73,15 +73,15 @@ def _backbone(name: str) -> str:
 
 
 def _pictures(predictor: Predictor, options: argparse.Namespace, paths: Sequence[str]) -> list[Picture]:
-    from imgclf.inference.inputs import list_pictures, sample_pictures
+    from imgclf.inference.inputs import list_inputs, sample_inputs
 
     words: list[str] = []
     for path in paths:
         words += [line for raw in sys.stdin if (line := raw.rstrip("\r\n"))] if path == "-" else [path]
-    pictures = list_pictures(
+    pictures = list_inputs(
         words, predictor.classes, _label_names(predictor, words), options.allow_private, options.timeout
     )
-    return pictures if options.sample is None else sample_pictures(pictures, options.sample, options.seed)
+    return pictures if options.sample is None else sample_inputs(pictures, options.sample, options.seed)
 
 
 def _label_names(predictor: Predictor, words: Sequence[str]) -> dict[str, str]:

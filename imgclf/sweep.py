@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.console import exit_code_of, print_table
+from imgclf.console import print_table, run_command
 
 if TYPE_CHECKING:
     from imgclf.sweeps.leaderboard import Leaderboard
 
-__all__ = ["conclude", "main", "publish"]
+__all__ = ["finish_sweep", "main", "write_leaderboard"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,20 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Writes sweep.csv and sweep.html there; data_size.png too, where trials differ in dataset.fraction.")  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="SWEEP_DIR", help="the hydra.sweep.dir of `imgclf.train -m`")
     options = parser.parse_args(arguments)
-    return exit_code_of(lambda: publish(options.folder))
+    return run_command(lambda: write_leaderboard(options.folder))
 
 
-def conclude(folder: Path) -> int:
+def finish_sweep(folder: Path) -> int:
     """What a sweep ends with: its leaderboard, if there is a trial to rank; returns how many failed."""
     from imgclf.files.trial_record import find_trials
 
     trials = find_trials(folder)
     if trials:
-        publish(folder)
+        write_leaderboard(folder)
     return sum(record.state == "failed" for _, record in trials)
 
 
-def publish(folder: Path) -> int:
+def write_leaderboard(folder: Path) -> int:
     """Print and write the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
     from imgclf.files.atomic import write_atomically
     from imgclf.report.page import sweep_page

@@ -9,13 +9,13 @@ from concurrent.futures import Future
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-__all__ = ["ahead", "cores"]
+__all__ = ["available_cpus"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], window: int,
+def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], window: int,
           timeout_seconds: float | None = None) -> Generator[Result, None, None]:  # fmt: skip
     """`function` of each item, in order, up to `window` of them ahead; close it, and no more are begun.
 
@@ -28,8 +28,8 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], window: int
         return
     work: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
     # No executor: at the program's end it waits for its threads, and one may hang on a drive that doesn't answer.
-    for _ in range(cores()):
-        threading.Thread(target=_labour, args=(function, work), daemon=True).start()
+    for _ in range(available_cpus()):
+        threading.Thread(target=_worker, args=(function, work), daemon=True).start()
     waiting: deque[Future[Result]] = deque()
     try:
         for item in chain(first, iterator):
@@ -42,11 +42,11 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], window: int
     finally:
         for future in waiting:
             future.cancel()
-        for _ in range(cores()):
+        for _ in range(available_cpus()):
             work.put(None)
 
 
-def _labour(function: Callable[[Any], Any], work: "queue.SimpleQueue[tuple[Future[Any], Any] | None]") -> None:
+def _worker(function: Callable[[Any], Any], work: "queue.SimpleQueue[tuple[Future[Any], Any] | None]") -> None:
     while (task := work.get()) is not None:
         future, item = task
         if future.set_running_or_notify_cancel():
@@ -56,7 +56,7 @@ def _labour(function: Callable[[Any], Any], work: "queue.SimpleQueue[tuple[Futur
                 future.set_exception(error)
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """How many cores this process may use; `IMGCLF_THREADS`, which a sweep sets where trials share a machine, is a cap."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(there, int(os.environ.get("IMGCLF_THREADS") or there))

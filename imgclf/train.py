@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgclf.cli.hydra_app import is_sweep, output_folder, plain, run_app, task_overrides, trials_at_once
-from imgclf.cli.malloc import keep_memory
+from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, to_dict, trials_at_once
+from imgclf.cli.malloc import tune_malloc
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
-from imgclf.sweep import conclude
+from imgclf.sweep import finish_sweep
 from imgclf.sweeps.trials import run_trial
-from imgclf.threads import cores
+from imgclf.threads import available_cpus
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,20 +23,20 @@ def main(config: DictConfig) -> float | None:
 
     Raises `ImgclfError` for whatever the user can mend.
     """
-    settings = plain(config)
+    settings = to_dict(config)
     if settings["report"] is None and is_sweep():
         settings["report"] = False
     if is_sweep():
         if settings["find"]:
             raise ConfigError(f"find={settings['find']}: comes before a sweep, not in one; leave out -m")
         at_once = trials_at_once()
-        threads = max(1, cores() // (at_once if at_once > 0 else cores())) if at_once else None
+        threads = max(1, available_cpus() // (at_once if at_once > 0 else available_cpus())) if at_once else None
         return run_trial(
             settings, output_folder(), task_overrides(), log=bool(at_once and at_once != 1), threads=threads
         )
     if not settings["resume"]:
         require_folder(settings)
-    keep_memory()
+    tune_malloc()
     if settings["find"]:
         from imgclf.training.lr_finder import find  # here, because these load torch
 
@@ -48,4 +48,4 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    run_app("train", main, conclude)
+    run_app("train", main, finish_sweep)

@@ -23,7 +23,7 @@ from imgclf.cli.resolvers import register_resolvers
 from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.signals import Interrupted
 
-__all__ = ["CONF", "SweepFolder", "is_sweep", "output_folder", "plain", "run_app", "task_overrides", "trials_at_once"]
+__all__ = ["CONF", "SweepFolder", "is_sweep", "output_folder", "run_app", "task_overrides", "to_dict", "trials_at_once"]
 
 _ENDS = ("Config search path:", "Set the environment variable")
 
@@ -130,7 +130,7 @@ def _help(config_name: str, overrides: list[str]) -> str:
     return template.safe_substitute(APP_CONFIG_GROUPS=listed, CONFIG=OmegaConf.to_yaml(config))
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def to_dict(config: DictConfig) -> dict[str, Any]:
     """The config with everything resolved, as dictionaries, lists and numbers; raises `ConfigError` for what is missing."""
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

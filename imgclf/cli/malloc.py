@@ -8,12 +8,12 @@ import ctypes
 import os
 import sys
 
-__all__ = ["keep_memory"]
+__all__ = ["tune_malloc"]
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h
 
 
-def keep_memory() -> bool:
+def tune_malloc() -> bool:
     """Tune the allocator of this process, and say whether that was done; does nothing but on Linux with glibc.
 
     Call it before torch allocates. Variables that tune malloc from outside are respected.

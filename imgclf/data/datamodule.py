@@ -12,16 +12,16 @@ from pytorch_lightning import LightningDataModule
 from imgclf.data.augment import Augment
 from imgclf.data.exclusion import read_exclusion
 from imgclf.data.labelling import absent_classes, class_names, label
-from imgclf.data.layouts import Found, find_split, find_train
+from imgclf.data.layouts import SplitFiles, find_split, find_train
 from imgclf.data.loader import Features, Loader
 from imgclf.data.location import missing
 from imgclf.data.manifest import fingerprint
-from imgclf.data.pixel_cache import Cached, Keeping, pixel_cache
+from imgclf.data.pixel_cache import CacheConfig, Cached, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.errors import ConfigError, DataError
 from imgclf.images.decode import decode
 from imgclf.preprocess import Preprocess
-from imgclf.threads import cores
+from imgclf.threads import available_cpus
 
 __all__ = ["SPLITS", "ImageDataModule"]
 
@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test")
 class FeatureSource(Protocol):
     """Whoever computes features in place of pictures."""
 
-    def of(self, loader: Loader, split: str, root: Path, name: str, keeping: Keeping) -> Features | None:
+    def of(self, loader: Loader, split: str, root: Path, name: str, keeping: CacheConfig) -> Features | None:
         """Those of the samples of `loader`, kept as `keeping` says; None where there are none."""
 
 
@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers, self.timeout_seconds = num_workers, timeout_seconds
         self.exclude, self.check_counts = exclude, check_counts
         self.flips = type(self).flips if flips is None else flips
-        self.views, self.keeping = views, Keeping(cache, cache_gb)
+        self.views, self.keeping = views, CacheConfig(cache, cache_gb)
         self.interrupted: Callable[[], bool] = lambda: False  # what ends the making of a cache early
         self.features: FeatureSource | None = None
         self._caches: dict[str, Cached | None] = {}
@@ -216,7 +216,7 @@ class ImageDataModule(LightningDataModule):
         if isinstance(self.flips, str) or set(self.flips) - {"horizontal", "vertical"}:
             raise ConfigError(f"dataset.flips={self.flips!r}: expected a list of horizontal and vertical, or []")
 
-    def _find_train(self) -> tuple[Path, Found]:
+    def _find_train(self) -> tuple[Path, SplitFiles]:
         layout = self.splits["train"]
         slug = (self.handle or "").rpartition("/")[2]
         match = find_train(self.root, layout, [self.name, slug]) if self.root.is_dir() else None
@@ -256,7 +256,9 @@ class ImageDataModule(LightningDataModule):
             return self.num_workers
         in_memory = self.samples[split].pixels is not None and not self.augment
         return (
-            0 if in_memory or cores() <= 2 or len(self.samples[split]) < 2 * self.batch_size else min(8, cores() // 2)
+            0
+            if in_memory or available_cpus() <= 2 or len(self.samples[split]) < 2 * self.batch_size
+            else min(8, available_cpus() // 2)
         )
 
 

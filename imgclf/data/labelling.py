@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgclf.data.layouts import Found
+from imgclf.data.layouts import SplitFiles
 from imgclf.data.samples import Samples, natural_key
 from imgclf.errors import ConfigError, DataError
 
 __all__ = ["absent_classes", "class_names", "label"]
 
 
-def class_names(found: Found, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def class_names(found: SplitFiles, wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of the training set `found`, or those of them that are `wanted`, in the order of their names.
 
     Raises `ConfigError` for a wanted one that isn't there, `DataError` where fewer than two are left.
@@ -33,7 +33,7 @@ def class_names(found: Found, wanted: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def label(found: Found, classes: tuple[str, ...], split: str, some: bool) -> Samples:
+def label(found: SplitFiles, classes: tuple[str, ...], split: str, some: bool) -> Samples:
     """What was found for `split`, its labels as indices of `classes`; `some`: other classes are left out on purpose.
 
     Raises `DataError` for a class that train doesn't have, or one that train has no pictures of.

@@ -20,7 +20,7 @@ from imgclf.data.pixel_csv import PixelTable, read_pixel_csv
 from imgclf.data.samples import natural_key
 from imgclf.errors import ConfigError, DataError
 
-__all__ = ["IMAGE_SUFFIXES", "Found", "find_split", "find_train", "list_images"]
+__all__ = ["IMAGE_SUFFIXES", "SplitFiles", "find_split", "find_train", "list_images"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # beside classes: none
@@ -28,7 +28,7 @@ DEPTH = 3  # levels below the root that are searched
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SplitFiles:
     """One split as it lies on disk: `items` and their `labels` (text), the `place` to name in messages, every class name
     that a folder stands for (empty ones too), and the pixels where the items are rows.
     """
@@ -40,7 +40,7 @@ class Found:
     pixels: npt.NDArray[np.uint8] | None = None
 
 
-def find_train(root: Path, layout: Mapping[str, Any], names: Sequence[str]) -> tuple[Path, Found] | None:
+def find_train(root: Path, layout: Mapping[str, Any], names: Sequence[str]) -> tuple[Path, SplitFiles] | None:
     """The training split and the folder it was found from, breadth-first from `root`; None where there is none.
 
     Of several, the one in a folder called like one of `names` (case, `-`, `_` and spaces ignored) wins; a copy nested in
@@ -57,7 +57,7 @@ def find_train(root: Path, layout: Mapping[str, Any], names: Sequence[str]) -> t
     raise DataError(f"{root} holds several data sets that fit: {listing}; pass one of them as data_dir")
 
 
-def find_split(root: Path, base: Path, layout: Mapping[str, Any]) -> Found | None:
+def find_split(root: Path, base: Path, layout: Mapping[str, Any]) -> SplitFiles | None:
     """A validation or test split beside the training split (`base`); None if absent.
 
     With `anywhere: true` in the layout it is also sought below `root`: only for names that no other data set has, because
@@ -96,7 +96,7 @@ def _fits(folder: Path, layout: Mapping[str, Any]) -> bool:
     return _find(folder, layout, probe=True) is not None
 
 
-def _find(base: Path, layout: Mapping[str, Any], probe: bool = False) -> Found | None:
+def _find(base: Path, layout: Mapping[str, Any], probe: bool = False) -> SplitFiles | None:
     options = dict(layout)
     kind = options.pop("kind", None)
     options.pop("anywhere", None)
@@ -113,7 +113,7 @@ def _find(base: Path, layout: Mapping[str, Any], probe: bool = False) -> Found |
         raise DataError(f"{error.filename}: permission denied; make it readable or pass another data_dir") from None
 
 
-def _find_folders(base: Path, *, probe: bool, names: Sequence[str]) -> Found | None:
+def _find_folders(base: Path, *, probe: bool, names: Sequence[str]) -> SplitFiles | None:
     """One subfolder a class, holding pictures. `names`: what the split's folder may be called; "." is `base` itself."""
     for place in _named(base, names):
         classes = [f for f in _subfolders(place) if place != base or f.name.casefold() not in SPLIT_NAMES]
@@ -122,15 +122,15 @@ def _find_folders(base: Path, *, probe: bool, names: Sequence[str]) -> Found | N
         if sum(_has_images(folder) for folder in classes) < needed:
             continue
         if probe:
-            return Found(place, (), (), ())
+            return SplitFiles(place, (), (), ())
         files = {folder.name: _list_names(folder) for folder in classes}
         items = tuple(item for name in sorted(files) for item in files[name])
         labels = tuple(name for name in sorted(files) for _ in files[name])
-        return Found(place, items, labels, tuple(sorted(files)))
+        return SplitFiles(place, items, labels, tuple(sorted(files)))
     return None
 
 
-def _find_flat(base: Path, *, probe: bool, names: Sequence[str], pattern: str) -> Found | None:
+def _find_flat(base: Path, *, probe: bool, names: Sequence[str], pattern: str) -> SplitFiles | None:
     """All pictures in one folder; `pattern` is a regular expression for the file's stem with a group `label`."""
     try:
         expression = re.compile(pattern)
@@ -142,7 +142,7 @@ def _find_flat(base: Path, *, probe: bool, names: Sequence[str], pattern: str) -
         if not _has_images(place):
             continue
         if probe:
-            return Found(place, (), (), ())
+            return SplitFiles(place, (), (), ())
         files = list_images(place)
         matches = [expression.match(path.stem) for path in files]
         if unmatched := [path.name for path, match in zip(files, matches, strict=True) if not match]:
@@ -151,18 +151,18 @@ def _find_flat(base: Path, *, probe: bool, names: Sequence[str], pattern: str) -
                 f"{len(files)} files don't); change the pattern or move the file away"
             )
         labels = tuple(match["label"] for match in matches if match)
-        return Found(place, tuple(str(path) for path in files), labels, tuple(sorted(set(labels))))
+        return SplitFiles(place, tuple(str(path) for path in files), labels, tuple(sorted(set(labels))))
     return None
 
 
 def _find_pixels(base: Path, *, probe: bool, files: Sequence[str], rows: Sequence[float] = (0, 1),
-                 channels: int | None = None, label_names: Mapping[str, str] | None = None) -> Found | None:  # fmt: skip
+                 channels: int | None = None, label_names: Mapping[str, str] | None = None) -> SplitFiles | None:  # fmt: skip
     """A CSV with one picture a row. `rows`: from which to which fraction of the file, in its order, the split goes;
     `label_names`: what the labels in the file stand for (a label outside it is an error).
     """
     path = _first_file(base, files)
     if path is None or probe:
-        return Found(path, (), (), ()) if path else None
+        return SplitFiles(path, (), (), ()) if path else None
     table = _table(path, channels, path.stat().st_mtime_ns)
     part = slice(*(int(fraction * len(table.labels) + 1e-9) for fraction in rows))
     labels, lines = list(table.labels), table.lines
@@ -173,7 +173,7 @@ def _find_pixels(base: Path, *, probe: bool, files: Sequence[str], rows: Sequenc
                                 f"{', '.join(label_names)}")  # fmt: skip
         labels = [label_names[label] for label in labels]
     items = tuple(f"{path}:{line}" for line in lines[part])
-    return Found(path, items, tuple(labels[part]), tuple(sorted(set(labels[part]))), table.pixels[part])
+    return SplitFiles(path, items, tuple(labels[part]), tuple(sorted(set(labels[part]))), table.pixels[part])
 
 
 @lru_cache(maxsize=1)
@@ -183,11 +183,11 @@ def _table(path: Path, channels: int | None, changed: int) -> PixelTable:
 
 
 def _find_list(base: Path, *, probe: bool, files: Sequence[str], path_column: str = "path",
-               label_column: str = "label") -> Found | None:  # fmt: skip
+               label_column: str = "label") -> SplitFiles | None:  # fmt: skip
     """A CSV of `path,label`; paths are relative to the CSV's folder. The header may be left out."""
     listing = _first_file(base, files)
     if listing is None or probe:
-        return Found(listing, (), (), ()) if listing else None
+        return SplitFiles(listing, (), (), ()) if listing else None
     try:
         with open(listing, encoding="utf-8-sig", newline="") as file:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
@@ -208,10 +208,10 @@ def _find_list(base: Path, *, probe: bool, files: Sequence[str], path_column: st
             raise DataError(f"{listing}, line {number}: there is no file {path}; correct the path or drop the line")
         items.append(str(path))
         labels.append(row[columns[1]].strip())
-    return Found(listing, tuple(items), tuple(labels), tuple(sorted(set(labels))))
+    return SplitFiles(listing, tuple(items), tuple(labels), tuple(sorted(set(labels))))
 
 
-_KINDS: dict[str, Callable[..., Found | None]] = {
+_KINDS: dict[str, Callable[..., SplitFiles | None]] = {
     "folders": _find_folders, "flat": _find_flat, "pixels": _find_pixels, "list": _find_list,
 }  # fmt: skip
 

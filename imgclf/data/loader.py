@@ -44,7 +44,7 @@ class Features(Protocol):
         """float32 [B, F] or [B, F, h, w]."""
 
 
-class Position(NamedTuple):
+class BatchIndices(NamedTuple):
     """What a batch is made of: `epoch`, `indices` [B]; `numbers` [B] of the cached rows in the file `rows`, or None."""
 
     epoch: int
@@ -61,7 +61,7 @@ class _Batches(Dataset["Batch | ImgclfError"]):
         self.samples, self.preprocess, self.augment, self.seed = samples, preprocess, augment, seed
         self.rows = rows
 
-    def __getitem__(self, position: Position) -> Batch | ImgclfError:
+    def __getitem__(self, position: BatchIndices) -> Batch | ImgclfError:
         indices = position.indices
         try:
             images = self.images(position)  # uint8 [B, S, S, C]
@@ -74,7 +74,7 @@ class _Batches(Dataset["Batch | ImgclfError"]):
             indices=torch.from_numpy(indices),
         )
 
-    def images(self, position: Position) -> npt.NDArray[np.uint8]:
+    def images(self, position: BatchIndices) -> npt.NDArray[np.uint8]:
         """uint8 [B, S, S, C], augmented."""
         images = self._fitted(position)
         if self.augment:
@@ -82,7 +82,7 @@ class _Batches(Dataset["Batch | ImgclfError"]):
                 images[row] = self.augment(images[row], self.seed, position.epoch, index)
         return images
 
-    def _fitted(self, position: Position) -> npt.NDArray[np.uint8]:
+    def _fitted(self, position: BatchIndices) -> npt.NDArray[np.uint8]:
         """A copy of the pictures: from memory or the cache at once, else decoded one by one."""
         indices, numbers, pixels = position.indices, position.numbers, self.samples.pixels
         size = self.preprocess.size
@@ -119,18 +119,18 @@ class Loader:
         self.augment, self.views = augment, views
         self.features: Features | None = None
         self._cache, self.stop, self.timeout_seconds = cache, stop, timeout_seconds
-        self.epoch, self._handed_out, self._resume_at = 0, 0, 0
+        self.epoch, self._batches_yielded, self._resume_at = 0, 0, 0
         self.batch_sampler = None  # Lightning asks for one
-        self._positions = _Positions()
+        self._batch_indices = _BatchIndicesSampler()
         self._batches = _Batches(samples, preprocess, augment, seed, cache.rows if cache else None)
         self._loader = DataLoader(
-            self._batches, batch_size=None, sampler=self._positions,
+            self._batches, batch_size=None, sampler=self._batch_indices,
             num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker if num_workers else None, timeout=timeout_seconds if num_workers else 0,
         )  # fmt: skip
 
     def __len__(self) -> int:
-        return len(self._cuts()) - 1
+        return len(self._batch_bounds()) - 1
 
     @property
     def sampler(self) -> "Loader":
@@ -149,9 +149,9 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Choose which epoch's order and augmentation the next iteration gives."""
         if epoch != self.epoch:
-            self.epoch, self._handed_out, self._resume_at = epoch, 0, 0
+            self.epoch, self._batches_yielded, self._resume_at = epoch, 0, 0
 
-    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+    def permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         """The order of the samples in `epoch`: int64 [N]."""
         if self.shuffle == "never":
             return np.arange(len(self.samples))
@@ -162,36 +162,36 @@ class Loader:
         # A generator: nothing happens before the first batch is asked for, because Lightning asks for iterators before
         # it sets the epoch, and for more than one of them.
         start, self._resume_at = self._resume_at, 0
-        order = self.order(self.epoch)
-        batches = [order[first:last][self.rank :: self.world] for first, last in pairwise(self._cuts())]
-        self._handed_out = start
+        order = self.permutation(self.epoch)
+        batches = [order[first:last][self.rank :: self.world] for first, last in pairwise(self._batch_bounds())]
+        self._batches_yielded = start
         wanted = np.concatenate([order[:0], *batches[start : self.limit]])
         if self.features is not None and self.features.ready():
             yield from self._with_features(self.features, batches[start:], wanted)
             return
         if self._cache is not None:
             self._cache.prepare(wanted, self.stop)
-        self._positions[:] = [self._position(self.epoch, batch) for batch in batches[start:]]
+        self._batch_indices[:] = [self._position(self.epoch, batch) for batch in batches[start:]]
         for batch in self._fetched():
             if isinstance(batch, ImgclfError):
                 raise batch
-            self._handed_out += 1
+            self._batches_yielded += 1
             yield batch
 
     def images(self, epoch: int, indices: Indices) -> npt.NDArray[np.uint8]:
         """The pictures of some samples as an iteration of `epoch` would hand them out: uint8 [B, S, S, C]."""
         return self._batches.images(self._position(epoch, indices))
 
-    def _position(self, epoch: int, indices: Indices) -> Position:
+    def _position(self, epoch: int, indices: Indices) -> BatchIndices:
         epoch = epoch % self.views if self.views else epoch
         if self._cache is None:
-            return Position(epoch, indices, None, "")
-        return Position(epoch, indices, self._cache.numbers[indices], self._cache.rows.token)
+            return BatchIndices(epoch, indices, None, "")
+        return BatchIndices(epoch, indices, self._cache.numbers[indices], self._cache.rows.token)
 
     def _with_features(self, features: Features, batches: list[Indices], wanted: Indices) -> Iterator[Batch]:
         features.prepare(self.epoch, wanted)
         for indices in batches:
-            self._handed_out += 1
+            self._batches_yielded += 1
             targets = torch.from_numpy(self.samples.targets[indices])
             yield Batch(features.take(self.epoch, indices), targets, torch.from_numpy(indices))
 
@@ -204,7 +204,7 @@ class Loader:
                 raise failure from None
             raise
 
-    def _cuts(self) -> list[int]:
+    def _batch_bounds(self) -> list[int]:
         """Where one batch ends and the next begins: `batch_size` apart, from 0 to N."""
         cuts = [*range(0, len(self.samples), self.batch_size), len(self.samples)]
         if self.shuffle == "epoch" and len(cuts) > 2 and cuts[-1] - cuts[-2] <= self.world:
@@ -213,14 +213,18 @@ class Loader:
 
     def state_dict(self) -> dict[str, int]:
         """Where the iteration stands, as plain numbers."""
-        return {"epoch": self.epoch, "batch": self._handed_out}
+        return {"epoch": self.epoch, "batch": self._batches_yielded}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iteration of that epoch begin behind the batches that were handed out."""
-        self.epoch, self._handed_out, self._resume_at = int(state["epoch"]), int(state["batch"]), int(state["batch"])
+        self.epoch, self._batches_yielded, self._resume_at = (
+            int(state["epoch"]),
+            int(state["batch"]),
+            int(state["batch"]),
+        )
 
 
-class _Positions(list[Position], Sampler[Position]):
+class _BatchIndicesSampler(list[BatchIndices], Sampler[BatchIndices]):
     """The sampler of the inner loader: this epoch's positions, which kept workers are given anew each time."""
 
 

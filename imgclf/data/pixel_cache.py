@@ -19,9 +19,9 @@ from imgclf.images.decode import DECODER, read_image
 from imgclf.images.fitting import fit
 from imgclf.preprocess import Preprocess
 from imgclf.progress import progress_bar
-from imgclf.threads import ahead, cores
+from imgclf.threads import available_cpus, prefetch_map
 
-__all__ = ["Cached", "Keeping", "in_threads", "pixel_cache", "sample_keys"]
+__all__ = ["CacheConfig", "Cached", "in_threads", "pixel_cache", "sample_keys"]
 
 CHUNK = 64  # pictures that are decoded, then written: 10 MB of 224 x 224
 COMMIT_SECONDS = 20.0  # what a killed process loses at most
@@ -31,7 +31,7 @@ Making = Generator[npt.NDArray[Any], None, None]  # rows [n, ...], some at a tim
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CacheConfig:
     """Where rows are kept: `place` is "disk", "ram" or "off"; `budget_gb` is what all of them may take.
 
     Raises `ConfigError` for values outside these.
@@ -136,7 +136,7 @@ class Cached:
         print(f"{self.what}: not kept, {why}; python -m imgclf.cache lists and clears what is", flush=True)
 
 
-def pixel_cache(samples: Samples, preprocess: Preprocess, keeping: Keeping, name: str, root: Path,
+def pixel_cache(samples: Samples, preprocess: Preprocess, keeping: CacheConfig, name: str, root: Path,
                 timeout_seconds: float) -> Cached | None:  # fmt: skip
     """The pictures of `samples` as `preprocess` fits them: rows uint8 [S, S, C]. None where nothing is to be kept: the
     pictures are in memory at that size already, or `keeping` says so.
@@ -193,7 +193,7 @@ def in_threads(function: Callable[[Indices], npt.NDArray[Any]], indices: Indices
     """
     parts = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
     try:
-        yield from ahead(function, parts, cores() + 1, timeout_seconds)
+        yield from prefetch_map(function, parts, available_cpus() + 1, timeout_seconds)
     except TimeoutError:
         raise RunError(f"decoding hangs: nothing came for {timeout_seconds:g} s, most likely because of a file on a drive or "
                        "network that doesn't answer; a larger dataset.timeout_seconds waits longer") from None  # fmt: skip

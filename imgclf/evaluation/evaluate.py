@@ -19,13 +19,13 @@ from imgclf.models.engine import build_engine, choose_engine
 from imgclf.models.image_model import Answering
 from imgclf.report.tables import confusion_matrix, per_class_csv, predictions_csv, split_metrics
 
-__all__ = ["Assessment", "assess", "engine_for", "measure", "predict_logits", "softmax"]
+__all__ = ["Evaluation", "build_forward", "compute_metrics", "evaluate_split", "predict_logits", "softmax"]
 
 Floats = NDArray[np.float32]
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def engine_for(classifier: Answering, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
+def build_forward(classifier: Answering, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
     """What turns uint8 [B, C, S, S] into logits float32 [B, K] for so many pictures: by `imgclf.models.engine`'s rule, or
     the one `wanted`. Raises `ConfigError` for one that can't be had.
     """
@@ -47,7 +47,7 @@ def predict_logits(classifier: Answering, batches: Iterable[Batch], limit: int |
     the logarithms of the mean probabilities over a picture and its mirror images.
     """
     classifier.eval()
-    eager = engine_for(classifier, "eager", 0)
+    eager = build_forward(classifier, "eager", 0)
     logits = [np.zeros((0, len(classifier.classes)), dtype=np.float32)]
     for number, batch in enumerate(batches):
         if limit is not None and number >= limit:
@@ -76,7 +76,7 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class Assessment:
+class Evaluation:
     """What a network says of a split, and what that is worth: `logits` float32 [N, K] and `probabilities` of the samples
     `order` int64 [N], `targets` int64 [N], `metrics`, and the confusion `matrix` [K, K].
     """
@@ -99,15 +99,15 @@ class Assessment:
         per_class_csv(folder / f"per_class_{split}.csv", self.samples.classes, self.matrix)
 
 
-def assess(classifier: Answering, loader: Loader, limit: int | None = None, answer: Answer | None = None,
-           flips: Sequence[str] = ()) -> Assessment:  # fmt: skip
-    """What `classifier` says of the (first `limit`) batches of a split by `answer`, and what `measure` says of that."""
+def evaluate_split(classifier: Answering, loader: Loader, limit: int | None = None, answer: Answer | None = None,
+           flips: Sequence[str] = ()) -> Evaluation:  # fmt: skip
+    """What `classifier` says of the (first `limit`) batches of a split by `answer`, and what `compute_metrics` says of that."""
     logits = predict_logits(classifier, loader, limit, answer, flips)  # [N, K]
-    return measure(classifier, loader.samples, loader.order(0)[: len(logits)], logits)
+    return compute_metrics(classifier, loader.samples, loader.permutation(0)[: len(logits)], logits)
 
 
 @torch.inference_mode()
-def measure(classifier: Answering, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Assessment:
+def compute_metrics(classifier: Answering, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Evaluation:
     """Measure logits [N, K] of the samples `order`. The loss is the mean cross-entropy a picture plus the head's L2 term,
     as in validation; `ece` is the expected calibration error. With a temperature, `calibrated_loss` and `calibrated_ece` say
     what it did, and the probabilities are the calibrated ones; accuracies are the same.
@@ -122,7 +122,7 @@ def measure(classifier: Answering, samples: Samples, order: NDArray[np.int64], l
         metrics["calibrated_loss"] = _cross_entropy(logits / temperature, targets) + penalty
         metrics["calibrated_ece"] = calibration_error(probabilities, targets)
     matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(classifier.classes))
-    return Assessment(samples, order, logits, probabilities, targets, metrics, matrix)
+    return Evaluation(samples, order, logits, probabilities, targets, metrics, matrix)
 
 
 def _cross_entropy(logits: Floats, targets: NDArray[np.int64]) -> float:

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from imgclf.errors import DataError, ImageError
 from imgclf.fetch.http_client import checked, one_line
 
-__all__ = ["MAX_BODY", "fetch_picture", "is_public", "is_url"]
+__all__ = ["MAX_BODY", "fetch_image", "is_public", "is_url"]
 
 MAX_BODY = 32 * 2**20  # bytes, after decompression
 REDIRECTS = 5
@@ -33,7 +33,7 @@ def is_url(text: str) -> bool:
     return re.match(r"https?://", text, re.IGNORECASE) is not None
 
 
-def fetch_picture(url: str, *, allow_private: bool = False, timeout_seconds: float = 20.0) -> bytes:
+def fetch_image(url: str, *, allow_private: bool = False, timeout_seconds: float = 20.0) -> bytes:
     """The body at `url`, at most `MAX_BODY` bytes of it unpacked, within `timeout_seconds` in all.
 
     http and https only, at most 5 redirects, none from https to http; every address on the way is looked up once, checked

@@ -15,7 +15,7 @@ import yaml
 from imgclf.errors import RunError
 from imgclf.files.atomic import sweep_leftovers, write_atomically
 
-__all__ = ["claim", "describe_environment", "finished_epochs", "refuse_taken", "write_environment"]
+__all__ = ["create_run_folder", "describe_environment", "finished_epochs", "require_unused", "write_environment"]
 
 PACKAGES = (
     "imgclf",
@@ -30,7 +30,7 @@ PACKAGES = (
 )
 
 
-def refuse_taken(folder: Path) -> None:
+def require_unused(folder: Path) -> None:
     """Raise `RunError` if a run lives in `folder`."""
     if (folder / "config.yaml").exists():
         raise RunError(
@@ -38,7 +38,7 @@ def refuse_taken(folder: Path) -> None:
         )
 
 
-def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: bool) -> None:
+def create_run_folder(folder: Path, config: dict[str, Any], overrides: list[str], resuming: bool) -> None:
     """Make `folder` this run's own and write `config.yaml` and `overrides.yaml` into it; a resumed run keeps the latter.
 
     Raises `RunError` when a run lives there already, unless it is being resumed: of two that start at once, one wins.
@@ -52,7 +52,7 @@ def claim(folder: Path, config: dict[str, Any], overrides: list[str], resuming: 
             with open(folder / "config.yaml", "x", encoding="utf-8") as file:
                 file.write(text)
     except FileExistsError:
-        refuse_taken(folder)
+        require_unused(folder)
         raise
     except OSError as error:
         raise RunError(

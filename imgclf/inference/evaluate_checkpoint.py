@@ -8,9 +8,9 @@ import torch
 
 from imgclf.data.datamodule import SPLITS
 from imgclf.errors import CheckpointError, ConfigError, DataError
-from imgclf.evaluation.evaluate import assess, engine_for
-from imgclf.files.run_folder import describe_environment, refuse_taken
-from imgclf.report.summary import print_metrics, print_per_class, quieten
+from imgclf.evaluation.evaluate import build_forward, evaluate_split
+from imgclf.files.run_folder import describe_environment, require_unused
+from imgclf.report.summary import print_metrics, print_per_class, silence_library_logs
 from imgclf.report.tables import metrics_json
 from imgclf.training.build import build_data
 from imgclf.training.classifier import ImageClassifier
@@ -23,8 +23,8 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     into `folder`, and returns the accuracy. Raises `DataError` when the data has other classes than the checkpoint.
     """
     began = time.perf_counter()
-    quieten()
-    refuse_taken(folder)
+    silence_library_logs()
+    require_unused(folder)
     split = settings["split"]
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
@@ -35,9 +35,9 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     data.preprocess = classifier.preprocess
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no pictures for split={split}; choose another split or data_dir")
-    answer = engine_for(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
+    answer = build_forward(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
     flips = classifier.flips() if settings["tta"] else ()
-    measured = assess(classifier, data.loader(split), None, answer, flips)
+    measured = evaluate_split(classifier, data.loader(split), None, answer, flips)
     measured.write(folder, split)
     metrics_json(folder / "metrics.json", {split: measured.metrics})
     print_per_class(split, measured.matrix, classifier.classes)

@@ -13,12 +13,12 @@ import torch
 from imgclf.data.layouts import list_images
 from imgclf.data.pixel_csv import read_pixel_csv
 from imgclf.errors import DataError, ImageError
-from imgclf.fetch.web_image import fetch_picture, is_url
+from imgclf.fetch.web_image import fetch_image, is_url
 
-__all__ = ["Picture", "Web", "each_picture", "is_one", "list_pictures", "sample_pictures"]
+__all__ = ["Picture", "RemoteImage", "each_input", "is_one", "list_inputs", "sample_inputs"]
 
 
-class Web:
+class RemoteImage:
     """A picture behind a web address; `read` fetches it once, and `forget` lets its bytes go."""
 
     def __init__(self, url: str, allow_private: bool = False, timeout_seconds: float = 20.0) -> None:
@@ -28,7 +28,7 @@ class Web:
     def read(self) -> bytes:
         """The bytes at the address; raises `ImageError`."""
         if self._body is None:
-            self._body = fetch_picture(self.url, allow_private=self.allow_private, timeout_seconds=self.timeout_seconds)
+            self._body = fetch_image(self.url, allow_private=self.allow_private, timeout_seconds=self.timeout_seconds)
         return self._body
 
     def forget(self) -> None:
@@ -38,7 +38,7 @@ class Web:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """`source`: a path, a `Web`, a picture in memory, or the `ImageError` that came in its place; `true`: its class, where
+    """`source`: a path, a `RemoteImage`, an image in memory, or the `ImageError` that came in its place; `true`: its class, where
     that is known.
     """
 
@@ -58,7 +58,7 @@ def is_one(pictures: Any) -> bool:
     return isinstance(pictures, bytes) or not isinstance(pictures, Iterable)
 
 
-def each_picture(pictures: Any) -> Iterator[Picture]:
+def each_input(pictures: Any) -> Iterator[Picture]:
     """One or many, in order; a folder stands for the pictures in it and below it."""
     if isinstance(pictures, (str, os.PathLike)):
         yield from _named(pictures)
@@ -72,7 +72,7 @@ def each_picture(pictures: Any) -> Iterator[Picture]:
                 yield Picture(f"picture {number}", picture)
 
 
-def list_pictures(words: Iterable[str], classes: Collection[str] = (), label_names: Mapping[str, str] | None = None,
+def list_inputs(words: Iterable[str], classes: Collection[str] = (), label_names: Mapping[str, str] | None = None,
                   allow_private: bool = False, timeout_seconds: float = 20.0) -> list[Picture]:  # fmt: skip
     """What the words of a command line mean: files, folders, CSV files of pixels, web addresses. A file's class is known
     where the folder that holds it is called like one of `classes`, a row's by its label, or by what `label_names` makes
@@ -81,7 +81,7 @@ def list_pictures(words: Iterable[str], classes: Collection[str] = (), label_nam
     known, found = set(classes), []
     for word in words:
         if is_url(word):
-            found.append(Picture(word, Web(word, allow_private, timeout_seconds)))
+            found.append(Picture(word, RemoteImage(word, allow_private, timeout_seconds)))
         elif word.lower().endswith(".csv"):
             found += _rows(Path(word), known, label_names or {})
         else:
@@ -91,7 +91,7 @@ def list_pictures(words: Iterable[str], classes: Collection[str] = (), label_nam
     return found
 
 
-def sample_pictures(pictures: list[Picture], count: int, seed: int) -> list[Picture]:
+def sample_inputs(pictures: list[Picture], count: int, seed: int) -> list[Picture]:
     """`count` of them at random, or all if there are no more, in their order; a function of `seed` and how many there are."""
     chosen = np.random.default_rng(seed).permutation(len(pictures))[:count]
     return [pictures[index] for index in sorted(chosen.tolist())]
@@ -99,7 +99,7 @@ def sample_pictures(pictures: list[Picture], count: int, seed: int) -> list[Pict
 
 def _named(path: str | os.PathLike[str]) -> Iterator[Picture]:
     if isinstance(path, str) and is_url(path):
-        yield Picture(path, Web(path))
+        yield Picture(path, RemoteImage(path))
         return
     path = Path(path)
     if not path.is_dir():

@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
-from imgclf.evaluation.evaluate import Answer, engine_for, predict_logits, softmax
+from imgclf.evaluation.evaluate import Answer, build_forward, predict_logits, softmax
 from imgclf.images.decode import as_pixels, read_image
 from imgclf.images.fitting import fit
-from imgclf.inference.inputs import Picture, Web, each_picture, is_one
+from imgclf.inference.inputs import Picture, RemoteImage, each_input, is_one
 from imgclf.models.engine import choose_engine
 from imgclf.models.image_model import TrainedNetwork, restore
-from imgclf.threads import ahead
+from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
     from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["Answered", "Predictor", "load"]
+__all__ = ["Prediction", "Predictor", "load"]
 
 AHEAD = 64  # pictures that are decoded while the network is busy: 10 MB of 224 x 224
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class Prediction:
     """A picture's `probabilities` float32 [K] and the `pixels` uint8 [S, S, C] that the network saw; for one that can't be
     read NaNs, None, and the `error`.
     """
@@ -124,8 +124,8 @@ class Predictor:
         """
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: expected raise or return")
-        listed = list(each_picture(pictures)) if _can_count(pictures) else None
-        answers = self.answer(each_picture(pictures) if listed is None else listed, len(listed or ()), batch_size)
+        listed = list(each_input(pictures)) if _can_count(pictures) else None
+        answers = self.answer(each_input(pictures) if listed is None else listed, len(listed or ()), batch_size)
         with closing(answers):
             for answered in answers:
                 if answered.error is not None and errors == "raise":
@@ -134,13 +134,13 @@ class Predictor:
 
     def answer(
         self, pictures: Iterable[Picture], count: int = 0, batch_size: int = 32
-    ) -> Generator[Answered, None, None]:
+    ) -> Generator[Prediction, None, None]:
         """Each of the `pictures` in order, answered; `count` is how many there are, as far as one knows. Holds a batch in
         memory at a time, and `AHEAD` pictures that are decoded already.
         """
         pending: list[tuple[Picture, NDArray[np.uint8] | ImageError]] = []
         engine = self._engine_for(count)
-        decoded = ahead(lambda picture: (picture, self._pixels(picture)), pictures, AHEAD)
+        decoded = prefetch_map(lambda picture: (picture, self._pixels(picture)), pictures, AHEAD)
         with closing(decoded):
             for entry in decoded:
                 pending.append(entry)
@@ -152,7 +152,7 @@ class Predictor:
     def _engine_for(self, count: int) -> Answer:
         name = choose_engine(self.engine, self.trained.device, count)
         if name not in self._engines:
-            self._engines[name] = engine_for(self.trained, name, count, self.precision)
+            self._engines[name] = build_forward(self.trained, name, count, self.precision)
         return self._engines[name]
 
     def _pixels(self, picture: Picture) -> NDArray[np.uint8] | ImageError:
@@ -161,7 +161,7 @@ class Predictor:
         try:
             if isinstance(source, ImageError):
                 return source
-            if isinstance(source, Web):
+            if isinstance(source, RemoteImage):
                 return read_image(source.read(), preprocess, picture.name)
             if isinstance(source, (str, os.PathLike, bytes)):
                 return read_image(source, preprocess, picture.name)
@@ -170,7 +170,7 @@ class Predictor:
             return error
 
     def _answer(self, pending: Sequence[tuple[Picture, NDArray[np.uint8] | ImageError]], answer: Answer
-                ) -> Iterator[Answered]:  # fmt: skip
+                ) -> Iterator[Prediction]:  # fmt: skip
         good = [pixels for _, pixels in pending if not isinstance(pixels, ImageError)]
         rows = iter(())
         if good:
@@ -180,10 +180,10 @@ class Predictor:
             rows = iter(softmax(logits, self.trained.temperature))
         for picture, pixels in pending:
             if isinstance(pixels, ImageError):
-                yield Answered(picture, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels)
+                yield Prediction(picture, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels)
             else:
-                yield Answered(picture, next(rows), pixels, None)
-            if isinstance(picture.source, Web):
+                yield Prediction(picture, next(rows), pixels, None)
+            if isinstance(picture.source, RemoteImage):
                 picture.source.forget()
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files.atomic import write_atomically
 from imgclf.images.decode import as_pixels, decode
-from imgclf.inference.inputs import Picture, Web
-from imgclf.inference.predictor import Answered, Predictor
+from imgclf.inference.inputs import Picture, RemoteImage
+from imgclf.inference.predictor import Prediction, Predictor
 from imgclf.report.thumbnails import shrunk
 
 __all__ = ["UNSURE", "CSVRows", "Grid", "JSONLines", "Maps", "SortedCopies", "Table", "verdict"]
@@ -26,13 +26,13 @@ UNSURE = "unsure"
 TILES, TILE_SIDE = 100, 224  # of a grid: more are too small to look at
 
 
-def verdict(answered: Answered, classes: Sequence[str], threshold: float = 0.0) -> str:
+def verdict(answered: Prediction, classes: Sequence[str], threshold: float = 0.0) -> str:
     """The class that is said: the most probable one, or "unsure" where that is below `threshold`."""
     best = int(answered.probabilities.argmax())
     return classes[best] if answered.probabilities[best] >= threshold else UNSURE
 
 
-def _best(answered: Answered, count: int) -> list[int]:
+def _best(answered: Prediction, count: int) -> list[int]:
     return [int(index) for index in np.argsort(-answered.probabilities, kind="stable")[:count]]
 
 
@@ -43,7 +43,7 @@ class Table:
         self.classes, self.top, self.threshold = classes, min(top, len(classes)), threshold
         self.width = min(max(map(len, classes)), 28)
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: Prediction) -> None:
         """Print it."""
         cells = [f"{self.classes[i]:<{self.width}} {answered.probabilities[i]:6.1%}" for i in _best(answered, self.top)]
         said, true = verdict(answered, self.classes, self.threshold), answered.picture.true
@@ -61,7 +61,7 @@ class CSVRows:
         self.writer = csv.writer(sys.stdout, lineterminator="\n")
         self.writer.writerow(["file", "predicted", *classes])
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: Prediction) -> None:
         """Print it."""
         values = [f"{value:.7g}" for value in answered.probabilities.tolist()]
         self.writer.writerow([answered.picture.name, verdict(answered, self.classes, self.threshold), *values])
@@ -73,7 +73,7 @@ class JSONLines:
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         self.classes, self.top, self.threshold = classes, top, threshold
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: Prediction) -> None:
         """Print it."""
         picture, probabilities = answered.picture, answered.probabilities
         facts: dict[str, Any] = {"file": picture.name}
@@ -97,7 +97,7 @@ class Grid:
         self.tiles: list[Any] = []
         self.left_out = 0
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: Prediction) -> None:
         """Take it in."""
         from imgclf.report.grid import Tile  # here, because it loads matplotlib
 
@@ -127,13 +127,13 @@ class SortedCopies:
     def __init__(self, folder: Path, classes: Sequence[str], threshold: float) -> None:
         self.folder, self.classes, self.threshold, self.count = folder, classes, threshold, 0
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: Prediction) -> None:
         """Copy it."""
         source = answered.picture.source
         name = re.sub(r"[^\w.()+ -]+", "_", answered.picture.name.rstrip("/").rpartition("/")[2]).lstrip(".")[-120:]
         if isinstance(source, (str, Path)):
             data = Path(source).read_bytes()
-        elif isinstance(source, Web):
+        elif isinstance(source, RemoteImage):
             data, name = source.read(), name.partition("?")[0]
         else:
             _, encoded = cv2.imencode(".png", np.ascontiguousarray(as_pixels(source)[:, :, ::-1]))
@@ -155,7 +155,7 @@ class Maps:
     def __init__(self, folder: Path, predictor: Predictor) -> None:
         self.folder, self.predictor, self.count = folder, predictor, 0
 
-    def __call__(self, answered: Answered) -> None:
+    def __call__(self, answered: Prediction) -> None:
         """Write it."""
         from imgclf.report.grid import Tile, plot_grid
 
@@ -172,10 +172,10 @@ class Maps:
         return f"{self.folder}: {self.count:,} maps"
 
 
-Consumer = Callable[[Answered], None]
+Consumer = Callable[[Prediction], None]
 
 
-def _map(predictor: Predictor, answered: Answered) -> NDArray[np.uint8]:
+def _map(predictor: Predictor, answered: Prediction) -> NDArray[np.uint8]:
     """The overlay uint8 [S, S, 3] for the most probable class."""
     assert answered.pixels is not None
     images = torch.from_numpy(answered.pixels[None]).permute(0, 3, 1, 2)  # [1, C, S, S]
@@ -188,7 +188,7 @@ def _as_it_is(picture: Picture) -> NDArray[np.uint8]:
     source = picture.source
     if isinstance(source, (str, Path, bytes)):
         return decode(source, picture.name)
-    return decode(source.read(), picture.name) if isinstance(source, Web) else as_pixels(source)
+    return decode(source.read(), picture.name) if isinstance(source, RemoteImage) else as_pixels(source)
 
 
 def _free(folder: Path, name: str) -> Path:

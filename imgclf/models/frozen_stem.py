@@ -2,7 +2,7 @@
 
 The cut lies at the input of the first module that is trained, or as near before it as the network allows: a module whose
 parameters, and those of all that was called before it, are frozen is passed over, and a container is entered. Both parts
-are views: the same modules and parameters in other containers, where `Pass` stands for what the other part does. A network
+are views: the same modules and parameters in other containers, where `Bypass` stands for what the other part does. A network
 whose parts don't add up to the whole (a connection that skips the cut, code between the modules) is cut further to the front,
 or not at all: it is run on noise, and compared.
 """
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from imgclf.models.network import Network
 
-__all__ = ["Pass", "Split", "View", "split_network"]
+__all__ = ["Bypass", "FrozenStem", "SharedView", "find_frozen_stem"]
 
 TOLERANCE = 1e-6  # of the largest logit; the parts do the same sums in the same order
 
 
-class Pass(nn.Module):
+class Bypass(nn.Module):
     """Gives back what it is given first, whatever else comes along."""
 
     def forward(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -31,14 +31,14 @@ class Pass(nn.Module):
 
 
 @dataclass(frozen=True)
-class Split:
+class FrozenStem:
     """`stem`: normalised images [B, C, S, S] -> features [B, ...] of `shape`; `rest`: those -> logits [B, K].
 
     `passed` names the modules of the network that the stem consists of.
     """
 
     stem: nn.Module
-    rest: "View"
+    rest: "SharedView"
     passed: tuple[str, ...]
     shape: tuple[int, ...]
 
@@ -47,7 +47,7 @@ class Split:
         return not any(parameter.requires_grad for parameter in self.stem.parameters())
 
 
-class View:
+class SharedView:
     """A network whose modules are shared with another one, container by container: what is trained there is trained here."""
 
     def __init__(self, network: nn.Module, replaced: dict[str, nn.Module]) -> None:
@@ -74,7 +74,7 @@ class View:
         return mine
 
 
-def split_network(network: Network, in_chans: int, size: int) -> Split | None:
+def find_frozen_stem(network: Network, in_chans: int, size: int) -> FrozenStem | None:
     """The deepest cut of `network` that leaves its logits as they are; None where nothing can be cached.
 
     Call it with the right parts frozen. The network must be in full precision; it is run on two pictures of noise.
@@ -148,12 +148,14 @@ def _is_fixed(module: nn.Module) -> bool:
     return not any(drops)
 
 
-def _try(network: Network, images: Tensor, whole: Tensor, passed: tuple[str, ...], calls: list[str]) -> Split | None:
+def _try(
+    network: Network, images: Tensor, whole: Tensor, passed: tuple[str, ...], calls: list[str]
+) -> FrozenStem | None:
     """The two parts, if they add up to the whole."""
     others = [call for call in calls if call and not any(f"{call}.".startswith(f"{path}.") or path.startswith(f"{call}.")
                                                          for path in passed)]  # fmt: skip
-    outer = {path: Pass() for path in others if not any(path.startswith(f"{other}.") for other in others)}
-    stem, rest = View(network, dict(outer)), View(network, {path: Pass() for path in passed})
+    outer = {path: Bypass() for path in others if not any(path.startswith(f"{other}.") for other in others)}
+    stem, rest = SharedView(network, dict(outer)), SharedView(network, {path: Bypass() for path in passed})
     try:
         features = stem(images)
         logits = rest(features)
@@ -167,4 +169,4 @@ def _try(network: Network, images: Tensor, whole: Tensor, passed: tuple[str, ...
         return None
     if logits.shape != whole.shape or float((logits - whole).abs().max()) > TOLERANCE * float(whole.abs().max()):
         return None
-    return Split(stem.module, rest, passed, tuple(features.shape[1:]))
+    return FrozenStem(stem.module, rest, passed, tuple(features.shape[1:]))

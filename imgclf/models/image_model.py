@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.models.declared import check_facts, check_numbers, check_shapes, declared_within
-from imgclf.models.frozen_stem import Pass, View
+from imgclf.models.frozen_stem import Bypass, SharedView
 from imgclf.models.network import Network, build_network
 from imgclf.models.weights import read_checkpoint
 from imgclf.preprocess import Preprocess
@@ -54,16 +54,16 @@ class Answers:
         self.ema_network = copy.deepcopy(self.network).requires_grad_(False) if ema_decay else None
         for name, values in (("mean", self.preprocess.mean), ("std", self.preprocess.std)):
             module.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
-        self._rests: dict[int, View] = {}
+        self._rests: dict[int, SharedView] = {}
         self.history = []  # a row an epoch
         self.about = {}  # plain data that travels in the checkpoint: config, data, metrics
 
     def use_features(self, passed: Sequence[str]) -> None:
         """From now on take features in place of pictures where a batch brings them: what the modules `passed` would give."""
         networks = (self.network, self.ema_network) if self.ema_network is not None else (self.network,)
-        self._rests = {id(network): View(network, dict.fromkeys(passed, Pass())) for network in networks}
+        self._rests = {id(network): SharedView(network, dict.fromkeys(passed, Bypass())) for network in networks}
 
-    def taking(self, network: Network, images: Tensor) -> Network | View:
+    def taking(self, network: Network, images: Tensor) -> Network | SharedView:
         """`network`, or its part behind the features that came in place of `images`."""
         return self._rests[id(network)] if images.is_floating_point() else network
 

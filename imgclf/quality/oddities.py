@@ -11,12 +11,12 @@ import numpy as np
 from imgclf.data.layouts import IMAGE_SUFFIXES, list_images
 from imgclf.data.manifest import file_size
 from imgclf.data.samples import Samples
-from imgclf.quality.scan import Facts, Scan
+from imgclf.quality.scan import ImageInfo, Scan
 
 if TYPE_CHECKING:
     from imgclf.data.datamodule import ImageDataModule
 
-__all__ = ["IMBALANCE", "TINY", "cheap_notes", "class_notes", "describe_files", "file_notes", "stray_files"]
+__all__ = ["IMBALANCE", "TINY", "class_notes", "describe_files", "file_notes", "quick_notes", "stray_files"]
 
 TINY = 10  # training pictures: below it, a class is seen too seldom to be learned
 IMBALANCE = 5  # times as many training pictures in the largest class as in the smallest
@@ -28,7 +28,7 @@ _SUFFIXES = {"JPEG": {".jpg", ".jpeg", ".jpe", ".mpo"}, "MPO": {".jpg", ".jpeg",
 Note = dict[str, Any]  # kind, text, and all the files where it is of files
 
 
-def cheap_notes(data: "ImageDataModule") -> list[str]:
+def quick_notes(data: "ImageDataModule") -> list[str]:
     """What can be said without opening a picture, a line each: small and unequal classes, empty files, how many files."""
     notes = [note["text"] for note in class_notes(data.samples)]
     files = [item for samples in data.samples.values() if samples.pixels is None for item in samples.items]
@@ -58,7 +58,7 @@ def class_notes(splits: Mapping[str, Samples]) -> list[Note]:
 
 def describe_files(scan: Scan) -> dict[str, Any]:
     """How many pictures have which format, mode and size (the commonest 20), of those that can be read."""
-    facts = [fact for fact in scan.facts if isinstance(fact, Facts)]
+    facts = [fact for fact in scan.facts if isinstance(fact, ImageInfo)]
     sizes = Counter((fact.width, fact.height) for fact in facts)
     return {
         "pictures": len(scan.facts), "readable": len(facts),
@@ -74,7 +74,7 @@ def file_notes(scan: Scan, paths: Sequence[str]) -> list[Note]:
     usual = {"size": _usual(scan, _size_of), "mode": _usual(scan, lambda fact: fact.mode)}
     flat = np.ptp(scan.thumbnails.reshape(len(paths), -1, 3), axis=1).max(axis=1, initial=0) == 0
     for row, (fact, path) in enumerate(zip(scan.facts, paths, strict=True)):
-        if not isinstance(fact, Facts):
+        if not isinstance(fact, ImageInfo):
             continue
         if usual["size"] not in (None, _size_of(fact)):
             odd["size", f"not {usual['size']} pixels as most are"].append(f"{path} ({_size_of(fact)})")
@@ -115,11 +115,11 @@ def _read_or_litter(name: str) -> bool:
 
 
 def _usual(scan: Scan, key: Any) -> str | None:
-    values = Counter(key(fact) for fact in scan.facts if isinstance(fact, Facts))
+    values = Counter(key(fact) for fact in scan.facts if isinstance(fact, ImageInfo))
     return next((value for value, count in values.most_common(1) if count >= COMMON * values.total()), None)
 
 
-def _size_of(fact: Facts) -> str:
+def _size_of(fact: ImageInfo) -> str:
     return f"{fact.width} x {fact.height}"
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imgclf.report.thumbnails import data_uri
 
-__all__ = ["check_page", "shown_pictures"]
+__all__ = ["check_page", "shown_images"]
 
 GROUPS, PICTURES, LINES = 40, 6, 200  # shown of a finding, of a group, of a finding that has no pictures to show
 SIDE = 112  # pixels of the longer side
@@ -30,7 +30,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 Images = Mapping[tuple[str, str], NDArray[np.uint8]]
 
 
-def shown_pictures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def shown_images(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(split, path) of the pictures that `check_page` shows: a bounded number, whatever was found."""
     for finding in (*report["findings"], *report["near"]):
         if finding["kind"] not in PICTURELESS:

@@ -14,12 +14,12 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.exclusion import relative_paths
 from imgclf.errors import ConfigError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import refuse_taken
+from imgclf.files.run_folder import require_unused
 from imgclf.progress import progress_bar
 from imgclf.quality.findings import examine
-from imgclf.quality.page import check_page, shown_pictures
+from imgclf.quality.page import check_page, shown_images
 from imgclf.quality.scan import scan
-from imgclf.report.summary import quieten
+from imgclf.report.summary import silence_library_logs
 from imgclf.training.build import build_data
 
 __all__ = ["check_before_training", "check_data"]
@@ -33,8 +33,8 @@ def check_data(settings: Mapping[str, Any], folder: Path) -> int:
     Returns 0 for clean and 1 for findings. Raises `DataError`, `ConfigError`, `RunError`.
     """
     began = time.perf_counter()
-    quieten()
-    refuse_taken(folder)
+    silence_library_logs()
+    require_unused(folder)
     workers = settings["workers"]
     if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 0):
         raise ConfigError(f"workers={workers!r}: expected null or a whole number of at least 0")
@@ -61,7 +61,7 @@ def _check(data: ImageDataModule, folder: Path, workers: int | None) -> dict[str
     write_atomically(folder / "check.json", text.encode("utf-8", "backslashreplace"))
     rows = {(split, path): row for split, samples in data.samples.items()
             for row, path in enumerate(relative_paths(samples.items, data.root))}  # fmt: skip
-    images = {key: data.picture(key[0], rows[key]) for key in shown_pictures(report)}
+    images = {key: data.picture(key[0], rows[key]) for key in shown_images(report)}
     write_atomically(folder / "check.html", check_page(report, images).encode("utf-8", "backslashreplace"))
     return report
 

@@ -21,7 +21,7 @@ from imgclf.errors import ImageError, RunError
 from imgclf.images.decode import decode, describe
 from imgclf.quality.duplicates import SIDE
 
-__all__ = ["Facts", "Scan", "scan"]
+__all__ = ["ImageInfo", "Scan", "scan"]
 
 CHUNK = 64  # files a process takes at once
 PARALLEL = 512  # files: below that, starting processes takes longer than it saves
@@ -29,7 +29,7 @@ PARALLEL = 512  # files: below that, starting processes takes longer than it sav
 Pixels = npt.NDArray[np.uint8]
 
 
-class Facts(NamedTuple):
+class ImageInfo(NamedTuple):
     """What `describe` says of a file; of a row of pixels, its format is "row" and its mode L or RGB."""
 
     format: str
@@ -45,14 +45,14 @@ class Scan:
     the decoded pixels and their shape; `thumbnails` uint8 [N, SIDE, SIDE, 3]. Unreadable samples hold zeros.
     """
 
-    facts: tuple[Facts | str, ...]
+    facts: tuple[ImageInfo | str, ...]
     digests: npt.NDArray[np.uint64]
     thumbnails: Pixels
 
     @property
     def readable(self) -> npt.NDArray[np.bool_]:
         """Which samples could be decoded: bool [N]."""
-        return np.array([isinstance(fact, Facts) for fact in self.facts], dtype=bool)
+        return np.array([isinstance(fact, ImageInfo) for fact in self.facts], dtype=bool)
 
 
 def scan(parts: Sequence[Samples], workers: int | None = None, advance: Callable[[int], object] = int) -> Scan:
@@ -61,7 +61,7 @@ def scan(parts: Sequence[Samples], workers: int | None = None, advance: Callable
     `workers` processes (None: by the number of cores and files; 0 and 1: none but this one) give the same result.
     `advance` is called with the number of samples done since. Raises `RunError` when a process dies.
     """
-    facts: list[Facts | str] = []
+    facts: list[ImageInfo | str] = []
     digests: list[bytes] = []
     small: list[Pixels] = []
     for part in parts:
@@ -76,7 +76,7 @@ def scan(parts: Sequence[Samples], workers: int | None = None, advance: Callable
     return Scan(tuple(facts), numbers, np.concatenate([np.empty((0, SIDE, SIDE, 3), np.uint8), *small]))
 
 
-Looks = tuple[list[Facts | str], bytes, Pixels]  # of n samples: facts, 16 bytes each, thumbnails [n, SIDE, SIDE, 3]
+Looks = tuple[list[ImageInfo | str], bytes, Pixels]  # of n samples: facts, 16 bytes each, thumbnails [n, SIDE, SIDE, 3]
 
 
 def _files(items: Sequence[str], workers: int | None) -> Generator[Looks, None, None]:
@@ -111,7 +111,7 @@ def _end_with_parent() -> None:
 
 
 def _look_at_files(items: Sequence[str]) -> Looks:
-    facts: list[Facts | str] = []
+    facts: list[ImageInfo | str] = []
     digests, small = [], np.zeros((len(items), SIDE, SIDE, 3), np.uint8)
     for row, item in enumerate(items):
         digest = bytes(16)
@@ -119,7 +119,7 @@ def _look_at_files(items: Sequence[str]) -> Looks:
             pixels = decode(item)
             says = describe(item)
             digest, small[row] = _digest(pixels), _thumbnail(pixels)
-            facts.append(Facts(says["format"], says["mode"], says["width"], says["height"], tuple(says["notes"])))
+            facts.append(ImageInfo(says["format"], says["mode"], says["width"], says["height"], tuple(says["notes"])))
         except ImageError as error:
             facts.append(str(error))
         digests.append(digest)
@@ -129,7 +129,7 @@ def _look_at_files(items: Sequence[str]) -> Looks:
 def _rows(pixels: Pixels) -> Generator[Looks, None, None]:
     """Pictures that are in memory already: uint8 [N, S, S, C]."""
     height, width, channels = pixels.shape[1:]
-    fact = Facts("row", "L" if channels == 1 else "RGB", width, height)
+    fact = ImageInfo("row", "L" if channels == 1 else "RGB", width, height)
     for start in range(0, len(pixels), 1024):
         some = pixels[start : start + 1024]
         small = np.stack([_thumbnail(picture) for picture in some])

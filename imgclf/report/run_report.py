@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.errors import ConfigError
 from imgclf.evaluation.calibration import accuracy_interval, reliability
-from imgclf.evaluation.evaluate import Assessment, softmax
+from imgclf.evaluation.evaluate import Evaluation, softmax
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files.atomic import write_atomically
 from imgclf.report.confusion import plot_confusion
@@ -33,7 +33,7 @@ SAMPLES, SAMPLE_SIDE = 120, 68
 Indices = NDArray[np.int64]
 
 
-def write_report(folder: Path, classifier: ImageClassifier, data: ImageDataModule, measured: Mapping[str, Assessment],
+def write_report(folder: Path, classifier: ImageClassifier, data: ImageDataModule, measured: Mapping[str, Evaluation],
                  environment: Mapping[str, Any]) -> None:  # fmt: skip
     """Write report.html, and the curves and confusion matrices as PNG, into `folder`; nothing where nothing was measured."""
     for split, found in measured.items():
@@ -44,7 +44,7 @@ def write_report(folder: Path, classifier: ImageClassifier, data: ImageDataModul
         write_atomically(folder / "report.html", results_page(_facts(classifier, data, measured, environment)))
 
 
-def _facts(classifier: ImageClassifier, data: ImageDataModule, measured: Mapping[str, Assessment],
+def _facts(classifier: ImageClassifier, data: ImageDataModule, measured: Mapping[str, Evaluation],
            environment: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
     """What `results.js` draws, as plain data."""
     split = "test" if "test" in measured else next(iter(measured))
@@ -93,7 +93,7 @@ def _facts(classifier: ImageClassifier, data: ImageDataModule, measured: Mapping
     }  # fmt: skip
 
 
-def _chosen(found: Assessment) -> list[int]:
+def _chosen(found: Evaluation) -> list[int]:
     """The positions of the pictures that the page holds: all of them if there are few, else first the surest mistakes, then
     hits, the least certain of each class in turn, so that no cell of the matrix on the diagonal is empty.
     """
@@ -111,7 +111,7 @@ def _chosen(found: Assessment) -> list[int]:
     return chosen + hits[np.argsort(turn, kind="stable")][: SHOWN - len(chosen)].tolist()
 
 
-def _picture(data: ImageDataModule, split: str, found: Assessment, position: int) -> dict[str, Any]:
+def _picture(data: ImageDataModule, split: str, found: Evaluation, position: int) -> dict[str, Any]:
     row, index = found.probabilities[position], int(found.order[position])
     best = np.argsort(-row, kind="stable")[:5].tolist()
     return {
@@ -124,7 +124,7 @@ def _picture(data: ImageDataModule, split: str, found: Assessment, position: int
     }
 
 
-def _explained(classifier: ImageClassifier, data: ImageDataModule, found: Assessment, hits: NDArray[np.bool_],
+def _explained(classifier: ImageClassifier, data: ImageDataModule, found: Evaluation, hits: NDArray[np.bool_],
                sureness: NDArray[np.floating[Any]]) -> list[dict[str, Any]]:  # fmt: skip
     """Pictures with the places that spoke for what was said: the surest mistakes, and hits of different classes."""
     wrong = np.flatnonzero(~hits)

@@ -16,10 +16,10 @@ from imgclf.models.network import count_parameters
 from imgclf.report.tables import correct_phrase, per_class_table
 from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["print_data", "print_metrics", "print_network", "print_per_class", "quieten"]
+__all__ = ["print_data", "print_metrics", "print_network", "print_per_class", "silence_library_logs"]
 
 
-def quieten() -> None:
+def silence_library_logs() -> None:
     """Silence what Lightning and torch say about themselves; what a user can act on, imgclf says."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -15,7 +15,7 @@ from imgclf.errors import DataError
 from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.report.tables import read_history_csv
 
-__all__ = ["Duel", "Run", "differing", "duels", "mcnemar", "read_run"]
+__all__ = ["McNemarResult", "Run", "differing", "duels", "mcnemar", "read_run"]
 
 # Settings that say where a run was, not what it was.
 PLACES = ("data_dir", "ckpt_path", "resume", "tags", "task_name", "report", "cache", "cache_gb", "check")
@@ -49,7 +49,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Duel:
+class McNemarResult:
     """Two runs on the same test pictures: how many only the first (`only_first`) and only the second got right, of `count`,
     and the probability `p` of a difference like that if both were equally good.
     """
@@ -91,7 +91,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     ]  # fmt: skip
 
 
-def duels(runs: Sequence[Run]) -> list[Duel]:
+def duels(runs: Sequence[Run]) -> list[McNemarResult]:
     """Each pair of runs that were tested on the same pictures, by file and class."""
     found = []
     for first, second in combinations(runs, 2):
@@ -102,7 +102,7 @@ def duels(runs: Sequence[Run]) -> list[Duel]:
                 for file in same]  # fmt: skip
         only_first, only_second = hits.count((True, False)), hits.count((False, True))
         found.append(
-            Duel(first.name, second.name, len(same), only_first, only_second, mcnemar(only_first, only_second))
+            McNemarResult(first.name, second.name, len(same), only_first, only_second, mcnemar(only_first, only_second))
         )
     return found
 

@@ -13,7 +13,7 @@ from imgclf.files.trial_record import PRUNED, TrialRecord, find_trials
 from imgclf.report.tables import read_history_csv
 from imgclf.sweeps.comparison import Run, read_run
 
-__all__ = ["Entry", "Leaderboard", "Standing", "facts", "importance", "read_sweep"]
+__all__ = ["Entry", "Leaderboard", "TrialGroup", "facts", "importance", "read_sweep"]
 
 SEED, FRACTION = "seed", "dataset.fraction"
 BINS = 4  # of a setting with more values than that, all of them numbers
@@ -46,7 +46,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialGroup:
     """Trials that differ in their seed alone, taken together: the mean `value` and its sample standard deviation `spread`,
     None of a single one; `validation` and `test` in words, with exact intervals or mean ± spread.
     """
@@ -67,7 +67,7 @@ class Leaderboard:
 
     folder: Path
     entries: Sequence[Entry]
-    standings: Sequence[Standing]
+    standings: Sequence[TrialGroup]
     keys: Sequence[str]
     metric: str
 
@@ -163,10 +163,10 @@ def _entry(folder: Path, record: TrialRecord) -> Entry:
     return Entry(folder, record, run, choices, epochs)
 
 
-def _standing(choices: dict[str, str], entries: Sequence[Entry]) -> Standing:
+def _standing(choices: dict[str, str], entries: Sequence[Entry]) -> TrialGroup:
     values = [float(entry.record.value or 0.0) for entry in entries]
     spread = stdev(values) if len(values) > 1 else None
-    return Standing(choices, entries, fmean(values), spread, _said(entries, "val"), _said(entries, "test"))
+    return TrialGroup(choices, entries, fmean(values), spread, _said(entries, "val"), _said(entries, "test"))
 
 
 def _said(entries: Sequence[Entry], split: str) -> str:

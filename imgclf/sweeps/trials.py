@@ -65,7 +65,7 @@ def run_trial(settings: Mapping[str, Any], folder: Path, overrides: Sequence[str
 
 
 def _supervise(record: TrialRecord, folder: Path, log: bool, threads: int | None) -> float | None:
-    """Start the process, wait for it, and write down what became of it."""
+    """ResumePoint the process, wait for it, and write down what became of it."""
     began = time.monotonic()
     process, connection = _start(folder, log, threads)
     told: tuple[str, Any] | None = None
@@ -141,13 +141,13 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
 
 
 def _train(folder: str) -> float | None:
-    from imgclf.cli.malloc import keep_memory  # here, because the process that waits needs none of it
+    from imgclf.cli.malloc import tune_malloc  # here, because the process that waits needs none of it
     from imgclf.training.run import train
 
     record = read_record(Path(folder))
     if record is None:
         raise RunError(f"{folder}: holds no trial; expected the folder of a trial of a sweep")
-    keep_memory()
+    tune_malloc()
     if threads := os.environ.get("IMGCLF_THREADS"):
         import torch
 

@@ -21,7 +21,7 @@ from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
-from imgclf.training.checkpoint_io import AtomicCheckpoints
+from imgclf.training.checkpoint_io import AtomicCheckpointIO
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.loggers import build_logger
 
@@ -109,7 +109,7 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
     try:
         return _call(
             Trainer, "trainer", default_root_dir=folder, callbacks=callbacks, logger=build_logger(settings, folder),
-            plugins=[AtomicCheckpoints()], enable_checkpointing=True, enable_progress_bar=False,
+            plugins=[AtomicCheckpointIO()], enable_checkpointing=True, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **options,
         )  # fmt: skip
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:

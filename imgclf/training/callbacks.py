@@ -18,10 +18,10 @@ from imgclf.files.atomic import write_atomically
 from imgclf.files.trial_record import PRUNED, find_trials, read_record
 from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.signals import Signals
-from imgclf.training.checkpointing import Checkpoints
-from imgclf.training.guard import Guard
+from imgclf.training.checkpointing import CheckpointCallback
+from imgclf.training.guard import StopOnNonFinite
 
-__all__ = ["Bar", "EpochLine", "Patience", "Pruning", "build_callbacks"]
+__all__ = ["EarlyStoppingPlainState", "HistoryLogger", "ProgressBar", "Pruning", "build_callbacks"]
 
 
 def build_callbacks(folder: Path, signals: Signals, checkpoint: Mapping[str, Any],
@@ -30,17 +30,17 @@ def build_callbacks(folder: Path, signals: Signals, checkpoint: Mapping[str, Any
     for name, options in (("checkpoint", checkpoint), ("callbacks.early_stopping", early_stopping or {})):
         if options and options.get("monitor", "val_loss") not in MONITORS:
             raise ConfigError(f"{name}.monitor={options['monitor']!r}: expected one of {', '.join(MONITORS)}")
-    callbacks: list[Callback] = [Bar(), Guard(folder), EpochLine(folder)]
-    callbacks.append(Checkpoints(folder / "checkpoints", signals, **checkpoint))
+    callbacks: list[Callback] = [ProgressBar(), StopOnNonFinite(folder), HistoryLogger(folder)]
+    callbacks.append(CheckpointCallback(folder / "checkpoints", signals, **checkpoint))
     if early_stopping:
         mode = MONITORS[early_stopping["monitor"]]
-        callbacks.append(Patience(**early_stopping, mode=mode, verbose=False))
+        callbacks.append(EarlyStoppingPlainState(**early_stopping, mode=mode, verbose=False))
     if pruning:
         callbacks.append(Pruning(folder, checkpoint.get("monitor", "val_accuracy"), **pruning))
     return callbacks
 
 
-class Patience(EarlyStopping):
+class EarlyStoppingPlainState(EarlyStopping):
     """Lightning's early stopping, whose state is plain data: it begins as an infinite tensor, which no file may hold."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Pruning(Callback):
         return found
 
 
-class EpochLine(Checkpoint):
+class HistoryLogger(Checkpoint):
     """Writes `history.csv` and `history.json` into `folder`, and prints one line, as each epoch ends.
 
     A `Checkpoint` by type only: Lightning calls those behind the module, whose last row of history this prints.
@@ -123,7 +123,7 @@ class EpochLine(Checkpoint):
         print(f"{line}  lr {row['lr']:.2e}  {row['seconds']:.1f} s", flush=True)
 
 
-class Bar(Callback):
+class ProgressBar(Callback):
     """One bar for the running epoch, on a terminal only; it goes when the epoch's line comes."""
 
     def __init__(self) -> None:

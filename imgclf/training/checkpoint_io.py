@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole under their final name, and read without executing anything in them."""
+"""CheckpointCallback on disk: whole under their final name, and read without executing anything in them."""
 
 import io
 import shutil
@@ -12,10 +12,10 @@ from imgclf.errors import RunError
 from imgclf.files.atomic import write_atomically
 from imgclf.models.weights import read_checkpoint
 
-__all__ = ["AtomicCheckpoints", "add_facts", "write_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "add_facts", "write_checkpoint"]
 
 
-class AtomicCheckpoints(CheckpointIO):
+class AtomicCheckpointIO(CheckpointIO):
     """What Lightning saves and loads through: `write_checkpoint` and `read_checkpoint`, whatever its own defaults are."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -13,10 +13,10 @@ from imgclf.evaluation.accumulators import MONITORS
 from imgclf.files.atomic import write_atomically
 from imgclf.signals import Interrupted, Signals
 
-__all__ = ["Checkpoints"]
+__all__ = ["CheckpointCallback"]
 
 
-class Checkpoints(Checkpoint):
+class CheckpointCallback(Checkpoint):
     """Writes `last.ckpt` every epoch and `best.ckpt` when `monitor` improves.
 
     `keep`: "best" for these two, "improved" for `epoch_NNN.ckpt` of every improvement too, "all" for every epoch.

@@ -22,7 +22,7 @@ from imgclf.models.average import average
 from imgclf.models.image_model import Answers, restore
 from imgclf.models.network import freeze_backbone
 from imgclf.models.weights import load_pretrained, load_weights
-from imgclf.training.mixing import mix
+from imgclf.training.mixing import mixup_cutmix
 from imgclf.training.optim import build_optimizer, build_schedule
 
 __all__ = ["ImageClassifier"]
@@ -86,7 +86,7 @@ class ImageClassifier(Answers, LightningModule):
         """The loss of one batch: cross-entropy and the head's L2 term."""
         generator = np.random.default_rng([self._seed, self.current_epoch, batch_idx, self.global_rank])
         self._seed_dropout(int(generator.integers(2**63 - 1)))  # which is then a function of the position
-        images, partner_targets, share = mix(self.normalise(batch.images), batch.targets, self.hparams["mixing"] or {},
+        images, partner_targets, share = mixup_cutmix(self.normalise(batch.images), batch.targets, self.hparams["mixing"] or {},
                                              generator)  # fmt: skip
         logits = self.taking(self.network, batch.images)(images)  # [B, K]
         loss = share * self._cross_entropy(logits, batch.targets)

@@ -13,11 +13,11 @@ from torch import Tensor
 from imgclf.data.augment import Augment
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Features, Loader
-from imgclf.data.pixel_cache import Cached, Indices, Keeping, Making, in_threads, sample_keys
+from imgclf.data.pixel_cache import CacheConfig, Cached, Indices, Making, in_threads, sample_keys
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.files.row_store import key_of
 from imgclf.models.engine import BATCH, Engine, build_engine, choose_engine, label_of, run
-from imgclf.models.frozen_stem import Split, split_network
+from imgclf.models.frozen_stem import FrozenStem, find_frozen_stem
 from imgclf.training.classifier import ImageClassifier
 
 __all__ = ["FeatureCache", "attach_features", "pictures_seen"]
@@ -32,7 +32,7 @@ class FeatureCache:
     `forwards` counts the pictures that were run through it.
     """
 
-    def __init__(self, classifier: ImageClassifier, split: Split, engine: str, precision: str = "fp32",
+    def __init__(self, classifier: ImageClassifier, split: FrozenStem, engine: str, precision: str = "fp32",
                  batch_size: int = BATCH) -> None:  # fmt: skip
         self.classifier, self.split, self.name, self.precision = classifier, split, engine, precision
         # Eager sums as it would in training, on batches of the same size; OpenVINO is compiled for one size.
@@ -49,7 +49,7 @@ class FeatureCache:
         shape = " x ".join(map(str, self.split.shape))
         return f"training on features: {shape} behind {cut}, each picture is run through the frozen part once ({self.label})"
 
-    def of(self, loader: Loader, split: str, root: Path, name: str, keeping: Keeping) -> Features | None:
+    def of(self, loader: Loader, split: str, root: Path, name: str, keeping: CacheConfig) -> Features | None:
         """Those of the samples of `loader`; None if they are augmented anew in every epoch."""
         if loader.augment and not loader.views:
             return None
@@ -61,7 +61,7 @@ class FeatureCache:
 
     def attach(self, classifier: ImageClassifier) -> bool:
         """Let another classifier, such as the best epoch's, take these features, if its frozen part is the very same."""
-        split = split_network(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
+        split = find_frozen_stem(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
         if split is None or _digest(split) != self.digest:
             return False
         self.classifier, self.split = classifier, split
@@ -81,7 +81,7 @@ class FeatureCache:
 class LoaderFeatures:
     """The features of one loader's samples, one row a sample and view of it."""
 
-    def __init__(self, source: FeatureCache, loader: Loader, root: Path, name: str, keeping: Keeping) -> None:
+    def __init__(self, source: FeatureCache, loader: Loader, root: Path, name: str, keeping: CacheConfig) -> None:
         self.source, self.loader, self.root = source, loader, root
         views = (loader.views or 1) if loader.augment else 1
         self.views, count = views, len(loader.samples)
@@ -143,7 +143,7 @@ def attach_features(settings: Mapping[str, Any], classifier: ImageClassifier, da
     possible = features == "auto" and not any(mixing.values()) and precision
     if not possible or (data.augment and not data.views):
         return None
-    split = split_network(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
+    split = find_frozen_stem(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
     if split is None:
         return None
     wanted = began_with.partition(" ")[0] if began_with and settings["engine"] == "auto" else settings["engine"]
@@ -172,7 +172,7 @@ def pictures_seen(settings: Mapping[str, Any], data: ImageDataModule) -> int:
     return seen
 
 
-def _digest(split: Split) -> bytes:
+def _digest(split: FrozenStem) -> bytes:
     """What tells two frozen parts apart: their modules and every number in them."""
     parts = [repr((split.passed, split.shape)).encode()]
     for name, value in split.stem.state_dict().items():

@@ -10,12 +10,12 @@ from torch import Tensor
 from imgclf.errors import RunError
 from imgclf.files.atomic import write_atomically
 
-__all__ = ["Guard", "first_non_finite"]
+__all__ = ["StopOnNonFinite", "first_non_finite"]
 
 _SHOWN = 4  # files that the message names; all are in non_finite_batch.txt
 
 
-class Guard(Callback):
+class StopOnNonFinite(Callback):
     """Raises `RunError` when a loss, a gradient or a weight is NaN or infinite; it names the step, the learning rate and
     the batch, whose files it writes to `folder`/non_finite_batch.txt.
 

@@ -20,7 +20,7 @@ from imgclf.data.loader import Batch
 from imgclf.data.pixel_cache import free_memory
 from imgclf.errors import ConfigError, RunError
 from imgclf.files.atomic import write_atomically
-from imgclf.report.summary import quieten
+from imgclf.report.summary import silence_library_logs
 from imgclf.signals import Signals
 from imgclf.training.build import build_classifier, build_data, build_trainer
 from imgclf.training.classifier import ImageClassifier
@@ -41,7 +41,7 @@ def find(settings: Mapping[str, Any], folder: Path) -> None:
     """
     if settings["find"] not in ("lr", "batch_size"):
         raise ConfigError(f"find={settings['find']!r}: expected lr or batch_size")
-    quieten()
+    silence_library_logs()
     data = build_data(settings)
     classifier = build_classifier(settings, data)
     device = build_trainer(settings, folder, data, Signals()).strategy.root_device

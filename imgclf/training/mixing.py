@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["mix"]
+__all__ = ["mixup_cutmix"]
 
 
-def mix(images: Tensor, targets: Tensor, options: Mapping[str, Any],
+def mixup_cutmix(images: Tensor, targets: Tensor, options: Mapping[str, Any],
         generator: np.random.Generator) -> tuple[Tensor, Tensor | None, float]:  # fmt: skip
     """Mix a batch [B, C, S, S] with itself in another order: (images, the partners' targets, the share of the first).
 

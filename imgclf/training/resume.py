@@ -12,7 +12,7 @@ from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError
 from imgclf.models.weights import read_checkpoint
 
-__all__ = ["Start", "adopt_settings", "check_data", "check_settings", "find_start"]
+__all__ = ["ResumePoint", "check_data", "check_settings", "find_checkpoint", "load_run_config"]
 
 # What a resumed run may do otherwise than it began: how long, where and how loud, but nothing that a result depends on.
 # `trainer` stands for trainer=<cpu|gpu|...> on the command line; weights come from the checkpoint.
@@ -29,7 +29,7 @@ BY_RESUME = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "tr
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run goes on: the checkpoint's `path` and contents, how many `epochs` it has behind it, and whether early
     stopping had ended it.
     """
@@ -58,7 +58,7 @@ class Start:
         return f"going on from {self.path}: {self.epochs} epochs and {self.checkpoint['global_step']:,} steps are done"
 
 
-def find_start(wanted: str | None, folder: Path) -> Start | None:
+def find_checkpoint(wanted: str | None, folder: Path) -> ResumePoint | None:
     """The checkpoint that `ckpt_path=wanted` means: "last" for the newest valid one of the run in `folder`, else a path.
 
     `last.ckpt` is always the newest; if it can't be read, the other one with the most steps behind it serves, and what
@@ -72,7 +72,7 @@ def find_start(wanted: str | None, folder: Path) -> Start | None:
     place = folder / "checkpoints"
     last, skipped = place / "last.ckpt", []
     others = [path for path in sorted(place.glob("*.ckpt")) if path != last]
-    found: list[Start] = []
+    found: list[ResumePoint] = []
     for group in ([last] if last.exists() else [], others):
         for path in group:
             try:
@@ -90,7 +90,7 @@ def find_start(wanted: str | None, folder: Path) -> Start | None:
     return max(found, key=lambda start: start.checkpoint["global_step"])
 
 
-def _read(path: str | Path) -> Start:
+def _read(path: str | Path) -> ResumePoint:
     """The checkpoint at `path`, with all that a resumed run asks it for; raises `CheckpointError`."""
     checkpoint = read_checkpoint(path)
     extra = checkpoint["imgclf"]
@@ -98,10 +98,10 @@ def _read(path: str | Path) -> Start:
     right = right and all(isinstance(extra.get(key), list) for key in ("classes", "history"))
     if not right or any(not isinstance(extra.get(key, {}), dict) for key in ("config", "fingerprint")):
         raise CheckpointError(f"{path}: holds a classifier, but not what a run needs to go on; pass a run's last.ckpt")
-    return Start(Path(path), checkpoint)
+    return ResumePoint(Path(path), checkpoint)
 
 
-def adopt_settings(settings: Mapping[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
+def load_run_config(settings: Mapping[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
     """The settings of the run in `folder`, for `resume=<folder>`, with what may change taken from the command line.
 
     Raises `ConfigError` for an override that may not change, `RunError` when no run lives there.
@@ -138,7 +138,7 @@ def adopt_settings(settings: Mapping[str, Any], folder: Path, overrides: list[st
     return saved
 
 
-def check_settings(start: Start, settings: Mapping[str, Any]) -> None:
+def check_settings(start: ResumePoint, settings: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` if a setting that results depend on differs from the checkpoint's run."""
     theirs = _flat(start.checkpoint["imgclf"].get("config") or {})
     if not theirs:  # made from Python: there are no settings to compare
@@ -151,7 +151,7 @@ def check_settings(start: Start, settings: Mapping[str, Any]) -> None:
                               "on with the settings that it began with (resume=<its folder> takes them all)")  # fmt: skip
 
 
-def check_data(start: Start, data: ImageDataModule) -> None:
+def check_data(start: ResumePoint, data: ImageDataModule) -> None:
     """Raise `CheckpointError`, with the difference named, if the classes or the files aren't those of the checkpoint."""
     theirs, ours = list(start.checkpoint["imgclf"]["classes"]), list(data.classes)
     if theirs != ours:

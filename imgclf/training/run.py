@@ -10,19 +10,25 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ConfigError, ImgclfError, RunError
 from imgclf.evaluation.calibration import fit_temperature
-from imgclf.evaluation.evaluate import Assessment, assess, measure
-from imgclf.files.run_folder import claim, describe_environment, finished_epochs, refuse_taken, write_environment
-from imgclf.quality.oddities import cheap_notes
+from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
+from imgclf.files.run_folder import (
+    create_run_folder,
+    describe_environment,
+    finished_epochs,
+    require_unused,
+    write_environment,
+)
+from imgclf.quality.oddities import quick_notes
 from imgclf.quality.run import check_before_training
-from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class, quieten
+from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class, silence_library_logs
 from imgclf.report.tables import metrics_json
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import build_classifier, build_data, build_trainer, is_first_process, restore_classifier
 from imgclf.training.checkpoint_io import add_facts
-from imgclf.training.checkpointing import Checkpoints
+from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
-from imgclf.training.resume import Start, adopt_settings, check_data, check_settings, find_start
+from imgclf.training.resume import ResumePoint, check_data, check_settings, find_checkpoint, load_run_config
 
 __all__ = ["train"]
 
@@ -33,13 +39,13 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
     when a signal stopped it, with the checkpoint written and the command to go on in its text.
     """
     began = time.perf_counter()
-    quieten()
+    silence_library_logs()
     if settings["resume"]:
-        settings = adopt_settings(settings, folder, overrides)
+        settings = load_run_config(settings, folder, overrides)
     settings = _with_absolute_paths(settings)
-    start = find_start(settings["ckpt_path"], folder)
+    start = find_checkpoint(settings["ckpt_path"], folder)
     if settings["ckpt_path"] != "last" and is_first_process():
-        refuse_taken(folder)
+        require_unused(folder)
     if start:
         check_settings(start, settings)
     if start and settings["ckpt_path"] == "last" and (done := _already_done(settings, folder, start)):
@@ -52,7 +58,7 @@ def train(settings: dict[str, Any], folder: Path, overrides: list[str]) -> float
             raise Interrupted(stop.signum, f"{stop}; {_way_on(folder)}") from None
 
 
-def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Start | None, signals: Signals,
+def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: ResumePoint | None, signals: Signals,
          began: float) -> float | None:  # fmt: skip
     data = build_data(settings)
     if settings.get("calibrate") and not len(data.samples["val"]):
@@ -69,8 +75,8 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
     if start and start.stopped_early:
         trainer.fit_loop.max_epochs = start.epochs
     if trainer.is_global_zero:
-        claim(folder, settings, overrides, resuming=settings["ckpt_path"] == "last")
-        data.notes += cheap_notes(data)
+        create_run_folder(folder, settings, overrides, resuming=settings["ckpt_path"] == "last")
+        data.notes += quick_notes(data)
         print_data(data)
         if settings["check"] and not start:
             check_before_training(data, folder)
@@ -96,7 +102,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: St
             raise CheckpointError(f"{start.path}: can't be gone on from ({type(error).__name__}: {reason})") from error
         raise
     fitted = time.perf_counter()
-    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
+    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, CheckpointCallback))
     if trainer.is_global_zero:
         tested, measured = _finish(settings, folder, data, classifier, best.best_epoch, features)
         for logger in trainer.loggers:
@@ -131,7 +137,7 @@ def _with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _already_done(settings: dict[str, Any], folder: Path, start: Start) -> str | None:
+def _already_done(settings: dict[str, Any], folder: Path, start: ResumePoint) -> str | None:
     """What to say about a run that has nothing left to do; None for any other."""
     if finished_epochs(folder) != start.epochs or not (
         start.stopped_early or start.epochs >= settings["trainer"]["max_epochs"]
@@ -154,7 +160,7 @@ def _way_on(folder: Path) -> str:
 
 def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, trained: ImageClassifier,
             best_epoch: int | None, features: FeatureCache | None
-            ) -> tuple[ImageClassifier, dict[str, Assessment]]:  # fmt: skip
+            ) -> tuple[ImageClassifier, dict[str, Evaluation]]:  # fmt: skip
     """Test the best epoch's checkpoint as it lies on disk, write and print the results, and return them."""
     path = folder / "checkpoints" / "best.ckpt"
     if not trained.history:
@@ -165,7 +171,7 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
     if features and not features.attach(classifier):  # the best epoch's frozen part has been trained since
         data.features = None
     metrics: dict[str, Any] = {"train": trained.training_means()}
-    measured: dict[str, Assessment] = {}
+    measured: dict[str, Evaluation] = {}
     for split in ("val", "test"):
         if len(data.samples[split]) and settings["trainer"]["limit_test_batches"] != 0:
             limit = settings["trainer"][
@@ -174,11 +180,11 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
             loader = data.loader(
                 split, shuffle="once" if limit else "never", limit=limit
             )  # a limit shows a fair sample
-            measured[split] = assess(classifier, loader, loader.limit)
+            measured[split] = evaluate_split(classifier, loader, loader.limit)
             if split == "val" and settings.get("calibrate"):
                 found = measured[split]
                 classifier.about["temperature"] = fit_temperature(found.logits, found.targets)
-                measured[split] = measure(classifier, found.samples, found.order, found.logits)
+                measured[split] = compute_metrics(classifier, found.samples, found.order, found.logits)
             measured[split].write(folder, split, predictions=split == "test")
             metrics[split] = measured[split].metrics
     metrics_json(folder / "metrics.json", metrics)

@@ -74,7 +74,7 @@ class Bench:
             "report=false",
             f'hydra.run.dir="{folder}"',
         ]
-        done = self.plain(command, cache)
+        done = self.to_dict(command, cache)
         environment = json.loads((folder / "environment.json").read_text())
         with open(folder / "history.csv", newline="") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
@@ -104,7 +104,7 @@ class Bench:
                 "wall_seconds": costs["wall_seconds"] + left, "epochs": epochs,
                 "measured_epochs": job["epochs"]}  # fmt: skip
 
-    def plain(self, command: Sequence[str], cache: Path | None = None, may_fail: bool = False) -> Finished:
+    def to_dict(self, command: Sequence[str], cache: Path | None = None, may_fail: bool = False) -> Finished:
         """Run a command of imgclf with a cache folder of its own."""
         env = {"IMGCLF_CACHE": str(cache or self.work / "cache")}
         return run(command, env=env, cwd=self.work, may_fail=may_fail)

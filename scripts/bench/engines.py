@@ -7,9 +7,9 @@ import sys
 from time import perf_counter
 from typing import Any
 
-from imgclf.cli.malloc import keep_memory
+from imgclf.cli.malloc import tune_malloc
 
-keep_memory()
+tune_malloc()
 
 import torch  # noqa: E402, the allocator is told before torch allocates
 

@@ -55,7 +55,7 @@ def predict_throughput(bench: Bench) -> dict[str, Any]:
         for precision in ("fp32", "bf16"):
 
             def ours(folder: Path, precision: str = precision) -> float:
-                return bench.plain([sys.executable, "-m", "imgclf.predict", str(checkpoint), str(folder), "--csv",
+                return bench.to_dict([sys.executable, "-m", "imgclf.predict", str(checkpoint), str(folder), "--csv",
                                     "--precision", precision]).seconds  # fmt: skip
 
             runs.append(bench.guarded("imgclf", precision, lambda precision=precision, ours=ours: slope(
@@ -120,7 +120,7 @@ def startup(bench: Bench) -> dict[str, Any]:
     for name, words in commands.items():
 
         def once(words: list[str] = words) -> float:
-            return bench.plain([sys.executable, *words], may_fail=True).seconds
+            return bench.to_dict([sys.executable, *words], may_fail=True).seconds
 
         def typical(name: str = name, once: Callable[[], float] = once) -> Run:
             seconds = [once() for _ in range(2 if bench.quick else 6)][1:]

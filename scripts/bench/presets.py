@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from imgclf.cli.hydra_app import CONF, plain, register_resolvers
+from imgclf.cli.hydra_app import CONF, register_resolvers, to_dict
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.models.network import build_network, count_parameters
 from imgclf.training.build import build_data
@@ -20,7 +20,7 @@ def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
     """The settings that `python -m imgclf.train <overrides>` would have."""
     register_resolvers()
     with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        return plain(compose("train", list(overrides)))
+        return to_dict(compose("train", list(overrides)))
 
 
 def peer_job(settings: dict[str, Any]) -> tuple[dict[str, Any], ImageDataModule]:

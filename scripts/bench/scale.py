@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from imgclf.cli.malloc import keep_memory
+from imgclf.cli.malloc import tune_malloc
 from imgclf.data import datamodule_class
 from imgclf.data.layouts import list_images
 from imgclf.data.manifest import fingerprint
-from imgclf.data.pixel_cache import Keeping, pixel_cache
+from imgclf.data.pixel_cache import CacheConfig, pixel_cache
 from imgclf.data.samples import Samples
-from imgclf.evaluation.evaluate import assess, engine_for
+from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import describe_environment
 from imgclf.images.decode import read_image
-from imgclf.threads import ahead, cores
+from imgclf.threads import available_cpus, prefetch_map
 from imgclf.training.build import build_classifier
 
 SIZE = 224
@@ -54,10 +54,10 @@ def main() -> None:
     parser.add_argument("--page", type=Path, required=True)
     parser.add_argument("--date", required=True)
     options = parser.parse_args()
-    keep_memory()  # as `imgclf.train` does
+    tune_malloc()  # as `imgclf.train` does
     with tempfile.TemporaryDirectory() as name:
         os.environ["IMGCLF_CACHE"] = name
-        rows = measure(options.data, options.weights, Path(name))
+        rows = compute_metrics(options.data, options.weights, Path(name))
     tables = "\n".join([f"Measured on {options.date}: {where()}.", "", *stage_table(rows), "", *scale_table(rows)])
     text = options.page.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
@@ -76,7 +76,7 @@ def seconds_of(function: Callable[[], Any], repeats: int = REPEATS) -> float:
     return median(times)
 
 
-def measure(root: Path, weights: Path, place: Path) -> dict[str, float]:
+def compute_metrics(root: Path, weights: Path, place: Path) -> dict[str, float]:
     """Seconds a picture at each stage, and bytes."""
     data = datamodule_class("sports")(
         root, name="sports", check_counts=False, augment=None, num_workers=0, cache="disk"
@@ -89,13 +89,14 @@ def measure(root: Path, weights: Path, place: Path) -> dict[str, float]:
     folders = sorted({Path(item).parent for item in items})
     rows["list"] = seconds_of(lambda: ([list_images(folder) for folder in folders], fingerprint(samples))) / count
     rows["decode"] = (
-        seconds_of(lambda: list(ahead(lambda item: read_image(item, preprocess), items, 2 * cores()))) / count
+        seconds_of(lambda: list(prefetch_map(lambda item: read_image(item, preprocess), items, 2 * available_cpus())))
+        / count
     )
     rows["decode1"] = seconds_of(lambda: [read_image(item, preprocess) for item in items]) / count
     rows["shard"] = seconds_of(lambda: read_shard(shard_of(items, place), preprocess)) / count
 
     def fill() -> Any:
-        made = pixel_cache(samples, preprocess, Keeping("disk"), f"fill-{time.monotonic_ns()}", root, 300)
+        made = pixel_cache(samples, preprocess, CacheConfig("disk"), f"fill-{time.monotonic_ns()}", root, 300)
         made.prepare(np.arange(count))
         return made
 
@@ -106,12 +107,12 @@ def measure(root: Path, weights: Path, place: Path) -> dict[str, float]:
     images = torch.from_numpy(kept.rows.take(kept.numbers[np.arange(256)])).permute(0, 3, 1, 2)
     classifier.eval()
     for engine in ("eager", "openvino"):
-        answer = engine_for(classifier, engine, 10**6)
+        answer = build_forward(classifier, engine, 10**6)
         with torch.inference_mode():
             rows[engine] = seconds_of(lambda answer=answer: [answer(part) for part in images.split(32)]) / 256
     loader = data.loader("train")
-    answer = engine_for(classifier, "openvino", 10**6)
-    rows["evaluate"] = seconds_of(lambda: assess(classifier, loader, None, answer)) / count
+    answer = build_forward(classifier, "openvino", 10**6)
+    rows["evaluate"] = seconds_of(lambda: evaluate_split(classifier, loader, None, answer)) / count
     rows["train"] = train_step(classifier, images[:32]) / 32
     rows["head"] = head_step() / 32
     rows["gradient"] = 4.0 * sum(p.numel() for p in classifier.network.parameters())
@@ -136,7 +137,7 @@ def read_shard(path: Path, preprocess: Any) -> None:
     """Decode a shard from its beginning to its end."""
     with tarfile.open(path) as shard:
         bodies = (io.BytesIO(shard.extractfile(member).read()).getvalue() for member in shard)  # type: ignore[union-attr]
-        for _ in ahead(lambda body: read_image(body, preprocess), bodies, 2 * cores()):
+        for _ in prefetch_map(lambda body: read_image(body, preprocess), bodies, 2 * available_cpus()):
             pass
 
 

@@ -15,7 +15,7 @@ from imgclf.models.backbone import check_name
 from imgclf.models.head import Head
 from imgclf.preprocess import Preprocess
 from imgclf.signals import Signals
-from imgclf.training.checkpointing import Checkpoints
+from imgclf.training.checkpointing import CheckpointCallback
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -46,7 +46,7 @@ def test_every_choice_composes_and_fits(group: str, choice: str) -> None:
     check_name(settings["model"]["backbone"])
     bind(Head.__init__, settings["model"]["head"], None, (8, 2, 2), 3)
     bind(Trainer.__init__, settings["trainer"], None)
-    bind(Checkpoints.__init__, settings["checkpoint"], None, Path(), Signals())
+    bind(CheckpointCallback.__init__, settings["checkpoint"], None, Path(), Signals())
     assert isinstance(Preprocess.of(settings["model"]["backbone"]), Preprocess)
 
 

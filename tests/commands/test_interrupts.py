@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.compare import compare
 from support.fabricate import TINY, composed
-from test_resume import compare
 
 from imgclf.cli.hydra_app import run_app
 from imgclf.data import pixel_cache as cache_module

@@ -13,7 +13,7 @@ from PIL import Image
 from support.fabricate import COLOURS, composed, draw_picture
 
 import imgclf
-from imgclf.inference.inputs import list_pictures, sample_pictures
+from imgclf.inference.inputs import list_inputs, sample_inputs
 from imgclf.predict import main
 
 Capture = pytest.CaptureFixture[str]
@@ -96,7 +96,7 @@ def test_samples_are_a_function_of_the_seed(checkpoint: str, colours: Path, caps
 
     first, again, other = names("--sample", "6"), names("--sample", "6"), names("--sample", "6", "--seed", "1")
     assert first == again != other and len(set(first)) == 6 and set(first) <= set(names())
-    assert len(sample_pictures(list_pictures([str(colours)]), 1000, 0)) == 63
+    assert len(sample_inputs(list_inputs([str(colours)]), 1000, 0)) == 63
 
 
 def test_rows_of_a_csv(run_tiny: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:

@@ -19,11 +19,11 @@ from support.fabricate import COLOURS, SHARED, TINY, composed, draw_tree
 
 import imgclf
 from imgclf.errors import CheckpointError, ConfigError, DataError, RunError
-from imgclf.files.run_folder import claim
+from imgclf.files.run_folder import create_run_folder
 from imgclf.inference.evaluate_checkpoint import evaluate
-from imgclf.report.summary import quieten
-from imgclf.training.checkpointing import Checkpoints
-from imgclf.training.resume import find_start
+from imgclf.report.summary import silence_library_logs
+from imgclf.training.checkpointing import CheckpointCallback
+from imgclf.training.resume import find_checkpoint
 from imgclf.training.run import train
 
 Run = Callable[..., Path]
@@ -174,7 +174,7 @@ def test_going_on_with_a_run(run_tiny: Run, tmp_path: Path) -> None:
     assert histories[0] == histories[1] and len(histories[0]) == 3
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     with pytest.raises(CheckpointError, match="ckpt_path=last: there is no checkpoint in"):
-        find_start("last", tmp_path)
+        find_checkpoint("last", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -187,16 +187,16 @@ def test_going_on_with_a_run(run_tiny: Run, tmp_path: Path) -> None:
 def test_going_on_within_an_epoch(run_tiny: Run, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]) -> None:
     overrides = (*overrides, "checkpoint.every_n_steps=1", "trainer.max_epochs=3")
     stops: dict[int, bytes] = {}
-    save = Checkpoints._save
+    save = CheckpointCallback._save
 
-    def save_and_keep(self: Checkpoints, trainer: Trainer) -> Path:
+    def save_and_keep(self: CheckpointCallback, trainer: Trainer) -> Path:
         path = save(self, trainer)
         stops[trainer.global_step] = path.read_bytes()
         return path
 
-    monkeypatch.setattr(Checkpoints, "_save", save_and_keep)
+    monkeypatch.setattr(CheckpointCallback, "_save", save_and_keep)
     whole = torch.load(run_tiny(*overrides) / "checkpoints" / "last.ckpt", weights_only=True)
-    monkeypatch.setattr(Checkpoints, "_save", save)
+    monkeypatch.setattr(CheckpointCallback, "_save", save)
     assert len(stops) == whole["global_step"]  # one at every step, the epochs' ends among them
     for step in sorted(stops)[1 : len(stops) - 1 : 3]:
         folder = run_tiny(*overrides, "trainer.max_epochs=1")
@@ -236,7 +236,7 @@ def test_without_validation(run_tiny: Run, override: str) -> None:
 def test_lightning_tests_and_predicts(tiny_run: Path, colours: Path) -> None:
     classifier = imgclf.load(tiny_run / "checkpoints" / "best.ckpt").classifier
     data = imgclf.ImageDataModule(colours, preprocess=classifier.preprocess, batch_size=8)
-    quieten()
+    silence_library_logs()
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
     (answer,) = trainer.test(classifier, datamodule=data, verbose=False)
     expected = read_json(tiny_run / "metrics.json")["test"]
@@ -386,7 +386,7 @@ def test_real_cards_with_real_weights(tmp_path: Path) -> None:
 def test_of_two_runs_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
     def start(number: int) -> bool:
         try:
-            claim(tmp_path / "run", {"number": number}, [], resuming=False)
+            create_run_folder(tmp_path / "run", {"number": number}, [], resuming=False)
         except RunError:
             return False
         return True

@@ -13,7 +13,7 @@ from support.fabricate import draw_picture, draw_tree
 import imgclf.data.pixel_cache as cache_module
 from imgclf import ImageDataModule, Preprocess, RunError
 from imgclf.cache import main as cache_command
-from imgclf.data.pixel_cache import Cached, Keeping
+from imgclf.data.pixel_cache import CacheConfig, Cached
 from imgclf.errors import ConfigError
 from imgclf.files.atomic import cache_folder
 from imgclf.files.row_store import DiskStore, MemoryStore, key_of, list_stores
@@ -106,7 +106,7 @@ def test_only_what_the_run_will_see_is_decoded(colours: Path, decoded: list[str]
     next(iter(loader))
     assert len(decoded) == 16  # the second of them again
     loader.set_epoch(1)
-    wanted = {loader.samples.items[index] for index in loader.order(1)[:16]}
+    wanted = {loader.samples.items[index] for index in loader.permutation(1)[:16]}
     seen = set(decoded)
     next(iter(loader))
     assert set(decoded) == seen | wanted
@@ -294,9 +294,9 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
 
 def test_settings_outside_their_range() -> None:
     with pytest.raises(ConfigError, match="cache='tape': expected disk, ram or off"):
-        Keeping("tape")
+        CacheConfig("tape")
     with pytest.raises(ConfigError, match="cache_gb=-1: expected a number of gigabytes"):
-        Keeping("disk", -1)
+        CacheConfig("disk", -1)
 
 
 def test_rows_of_a_csv_are_kept_at_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -398,7 +398,7 @@ def test_missing_credentials_say_what_to_do(status: int, serve: Any, tmp_path: P
 
 def test_no_such_data_set_and_bad_names_are_one_line(serve: Any) -> None:
     site = serve(status=[404])
-    fail(lambda: download_dataset("rps", HANDLE, base_url=site.url), "404 Not Found", "by hand", HANDLE)
+    fail(lambda: download_dataset("rps", HANDLE, base_url=site.url), "404 Not SplitFiles", "by hand", HANDLE)
     for name, handle in (("rps", "no-owner"), ("rps", "../x"), ("rps", "a/b/c"), ("../x", "a/b"), ("", "a/b")):
         fail(lambda name=name, handle=handle: download_dataset(name, handle, base_url=site.url), "handle")
 

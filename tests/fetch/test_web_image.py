@@ -1,4 +1,4 @@
-"""Web addresses: what they may reach, for how long, and how much of it; all on a loopback server."""
+"""RemoteImage addresses: what they may reach, for how long, and how much of it; all on a loopback server."""
 
 import gzip
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 import imgclf
 from imgclf.errors import ImageError
 from imgclf.fetch import web_image as web
-from imgclf.fetch.web_image import fetch_picture, is_public, is_url
+from imgclf.fetch.web_image import fetch_image, is_public, is_url
 from imgclf.predict import main
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
@@ -28,7 +28,7 @@ def png(side: int = 16) -> bytes:
     return buffer.getvalue()
 
 
-def plain(body: bytes, status: int = 200, **headers: str) -> Answer:
+def to_dict(body: bytes, status: int = 200, **headers: str) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         for name, value in {"Content_Length": str(len(body)), **headers}.items():
@@ -40,7 +40,7 @@ def plain(body: bytes, status: int = 200, **headers: str) -> Answer:
 
 
 def moved(where: str, status: int = 302) -> Answer:
-    return plain(b"", status, Location=where)
+    return to_dict(b"", status, Location=where)
 
 
 def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -75,7 +75,7 @@ def server() -> Iterator[str]:
         protocol_version = "HTTP/1.0"
 
         def do_GET(self) -> None:
-            PAGES.get(self.path.partition("?")[0], plain(b"nothing", 404))(self)
+            PAGES.get(self.path.partition("?")[0], to_dict(b"nothing", 404))(self)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -95,14 +95,14 @@ def server() -> Iterator[str]:
 
 BOMB = gzip.compress(bytes(64 * 2**20))
 PAGES: dict[str, Answer] = {
-    "/red.png": plain(png()),
-    "/café.png": plain(png()),
-    "/caf%C3%A9.png": plain(png()),
-    "/packed.png": plain(gzip.compress(png()), Content_Encoding="gzip"),
-    "/bomb": plain(BOMB, Content_Encoding="gzip"),
-    "/brotli": plain(b"xx", Content_Encoding="br"),
-    "/page.jpg": plain(b"<!DOCTYPE html><html><body>Not found</body></html>", Content_Type="image/jpeg"),
-    "/short.png": plain(png(), Content_Length=str(len(png()) + 10)),
+    "/red.png": to_dict(png()),
+    "/café.png": to_dict(png()),
+    "/caf%C3%A9.png": to_dict(png()),
+    "/packed.png": to_dict(gzip.compress(png()), Content_Encoding="gzip"),
+    "/bomb": to_dict(BOMB, Content_Encoding="gzip"),
+    "/brotli": to_dict(b"xx", Content_Encoding="br"),
+    "/page.jpg": to_dict(b"<!DOCTYPE html><html><body>Not found</body></html>", Content_Type="image/jpeg"),
+    "/short.png": to_dict(png(), Content_Length=str(len(png()) + 10)),
     "/once": moved("/red.png"),
     "/loop": moved("/loop"),
     "/file": moved("file:///etc/passwd"),
@@ -115,7 +115,7 @@ PAGES: dict[str, Answer] = {
 
 
 def fetch(url: str, **options: float) -> bytes:
-    return fetch_picture(url, allow_private=True, timeout_seconds=options.get("timeout_seconds", 10))
+    return fetch_image(url, allow_private=True, timeout_seconds=options.get("timeout_seconds", 10))
 
 
 @pytest.mark.parametrize("path", ["/red.png", "/packed.png", "/once", "/red.png?key=1", "/café.png"])
@@ -165,7 +165,7 @@ def test_a_server_that_says_nothing(server: str) -> None:
 )  # fmt: skip
 def test_private_addresses_are_refused_however_they_are_written(host: str) -> None:
     with pytest.raises(ImageError) as caught:
-        fetch_picture(f"http://{host}:9/x", timeout_seconds=5)
+        fetch_image(f"http://{host}:9/x", timeout_seconds=5)
     assert "which is refused" in str(caught.value) or "can't be fetched" in str(
         caught.value
     )  # no IPv6, or no such form
@@ -177,9 +177,9 @@ def test_a_redirect_is_checked_again(server: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         web, "is_public", lambda address: address == "127.0.0.1"
     )  # as if it were a host of the internet
-    assert fetch_picture(f"{server}/once", timeout_seconds=5) == png()
+    assert fetch_image(f"{server}/once", timeout_seconds=5) == png()
     with pytest.raises(ImageError, match=r"127\.0\.0\.2, which is refused"):
-        fetch_picture(f"{server}/elsewhere", timeout_seconds=5)
+        fetch_image(f"{server}/elsewhere", timeout_seconds=5)
 
 
 def test_what_is_public() -> None:
@@ -194,9 +194,9 @@ def test_what_is_an_address() -> None:
     assert is_url("http://a/b") and is_url("HTTPS://a/b")
     assert not is_url("ftp://a/b") and not is_url("pictures/http://") and not is_url("C:/x")
     with pytest.raises(ImageError, match="expected an address"):
-        fetch_picture("http://me:secret@example.org/x.jpg")
+        fetch_image("http://me:secret@example.org/x.jpg")
     with pytest.raises(ImageError) as caught:
-        fetch_picture("http://me:secret@example.org/x.jpg")
+        fetch_image("http://me:secret@example.org/x.jpg")
     assert "secret" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: under its final name a file is whole, whatever interrupts the writing of it."""
+"""CheckpointCallback on disk: under its final name a file is whole, whatever interrupts the writing of it."""
 
 import ctypes
 import errno
@@ -17,7 +17,7 @@ import torch
 
 from imgclf.errors import RunError
 from imgclf.files.atomic import sweep_leftovers
-from imgclf.files.run_folder import claim
+from imgclf.files.run_folder import create_run_folder
 from imgclf.models.weights import read_checkpoint
 from imgclf.training.checkpoint_io import add_facts, write_checkpoint
 
@@ -119,7 +119,7 @@ def test_killed_in_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     assert torn == 0
     assert left > 0  # some were killed in the middle, else this shows nothing
     (place / f".imgclf-last.ckpt-{2**22}.tmp").write_bytes(b"torn")  # whatever the last one left
-    claim(tmp_path, {}, [], resuming=True)  # the next start sweeps what they left
+    create_run_folder(tmp_path, {}, [], resuming=True)  # the next start sweeps what they left
     assert [file.name for file in place.iterdir()] == ["last.ckpt"]
 
 

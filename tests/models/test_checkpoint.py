@@ -25,8 +25,8 @@ from imgclf.errors import ConfigError, ImgclfError
 from imgclf.inference.evaluate_checkpoint import evaluate
 from imgclf.models.backbone import build_backbone
 from imgclf.models.weights import read_checkpoint
-from imgclf.training.checkpoint_io import AtomicCheckpoints, add_facts
-from imgclf.training.resume import find_start
+from imgclf.training.checkpoint_io import AtomicCheckpointIO, add_facts
+from imgclf.training.resume import find_checkpoint
 from imgclf.training.run import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="memory is measured in the POSIX way")
@@ -181,7 +181,7 @@ def paths(
 
     def through_lightning(path: Path) -> Any:
         trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-                          plugins=[AtomicCheckpoints()], default_root_dir=tmp_path)  # fmt: skip
+                          plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path)  # fmt: skip
         trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False)
 
     def command(path: Path) -> Any:
@@ -198,16 +198,16 @@ def paths(
         "imgclf.load": imgclf.load,
         "ImageClassifier.load_from_checkpoint": imgclf.ImageClassifier.load_from_checkpoint,
         "python -m imgclf.predict": command,
-        "Trainer(plugins=[AtomicCheckpoints()])": through_lightning,
+        "Trainer(plugins=[AtomicCheckpointIO()])": through_lightning,
         "add_facts": lambda path: (add_facts(path, metrics={}), imgclf.load(path)),
-        "find_start": lambda path: (find_start(str(path), tmp_path), imgclf.load(path)),
+        "find_checkpoint": lambda path: (find_checkpoint(str(path), tmp_path), imgclf.load(path)),
     }
 
 
 NAMES = (
     "train ckpt_path=FILE", "train ckpt_path=last", "train resume=DIR", "train model.weights=FILE.pth",
     "train model.weights=FILE.safetensors", "evaluate", "imgclf.load", "ImageClassifier.load_from_checkpoint",
-    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpoints()])", "add_facts", "find_start",
+    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpointIO()])", "add_facts", "find_checkpoint",
 )  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("way", ["train ckpt_path=FILE", "train model.weights=FILE.pth", "evaluate", "imgclf.load",
                                  "ImageClassifier.load_from_checkpoint", "python -m imgclf.predict",
-                                 "Trainer(plugins=[AtomicCheckpoints()])"])  # fmt: skip
+                                 "Trainer(plugins=[AtomicCheckpointIO()])"])  # fmt: skip
 def test_addresses_are_refused_unasked(
     way: str, paths: dict[str, Callable[[Any], Any]], site: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -227,7 +227,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def plain(network: SmallCNN) -> nn.Sequential:
+def to_dict(network: SmallCNN) -> nn.Sequential:
     """The same layers as torch's own modules, one after another, sharing nothing."""
     modules: list[nn.Module] = []
     for module in copy.deepcopy(network.features):
@@ -254,7 +254,7 @@ def small(kind: str) -> SmallCNN:
 @pytest.mark.parametrize(("batch", "side"), [(1, 17), (3, 22), (2, 23)])
 def test_small_cnn_is_the_plain_layers(kind: str, batch: int, side: int) -> None:
     network = small(kind)
-    reference = plain(network)
+    reference = to_dict(network)
     images = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
     images[:, :, :8, :8] = 0.5  # where all four values of a pool are the same, the first takes the gradient
     inputs = [images.clone().requires_grad_() for _ in range(2)]
@@ -273,7 +273,7 @@ def test_small_cnn_is_the_plain_layers(kind: str, batch: int, side: int) -> None
 @pytest.mark.parametrize("kind", SMALL)
 def test_small_cnn_without_gradients_and_traced(kind: str) -> None:
     network = small(kind).eval()
-    reference = plain(network).eval()
+    reference = to_dict(network).eval()
     images = torch.randn(2, 3, 22, 22).to(memory_format=torch.channels_last)
     expected, before = reference(images).detach(), images.clone()
     with torch.no_grad():

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.fabricate import composed
-from test_duplicates import as_jpeg, resized, structured
+from support.fabricate import as_jpeg, composed, resized, structured
 
 from imgclf.errors import ConfigError, DataError
-from imgclf.quality.oddities import cheap_notes
+from imgclf.quality.oddities import quick_notes
 from imgclf.quality.run import check_before_training, check_data
 from imgclf.training.build import build_data
 
@@ -216,7 +215,7 @@ def test_small_and_unequal_classes_and_empty_files_are_seen_without_decoding(cle
     for number in range(10):
         (clean / "train" / "dog" / f"{number:02}.png").unlink()
     (clean / "train" / "cat" / "11.png").write_bytes(b"")
-    notes = cheap_notes(build_data(composed("dataset=folders", f"data_dir='{clean}'")))
+    notes = quick_notes(build_data(composed("dataset=folders", f"data_dir='{clean}'")))
     assert len(notes) == 4
     assert notes[0] == "1 of 3 classes have fewer than 10 training pictures: dog (2)"
     assert notes[1].startswith("unequal classes: <b>x has 12 training pictures, dog 2")

@@ -1,34 +1,16 @@
 """Copies are found, whatever was done to them in saving; what merely looks alike is not; and the cost stays bounded."""
 
-import io
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support.fabricate import as_jpeg, resized, structured
 
 from imgclf.data.samples import Samples
-from imgclf.images.decode import decode
 from imgclf.quality.duplicates import SIDE, copies_of, exact_groups, hashes, near_groups, verified
-from imgclf.quality.scan import Facts, Scan, scan
-
-
-def structured(seed: int, side: int = 120) -> np.ndarray:
-    """A picture with large shapes and noise, unlike any other seed's: uint8 [side, side, 3]."""
-    rng = np.random.default_rng(seed)
-    large = cv2.resize(rng.uniform(0, 255, (6, 6, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
-    return np.clip(large + rng.normal(0, 8, (side, side, 3)), 0, 255).astype(np.uint8)
-
-
-def as_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
-    return decode(stream.getvalue())
-
-
-def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+from imgclf.quality.scan import ImageInfo, Scan, scan
 
 
 def scanned(folder: Path, pictures: list[np.ndarray], workers: int = 0) -> Scan:
@@ -89,7 +71,7 @@ def test_exact_means_equal_pixels_whatever_the_file(tmp_path: Path) -> None:
     items = tuple(str(tmp_path / name) for name in ("a.png", "b.bmp", "c.png"))
     scan_ = scan([Samples(items, np.zeros(3, np.int64), ("a", "b"))])
     assert lists(exact_groups(scan_.digests, scan_.readable)) == [[0, 1]]
-    assert scan_.facts[1] == Facts("BMP", "RGB", 20, 20)
+    assert scan_.facts[1] == ImageInfo("BMP", "RGB", 20, 20)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -99,7 +81,7 @@ def test_rows_of_pixels_are_scanned_in_memory(channels: int) -> None:
     pixels[49] = pixels[7]
     scan_ = scan([Samples(tuple(f"x.csv:{n}" for n in range(50)), np.zeros(50, np.int64), ("a", "b"), pixels)])
     assert lists(exact_groups(scan_.digests, scan_.readable)) == [[7, 49]]
-    assert scan_.facts[0] == Facts("row", "L" if channels == 1 else "RGB", 28, 28)
+    assert scan_.facts[0] == ImageInfo("row", "L" if channels == 1 else "RGB", 28, 28)
     assert scan_.thumbnails.shape == (50, SIDE, SIDE, 3)
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,19 @@ import numpy as np
 import pytest
 
 from imgclf.evaluation.calibration import accuracy_interval
-from imgclf.evaluation.evaluate import Assessment
+from imgclf.evaluation.evaluate import Evaluation
 from imgclf.inference.evaluate_checkpoint import evaluate
 from imgclf.report.page import results_page
 from imgclf.report.run_report import _chosen
 
-from support.browser import BROWSER, browse, needs_browser  # isort: skip
+from support.browser import BROWSER, NASTY, Tags, browse, needs_browser  # isort: skip
 from support.fabricate import composed  # isort: skip
-
-NASTY = '</script><img src=x onerror="document.title=1">&'
 
 
 def facts_of(page: str) -> dict[str, Any]:
     match = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.DOTALL)
     assert match
     return dict(json.loads(match[1]))
-
-
-class Tags(HTMLParser):
-    """What a page would load from elsewhere, and how many of each element it has."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +75,14 @@ def test_none_where_none_is_wanted(run_tiny: Callable[..., Path]) -> None:
     assert not list(folder.glob("*.html")) and not list(folder.glob("*.png"))
 
 
-def assessment(count: int, classes: int, accuracy: float) -> Assessment:
+def assessment(count: int, classes: int, accuracy: float) -> Evaluation:
     generator = np.random.default_rng(0)
     targets = generator.integers(0, classes, count)
     probabilities = generator.dirichlet(np.ones(classes), count).astype(np.float32)
     for row in np.flatnonzero(generator.random(count) < accuracy):
         best = probabilities[row].argmax()
         probabilities[row, [best, targets[row]]] = probabilities[row, [targets[row], best]]
-    return Assessment(None, np.arange(count), probabilities, probabilities, targets, {}, np.zeros((1, 1), np.int64))  # type: ignore[arg-type]
+    return Evaluation(None, np.arange(count), probabilities, probabilities, targets, {}, np.zeros((1, 1), np.int64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.98, 1.0])

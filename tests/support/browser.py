@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,20 @@ def browse(page: str, script: str, folder: Path, width: int = 1180) -> tuple[dic
     assert match, done.stderr[-2000:]
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     return json.loads(html.unescape(match[1])), console
+
+
+NASTY = '</script><img src=x onerror="document.title=1">&'
+
+
+class Tags(HTMLParser):
+    """What a page would load from elsewhere, and how many of each element it has."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]

@@ -1,13 +1,16 @@
 """What tests fabricate: images, folders of them, and the settings that a command line composes."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from imgclf.cli.hydra_app import CONF, plain
+from imgclf.cli.hydra_app import CONF, to_dict
+from imgclf.images.decode import decode
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -35,7 +38,7 @@ def draw_tree(root: Path, counts: dict[str, int]) -> Path:
 def composed(*overrides: str, config: str = "train") -> dict[str, Any]:
     """The settings that a command line composes."""
     with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        return plain(compose(config, overrides=list(overrides)))
+        return to_dict(compose(config, overrides=list(overrides)))
 
 
 TINY = (
@@ -43,3 +46,20 @@ TINY = (
     "model.backbone_kwargs.layers=[4,pool,8,pool]", "model.head.hidden=[8]", "dataset.num_workers=0",
     "scheduler.name=none", "model.head.dropout=0.0", "optimizer.lr=0.01", "report=false",
 )  # fmt: skip
+
+
+def structured(seed: int, side: int = 120) -> np.ndarray:
+    """A picture with large shapes and noise, unlike any other seed's: uint8 [side, side, 3]."""
+    rng = np.random.default_rng(seed)
+    large = cv2.resize(rng.uniform(0, 255, (6, 6, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    return np.clip(large + rng.normal(0, 8, (side, side, 3)), 0, 255).astype(np.uint8)
+
+
+def as_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    return decode(stream.getvalue())
+
+
+def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))

@@ -24,7 +24,7 @@ from imgclf.sweeps.leaderboard import facts, importance, read_sweep
 
 from support.browser import browse, needs_browser  # isort: skip
 from support.fabricate import TINY, composed  # isort: skip
-from test_page import NASTY, Tags  # isort: skip
+from support.browser import NASTY, Tags
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 

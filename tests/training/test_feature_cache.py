@@ -18,7 +18,7 @@ from imgclf.cache import main as cache_command
 from imgclf.data.samples import Samples
 from imgclf.models import engine as engine_module
 from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run
-from imgclf.models.frozen_stem import split_network
+from imgclf.models.frozen_stem import find_frozen_stem
 from imgclf.models.network import build_network
 from imgclf.models.weights import read_checkpoint
 from imgclf.training import run as training
@@ -161,7 +161,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
 ) -> None:
     arguments = ("model.freeze=all", "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
     whole = run_tiny(*arguments)
-    save, folder = training.Checkpoints._save, tmp_path / "stopped"
+    save, folder = training.CheckpointCallback._save, tmp_path / "stopped"
 
     def stop_at_step_7(self: Any, trainer: Any, *args: Any) -> Path:
         path = save(self, trainer, *args)
@@ -170,7 +170,7 @@ def test_a_resumed_run_ends_in_the_same_bits(
         return path
 
     with monkeypatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr(training.Checkpoints, "_save", stop_at_step_7)
+        patch.setattr(training.CheckpointCallback, "_save", stop_at_step_7)
         run_tiny(*arguments, folder=folder)
     if cleared:
         cache_command(["clear"])
@@ -221,7 +221,7 @@ CUTS = [
 def test_where_a_network_is_cut(name: str, freeze: Any, head: dict[str, Any], last: str | None, shape: Any) -> None:
     whole = network(name, freeze, head)
     keys = list(whole.state_dict())
-    split = split_network(whole, 3, 64)
+    split = find_frozen_stem(whole, 3, 64)
     assert list(whole.state_dict()) == keys and whole.training
     if last is None:
         assert split is None
@@ -270,7 +270,7 @@ MEAN, STD = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 60.0)
 @needs_openvino
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "tf_mobilenetv3_small_100", "vit_tiny_patch16_224"])
 def test_openvino_gives_eager_numbers(name: str) -> None:
-    split = split_network(network(name, "all", {}), 3, 64)
+    split = find_frozen_stem(network(name, "all", {}), 3, 64)
     assert split is not None
     engine = build_engine("openvino", split.stem, MEAN, STD, 64)
     assert engine.label == f"openvino {openvino_version()} fp32"

@@ -15,16 +15,16 @@ import pytest
 import torch
 import yaml
 from pytorch_lightning import Trainer
+from support.compare import compare
 from support.fabricate import TINY, composed, draw_tree
-from torch import Tensor
 
 from imgclf.data.loader import Loader
 from imgclf.errors import CheckpointError, ConfigError, RunError
 from imgclf.models.weights import read_checkpoint
 from imgclf.training import run as training
-from imgclf.training.checkpointing import Checkpoints
+from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.resume import find_start
+from imgclf.training.resume import find_checkpoint
 from imgclf.training.run import train
 
 DROPOUT = "model.head.dropout=0.3"
@@ -66,15 +66,15 @@ def fit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 def every_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stops]:
     """What `last.ckpt` holds behind each step of the next run."""
     stops: Stops = {}
-    save = Checkpoints._save
+    save = CheckpointCallback._save
 
-    def save_and_keep(self: Checkpoints, trainer: Trainer, validating: bool = False) -> Path:
+    def save_and_keep(self: CheckpointCallback, trainer: Trainer, validating: bool = False) -> Path:
         path = save(self, trainer, validating)
         stops[trainer.global_step] = path.read_bytes()
         return path
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_save", save_and_keep)
+        patch.setattr(CheckpointCallback, "_save", save_and_keep)
         yield stops
 
 
@@ -82,32 +82,12 @@ def go_on(fit: Callable[..., dict[str, Any]], stop: bytes, folder: Path, *overri
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("{}")
     (folder / "checkpoints" / "last.ckpt").write_bytes(stop)
-    if read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]["Checkpoints"]["best_epoch"] is not None:
+    if (
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")["callbacks"]["CheckpointCallback"]["best_epoch"]
+        is not None
+    ):
         (folder / "checkpoints" / "best.ckpt").write_bytes(stop)  # it matters here that there is one, not which
     return fit(*overrides, "ckpt_path=last", folder=folder)
-
-
-def first_difference(one: Any, two: Any, name: str = "") -> str | None:
-    """Where two checkpoints differ, apart from wall time and the setting that resumes; None if they are the same."""
-    if isinstance(one, Tensor):
-        return None if torch.equal(one, two) else name
-    if isinstance(one, dict):
-        keys = {**one, **two}.keys() - {"seconds", "ckpt_path", "num_workers", "config"}
-        return next(
-            (found for key in keys if (found := first_difference(one.get(key), two.get(key), f"{name}.{key}"))), None
-        )
-    if isinstance(one, (list, tuple)):
-        if len(one) != len(two):
-            return name
-        pairs = enumerate(zip(one, two, strict=True))
-        return next((found for key, (a, b) in pairs if (found := first_difference(a, b, f"{name}.{key}"))), None)
-    return None if one == two or (one != one and two != two) else name
-
-
-def compare(one: dict[str, Any], two: dict[str, Any]) -> str | None:
-    """The first difference in weights, optimizer state, history and what else a later epoch depends on."""
-    parts = ("state_dict", "optimizer_states", "imgclf", "callbacks", "epoch", "global_step")
-    return next((found for part in parts if (found := first_difference(one[part], two[part], part))), None)
 
 
 @pytest.mark.trust("runs stopped behind every step of two epochs, then resumed", DIFFERS)
@@ -141,7 +121,10 @@ SAMPLE = set(random.Random(3).sample(pairs(), 6)) | {
 @pytest.mark.trust("runs with pairs of settings stopped at three steps each, then resumed", DIFFERS)
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=() if c in SAMPLE else pytest.mark.exhaustive, id=" ".join(c) or "plain") for c in pairs()],
+    [
+        pytest.param(c, marks=() if c in SAMPLE else pytest.mark.exhaustive, id=" ".join(c) or "to_dict")
+        for c in pairs()
+    ],
 )
 def test_pairs_of_settings(
     fit: Callable[..., Any], every_step: Stops, tmp_path: Path, case: tuple[str, ...], record_property: Record
@@ -201,11 +184,11 @@ def stopped(fit: Callable[..., Any], tmp_path: Path) -> Path:
 
 def test_the_newest_valid_checkpoint(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = stopped / "checkpoints"
-    start = find_start("last", stopped)
+    start = find_checkpoint("last", stopped)
     assert start and start.path == place / "last.ckpt"
     (place / "last.ckpt").write_bytes((place / "last.ckpt").read_bytes()[:-500])
     (place / "best.ckpt").write_bytes(b"")
-    start = find_start("last", stopped)
+    start = find_checkpoint("last", stopped)
     assert start and start.path == place / "epoch_000.ckpt"
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -215,7 +198,7 @@ def test_the_newest_valid_checkpoint(stopped: Path, capsys: pytest.CaptureFixtur
     )
     (place / "epoch_000.ckpt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="ckpt_path=last: none of the checkpoints can be read"):
-        find_start("last", stopped)
+        find_checkpoint("last", stopped)
 
 
 def test_resume_takes_the_runs_own_settings(
