@@ -7,7 +7,6 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from imgclf.errors import ConfigError
@@ -143,8 +142,7 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Plain:
     return flat
 
 
-@cache
-def _types(cls: Any) -> dict[str, Any]:
+def _types(cls: type[Settings]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
