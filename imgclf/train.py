@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, to_dict, trials_at_once
 from imgclf.cli.malloc import tune_malloc
+from imgclf.config import RunConfig
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
-from imgclf.sweep import finish_sweep
-from imgclf.sweeps.trials import run_trial
+from imgclf.sweeps import finish_sweep, run_trial
 from imgclf.threads import available_cpus
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ def main(config: DictConfig) -> float | None:
             raise ConfigError(f"find={settings['find']}: comes before a sweep, not in one; leave out -m")
         at_once = trials_at_once()
         threads = max(1, available_cpus() // (at_once if at_once > 0 else available_cpus())) if at_once else None
-        return run_trial(
-            settings, output_folder(), task_overrides(), log=bool(at_once and at_once != 1), threads=threads
-        )
+        log = bool(at_once and at_once != 1)
+        return run_trial(RunConfig.from_dict(settings), output_folder(), task_overrides(), log=log, threads=threads)
     if not settings["resume"]:
         require_folder(settings)
     tune_malloc()

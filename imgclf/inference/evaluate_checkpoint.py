@@ -8,10 +8,11 @@ import torch
 
 from imgclf.data.datamodule import SPLITS
 from imgclf.errors import CheckpointError, ConfigError, DataError
-from imgclf.evaluation.evaluate import build_forward, evaluate_split
+from imgclf.evaluation import evaluate_split
+from imgclf.evaluation.evaluate import build_forward
 from imgclf.files.run_folder import describe_environment, require_unused
 from imgclf.report.summary import print_metrics, print_per_class, silence_library_logs
-from imgclf.report.tables import metrics_json
+from imgclf.report.tables import metrics_json, write_evaluation
 from imgclf.training.build import build_data
 from imgclf.training.classifier import ImageClassifier
 
@@ -38,16 +39,23 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     answer = build_forward(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
     flips = classifier.flips() if settings["tta"] else ()
     measured = evaluate_split(classifier, data.loader(split), None, answer, flips)
-    measured.write(folder, split)
+    write_evaluation(folder, split, measured)
     metrics_json(folder / "metrics.json", {split: measured.metrics})
     print_per_class(split, measured.matrix, classifier.classes)
     print_metrics({split: measured.metrics})
     if settings["report"]:
-        from imgclf.report.run_report import write_report  # here, because it loads matplotlib
+        from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": {"total": round(time.perf_counter() - began, 3)}}
         measured_at = time.perf_counter()
-        write_report(folder, classifier, data, {split: measured}, environment)
+        backbone, config = classifier.hparams["model"]["backbone"], classifier.about.get("config") or {}
+        history, train_metrics = classifier.history, classifier.training_means() if classifier.history else {}
+        write_report(
+            folder,
+            ReportInputs(
+                classifier, backbone, data, {split: measured}, environment, config, history, train_metrics
+            ),
+        )
         print(f"report.html in {time.perf_counter() - measured_at:.1f} s")
     print(f"everything is in {folder}", flush=True)
     return float(measured.metrics["accuracy"])

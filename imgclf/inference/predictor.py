@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
-from imgclf.evaluation.evaluate import Answer, build_forward, predict_logits, softmax
+from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
 from imgclf.images.decode import as_pixels, read_image
 from imgclf.images.fitting import fit
 from imgclf.inference.inputs import Picture, RemoteImage, each_input, is_one
@@ -78,7 +78,7 @@ class Predictor:
                  flips: Sequence[str] = ()) -> None:  # fmt: skip
         self.trained: Any = trained  # a TrainedNetwork, or what answers like one
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
-        self._engines: dict[str, Answer] = {}
+        self._engines: dict[str, ForwardFn] = {}
 
     @cached_property
     def classifier(self) -> "ImageClassifier":
@@ -149,7 +149,7 @@ class Predictor:
                     pending = []
         yield from self._answer(pending, engine)
 
-    def _engine_for(self, count: int) -> Answer:
+    def _engine_for(self, count: int) -> ForwardFn:
         name = choose_engine(self.engine, self.trained.device, count)
         if name not in self._engines:
             self._engines[name] = build_forward(self.trained, name, count, self.precision)
@@ -169,7 +169,7 @@ class Predictor:
         except ImageError as error:
             return error
 
-    def _answer(self, pending: Sequence[tuple[Picture, NDArray[np.uint8] | ImageError]], answer: Answer
+    def _answer(self, pending: Sequence[tuple[Picture, NDArray[np.uint8] | ImageError]], answer: ForwardFn
                 ) -> Iterator[Prediction]:  # fmt: skip
         good = [pixels for _, pixels in pending if not isinstance(pixels, ImageError)]
         rows = iter(())

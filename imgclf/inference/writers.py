@@ -18,7 +18,7 @@ from imgclf.files.atomic import write_atomically
 from imgclf.images.decode import as_pixels, decode
 from imgclf.inference.inputs import Picture, RemoteImage
 from imgclf.inference.predictor import Prediction, Predictor
-from imgclf.report.thumbnails import shrunk
+from imgclf.report.page import shrunk
 
 __all__ = ["UNSURE", "CSVRows", "Grid", "JSONLines", "Maps", "SortedCopies", "Table", "verdict"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.report.thumbnails import data_uri
+from imgclf.report import data_uri
 
 __all__ = ["check_page", "shown_images"]
 

@@ -12,8 +12,8 @@ from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from imgclf.config import MONITORS
 from imgclf.errors import ConfigError, DataError
-from imgclf.evaluation.accumulators import MONITORS
 from imgclf.files.atomic import write_atomically
 from imgclf.files.trial_record import PRUNED, find_trials, read_record
 from imgclf.report.tables import history_csv, history_json, read_history_csv

@@ -8,8 +8,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from imgclf.config import MONITORS
 from imgclf.errors import ConfigError
-from imgclf.evaluation.accumulators import MONITORS
 from imgclf.files.atomic import write_atomically
 from imgclf.signals import Interrupted, Signals
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from imgclf.config import MONITORS
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
-from imgclf.evaluation.accumulators import MONITORS, EpochSums, SplitMetrics
+from imgclf.evaluation import EpochMetrics
 from imgclf.models.average import average
 from imgclf.models.image_model import Answers, restore
 from imgclf.models.network import freeze_backbone
@@ -47,11 +48,11 @@ class ImageClassifier(Answers, LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.assemble(model, classes, preprocess, ema_decay, seed)
-        self.validation = SplitMetrics(len(self.classes))
+        self.eval_metrics = EpochMetrics(len(self.classes))
         weights = (loss or {}).get("class_weights")
         self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
         self._second_phase = False  # of a network that is built with the first phase's parts frozen
-        self.sums = EpochSums(len(self.classes))
+        self.train_metrics = EpochMetrics(len(self.classes))
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self.learning_rate = 0.0  # of the head's parameters, at the last update
         self._began, self._plateau_state = time.perf_counter(), None
@@ -95,7 +96,7 @@ class ImageClassifier(Answers, LightningModule):
         penalty = self.network.head.penalty()
         part, count = self._shares(batch.targets)
         loss = part * loss + penalty
-        self.sums.add(loss.detach(), logits.detach(), batch.targets, count)
+        self.train_metrics.update(loss.detach(), logits.detach(), batch.targets, count)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -104,7 +105,7 @@ class ImageClassifier(Answers, LightningModule):
             return  # the last batch may have fewer pictures than there are processes
         logits = self(batch.images).float()  # [B, K]
         loss = functional.cross_entropy(logits, batch.targets) + self.predictor.head.penalty()
-        self.validation.add(loss, logits, batch.targets)
+        self.eval_metrics.update(loss, logits, batch.targets)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation; the metrics are called test_loss, test_accuracy and so on."""
@@ -123,9 +124,11 @@ class ImageClassifier(Answers, LightningModule):
         self._close_metrics("test")
 
     def _close_metrics(self, split: str) -> dict[str, float]:
-        values = {f"{split}_{name}": value for name, value in self.validation.close().items()}
+        names = ("loss", "accuracy", "top5", "macro_f1")
+        metrics = self.eval_metrics.compute_and_reset()
+        values = {f"{split}_{name}": metrics[name] for name in names}
         self.log_dict(values)
-        return {name: float(value) for name, value in values.items()}
+        return values
 
     def on_train_start(self) -> None:
         """Freeze what is frozen at this epoch, and build the schedule where the checkpoint left it: Lightning begins a
@@ -136,8 +139,7 @@ class ImageClassifier(Answers, LightningModule):
         """
         self._began = time.perf_counter()
         self.about.pop("temperature", None)  # of weights that are about to change
-        self.sums.to(self.device)
-        self.sums.share(self.trainer.is_global_zero)
+        self.train_metrics.keep_on_rank_zero(self.trainer.is_global_zero)
         self._apply_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         self.schedule = build_schedule(
@@ -152,13 +154,13 @@ class ImageClassifier(Answers, LightningModule):
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's sums, and the second phase if it is due."""
         self._began = time.perf_counter()
-        self.sums.clear()
+        self.train_metrics.reset()
         self._validated = {}
         self._apply_phase()
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: its row of history, and what a plateau schedule does about it."""
-        self.sums.reduce(self._total)
+        self.train_metrics.reduce()
         seen, means = self._validated, self.training_means()
         self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
         self.history.append({
@@ -171,9 +173,9 @@ class ImageClassifier(Answers, LightningModule):
         if isinstance(self.schedule, ReduceLROnPlateau) and metric is not None:
             self.schedule.step(metric)
 
-    def training_means(self) -> dict[str, float | int]:
+    def training_means(self) -> dict[str, float]:
         """The metrics of the pictures trained on in the last epoch, as the network was when it met each."""
-        return self.sums.metrics()
+        return self.train_metrics.compute()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer; its schedule is built when training starts, and kept here, as a function of the position."""
@@ -197,7 +199,7 @@ class ImageClassifier(Answers, LightningModule):
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_dict(),
             "history": copy.deepcopy(self.history),
-            **self.sums.state(self._total),
+            **self.train_metrics.totals(),
             "learning_rate": self.learning_rate,
             "plateau": self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None,
         }
@@ -206,7 +208,7 @@ class ImageClassifier(Answers, LightningModule):
         """Take back the history, the epoch's sums and a plateau schedule's memory."""
         super().on_load_checkpoint(checkpoint)
         extra = checkpoint["imgclf"]
-        self.sums.restore(extra)
+        self.train_metrics.restore(extra)
         self.learning_rate, self._plateau_state = extra.get("learning_rate", 0.0), extra["plateau"]
 
     @classmethod

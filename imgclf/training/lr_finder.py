@@ -3,8 +3,6 @@
 Learning rate: L. N. Smith, Cyclical Learning Rates for Training Neural Networks, WACV 2017, section 3.3.
 """
 
-import csv
-import io
 import math
 import sys
 import time
@@ -19,7 +17,7 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Batch
 from imgclf.data.pixel_cache import free_memory
 from imgclf.errors import ConfigError, RunError
-from imgclf.files.atomic import write_atomically
+from imgclf.report import write_csv
 from imgclf.report.summary import silence_library_logs
 from imgclf.signals import Signals
 from imgclf.training.build import build_classifier, build_data, build_trainer
@@ -47,14 +45,13 @@ def find(settings: Mapping[str, Any], folder: Path) -> None:
     device = build_trainer(settings, folder, data, Signals()).strategy.root_device
     attach_features(settings, classifier, data, device, None)
     classifier.to(device).train()
-    classifier.sums.to(device)
     folder.mkdir(parents=True, exist_ok=True)
     (_find_rate if settings["find"] == "lr" else _find_batch_size)(classifier, data, folder)
 
 
 def _find_rate(classifier: ImageClassifier, data: ImageDataModule, folder: Path) -> None:
     """One step a learning rate, each larger than the last, until the loss blows up; the steepest descent is suggested."""
-    from imgclf.report.search import plot_rates  # here, because it loads matplotlib
+    from imgclf.report.plots import plot_rates  # here, because it loads matplotlib
 
     optimizer: Any = classifier.configure_optimizers()
     asked = [group["lr"] for group in optimizer.param_groups]
@@ -76,7 +73,7 @@ def _find_rate(classifier: ImageClassifier, data: ImageDataModule, folder: Path)
         if smooth[-1] > BLOWN_UP * min(smooth):
             break
     chosen = _steepest(rates, smooth)
-    _table(folder / "lr_find.csv", ("lr", "loss", "smoothed"), zip(rates, losses, smooth, strict=True))
+    _write_table(folder / "lr_find.csv", ("lr", "loss", "smoothed"), zip(rates, losses, smooth, strict=True))
     plot_rates(rates, losses, smooth, chosen, folder / "lr_find.png")
     print(
         f"optimizer.lr={chosen:.2g} is where the loss falls fastest ({len(rates)} steps, {rates[0]:.0e} to {rates[-1]:.2g})"
@@ -96,7 +93,7 @@ def _steepest(rates: list[float], smooth: list[float]) -> float:
 
 def _find_batch_size(classifier: ImageClassifier, data: ImageDataModule, folder: Path) -> None:
     """Training steps at 8, 16, 32, ... pictures until memory or pictures run out; the smallest that is near the fastest."""
-    from imgclf.report.search import plot_batch_sizes  # here, because it loads matplotlib
+    from imgclf.report.plots import plot_batch_sizes  # here, because it loads matplotlib
 
     rows: list[tuple[int, float, float]] = []
     optimizer = classifier.configure_optimizers()
@@ -124,7 +121,7 @@ def _find_batch_size(classifier: ImageClassifier, data: ImageDataModule, folder:
         )
     fastest = max(speed for _, speed, _ in rows)
     chosen = next(size for size, speed, _ in rows if speed >= ENOUGH * fastest)
-    _table(folder / "batch_size.csv", ("batch_size", "pictures_per_second", "gigabytes"), iter(rows))
+    _write_table(folder / "batch_size.csv", ("batch_size", "pictures_per_second", "gigabytes"), iter(rows))
     sizes, speeds, gigabytes = zip(*rows, strict=True)
     plot_batch_sizes(sizes, speeds, gigabytes, chosen, folder / "batch_size.png")
     print(f"dataset.batch_size={chosen} is the smallest within {1 - ENOUGH:.0%} of the fastest; another batch size wants another "
@@ -173,9 +170,5 @@ def _gigabytes(device: torch.device) -> float:
     )  # kB, or bytes
 
 
-def _table(path: Path, names: tuple[str, ...], rows: Iterator[tuple[float, ...]]) -> None:
-    lines = io.StringIO(newline="")
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([f"{value:.6g}" for value in row] for row in rows)
-    write_atomically(path, lines.getvalue())
+def _write_table(path: Path, names: tuple[str, ...], rows: Iterator[tuple[float, ...]]) -> None:
+    write_csv(path, names, ([f"{value:.6g}" for value in row] for row in rows))

@@ -9,8 +9,9 @@ from typing import Any
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ConfigError, ImgclfError, RunError
+from imgclf.evaluation import Evaluation, evaluate_split
 from imgclf.evaluation.calibration import fit_temperature
-from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
+from imgclf.evaluation.evaluate import compute_metrics
 from imgclf.files.run_folder import (
     create_run_folder,
     describe_environment,
@@ -21,7 +22,7 @@ from imgclf.files.run_folder import (
 from imgclf.quality.oddities import quick_notes
 from imgclf.quality.run import check_before_training
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class, silence_library_logs
-from imgclf.report.tables import metrics_json
+from imgclf.report.tables import metrics_json, write_evaluation
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import build_classifier, build_data, build_trainer, is_first_process, restore_classifier
 from imgclf.training.checkpoint_io import add_facts
@@ -80,7 +81,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Re
         print_data(data)
         if settings["check"] and not start:
             check_before_training(data, folder)
-        print_network(classifier)
+        print_network(classifier.hparams["model"]["backbone"], classifier.network, classifier.preprocess)
         if features:
             print(features.says(), flush=True)
         print(f"run folder: {folder}" + (f"\n{start.says()}" if start else ""), flush=True)
@@ -116,9 +117,14 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Re
             folder, seconds, len(classifier.history), forwards
         )  # the run is finished, whatever a report meets
         if settings["report"] is not False:
-            from imgclf.report.run_report import write_report  # here, because it loads matplotlib
+            from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
-            write_report(folder, tested, data, measured, {**describe_environment(), "seconds": seconds})
+            environment = {**describe_environment(), "seconds": seconds}
+            backbone, config = tested.hparams["model"]["backbone"], tested.about.get("config") or {}
+            inputs = ReportInputs(
+                tested, backbone, data, measured, environment, config, tested.history, tested.training_means()
+            )
+            write_report(folder, inputs)
             seconds["report"] = time.perf_counter() - ended
             print(f"report.html in {seconds['report']:.1f} s", flush=True)
             write_environment(folder, seconds, len(classifier.history), forwards)
@@ -185,7 +191,7 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
                 found = measured[split]
                 classifier.about["temperature"] = fit_temperature(found.logits, found.targets)
                 measured[split] = compute_metrics(classifier, found.samples, found.order, found.logits)
-            measured[split].write(folder, split, predictions=split == "test")
+            write_evaluation(folder, split, measured[split], predictions=split == "test")
             metrics[split] = measured[split].metrics
     metrics_json(folder / "metrics.json", metrics)
     add_facts(path, metrics=metrics, **({"temperature": classifier.temperature} if settings.get("calibrate") else {}))
