@@ -64,7 +64,10 @@ class EpochMetrics(Metric):
     def reduce(self) -> None:
         """Replace the states by those of all processes, each of which must call this."""
         if not self.is_reduced:
-            self.sync()
+            with self.sync_context():
+                reduced = self.metric_state
+            for name, value in reduced.items():  # which the context has set back to those of this process
+                setattr(self, name, value)
         self.is_reduced = True
 
     def compute_and_reset(self) -> dict[str, float]:
@@ -82,7 +85,7 @@ class EpochMetrics(Metric):
 
     def totals(self) -> dict[str, Any]:
         """Return the states of all processes as plain numbers, for a checkpoint; accumulation continues unchanged."""
-        with self.sync_context(should_sync=not self.is_reduced, should_unsync=not self.is_reduced):
+        with self.sync_context(should_sync=not self.is_reduced):
             sums = [self.loss_sum.item(), self.top5_hits.item()]
             return {"running": sums, "confusion": self.confusion.tolist()}
 

@@ -124,11 +124,12 @@ class ImageClassifier(Answers, LightningModule):
         self._close_metrics("test")
 
     def _close_metrics(self, split: str) -> dict[str, float]:
-        names = ("loss", "accuracy", "top5", "macro_f1")
         metrics = self.eval_metrics.compute_and_reset()
-        values = {f"{split}_{name}": metrics[name] for name in names}
+        names = ("loss", "accuracy", "top5", "macro_f1")
+        # Tensors, as Lightning would make of them: history and callbacks then see the same single-precision numbers.
+        values = {f"{split}_{name}": torch.tensor(metrics[name]) for name in names}
         self.log_dict(values)
-        return values
+        return {name: float(value) for name, value in values.items()}
 
     def on_train_start(self) -> None:
         """Freeze what is frozen at this epoch, and build the schedule where the checkpoint left it: Lightning begins a
