@@ -122,7 +122,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Re
             environment = {**describe_environment(), "seconds": seconds}
             backbone, config = tested.hparams["model"]["backbone"], tested.about.get("config") or {}
             inputs = ReportInputs(
-                tested, backbone, data, measured, environment, config, tested.history, tested.training_means()
+                tested, backbone, data, measured, environment, config, classifier.history, classifier.training_means()
             )
             write_report(folder, inputs)
             seconds["report"] = time.perf_counter() - ended
