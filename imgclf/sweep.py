@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def finish_sweep(folder: Path) -> int:
     """What a sweep ends with: its leaderboard, if there is a trial to rank; returns how many failed."""
-    from imgclf.files.trial_record import find_trials
+    from imgclf.files.run_folder import find_trials
 
     trials = find_trials(folder)
     if trials:

@@ -56,7 +56,9 @@ def _worker(function: Callable[[Any], Any], work: "queue.SimpleQueue[tuple[Futur
                 future.set_exception(error)
 
 
-def available_cpus() -> int:
-    """How many cores this process may use; `IMGCLF_THREADS`, which a sweep sets where trials share a machine, is a cap."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(there, int(os.environ.get("IMGCLF_THREADS") or there))
+def available_cpus(capped: bool = True) -> int:
+    """Return how many cores this process may use; `IMGCLF_THREADS`, which a sweep sets where trials share a machine, is a cap
+    unless not `capped`.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, int(os.environ.get("IMGCLF_THREADS") or count)) if capped else count

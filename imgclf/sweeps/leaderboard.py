@@ -9,7 +9,7 @@ from typing import Any
 
 from imgclf.errors import DataError
 from imgclf.evaluation.calibration import accuracy_interval
-from imgclf.files.trial_record import PRUNED, TrialRecord, find_trials
+from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials
 from imgclf.report.tables import read_history_csv
 from imgclf.sweeps.comparison import Run, read_run
 

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from imgclf.errors import ImgclfError, RunError
-from imgclf.files.trial_record import TrialRecord, read_record, write_record
+from imgclf.files.run_folder import TrialRecord, read_record, write_record
 from imgclf.signals import Interrupted, catch_signals
 
 __all__ = ["main", "run_trial"]

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from imgclf.errors import ConfigError, DataError
 from imgclf.evaluation.accumulators import MONITORS
 from imgclf.files.atomic import write_atomically
-from imgclf.files.trial_record import PRUNED, find_trials, read_record
+from imgclf.files.run_folder import PRUNED, find_trials, read_record
 from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.signals import Signals
 from imgclf.training.checkpointing import CheckpointCallback
