@@ -215,9 +215,9 @@ def _check_limits(value: Any, item: Field[Any], key: str) -> None:
         return
     limits = [(word, limit) for word, limit in item.metadata.get("limits", ()) if limit is not None]
     if not all(_COMPARE[word](value, limit) for word, limit in limits):
-        raise ConfigError(
-            f"{key}={value!r}: expected a number {' and '.join(f'{word} {limit:g}' for word, limit in limits)}"
-        )
+        number = "a number" if "float" in str(item.type) else "a whole number"
+        ends = " and ".join(f"{word} {limit:g}" for word, limit in limits)
+        raise ConfigError(f"{key}={value!r}: expected {number} {ends}")
 
 
 def _plain(value: Any) -> Any:

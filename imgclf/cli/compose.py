@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -18,7 +19,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -101,7 +102,7 @@ def _check_override(schema: type[Settings], word: str) -> str:
         return word
     place = _locate(schema, key)
     if place is None:
-        raise ConfigError(f"{key}: unknown key; {_suggest(schema, key)}")
+        raise ConfigError(f"{key}: unknown key; {schema.suggest(key)}")
     if override.is_delete() and place == "field":
         return f"{key}=null"
     return word.lstrip("+") if place == "field" else word
@@ -117,18 +118,15 @@ def _locate(schema: type[Settings], key: str) -> str | None:
     for position, name in enumerate(names):
         if name not in owner.field_names():
             return None
-        inner = group_of(owner, name)
-        if position == len(names) - 1:
+        inner, rest = group_of(owner, name), names[position + 1 :]
+        if not rest:
             return "field"
-        if inner is None or get_origin(owner.type_of(name)) is dict:
+        if inner is None:
             return "free"
+        if get_origin(owner.type_of(name)) is dict:  # such as dataset.splits.train.files: any name, then a group
+            return "free" if len(rest) == 1 or _locate(inner, ".".join(rest[1:])) else None
         owner = inner
     return None
-
-
-def _suggest(schema: type[Settings], key: str) -> str:
-    """Return the nearest key; a model's name, typed as a choice or key, is a backbone."""
-    return schema.suggest(key)
 
 
 def explain_error(command: str, error: BaseException) -> str:
@@ -140,10 +138,17 @@ def explain_error(command: str, error: BaseException) -> str:
         owner_key = merging[1].lstrip("+~")
         if expected := schema.expected(owner_key):
             return f"{owner_key}={merging[2]}: expected {expected}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        choices = [name for name in error.options if name != "base"]
+        near = get_close_matches(choice, choices, 1)
+        way = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(choices)}"
+        network = f"; for any timm network pass model=timm model.backbone={choice}" if group == "model" else ""
+        return f"{group}={choice}: no such choice; {way}{network}"
     if "Missing mandatory value" in text:
         return f"{key}: no value; pass {key}=<value>"
     if key and "not in" in str(cause) and _locate(schema, key) is None:
-        return f"{key}: unknown key; {_suggest(schema, key)}"
+        return f"{key}: unknown key; {schema.suggest(key)}"
     if key and (expected := schema.expected(key)) and "could not be converted" in str(cause):
         return f"{key}={str(cause).splitlines()[0]}; expected {expected}"
     return _one_line(text) or type(error).__name__
@@ -183,7 +188,7 @@ def help_text(command: str, overrides: Sequence[str]) -> str:
 _EXTRA = {"train": ("experiment", "debug", "hparams_search")}  # groups that set others' settings
 
 
-def _describe(schema: type[Settings], values: dict[object, object], indent: str = "") -> list[str]:
+def _describe(schema: type[Settings], values: dict[Any, Any], indent: str = "") -> list[str]:
     """One line per setting: key, value and sentence; advanced settings only where they are set."""
     lines: list[str] = []
     for name, value in values.items():
@@ -195,7 +200,10 @@ def _describe(schema: type[Settings], values: dict[object, object], indent: str 
             lines += [f"{indent}{name}:", *_describe(inner, value, indent + "  ")]
             continue
         shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
-        lines.append(f"{f'{indent}{name}: {shown}':<{_HELP_COLUMN}}  # {item.metadata['help']}")
+        choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
+        lines.append(
+            f"{f'{indent}{name}: {shown}':<{_HELP_COLUMN}}  # {item.metadata['help'].removesuffix('.')}{choices}"
+        )
     return lines
 
 
@@ -211,9 +219,13 @@ def _register_schemas() -> None:
         store.store(group=group, name="base", node=node)
 
 
-@cache
-def _mutable(schema: Any) -> type:
-    """A dataclass like `schema` that isn't frozen: OmegaConf makes nodes of frozen ones read-only, and Hydra merges into them."""
+_MUTABLE: dict[type[Settings], type] = {}
+
+
+def _mutable(schema: type[Settings]) -> type:
+    """Return a dataclass like `schema` that isn't frozen: OmegaConf makes nodes of frozen ones read-only, and Hydra merges into them."""
+    if schema in _MUTABLE:
+        return _MUTABLE[schema]
     members: list[tuple[str, Any, Any]] = []
     for item in fields(schema):
         kind = schema.type_of(item.name)
@@ -227,7 +239,8 @@ def _mutable(schema: Any) -> type:
         else:
             default = field(default=item.default)
         members.append((item.name, kind, default))
-    return make_dataclass(schema.__name__, members)
+    _MUTABLE[schema] = make_dataclass(schema.__name__, members)
+    return _MUTABLE[schema]
 
 
 def _register_resolvers() -> None:
