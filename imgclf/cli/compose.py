@@ -6,7 +6,7 @@ Nothing here loads torch, so that `--help` and a wrong override answer at once.
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -223,7 +223,7 @@ _MUTABLE: dict[type[Settings], type] = {}
 
 
 def _mutable(schema: type[Settings]) -> type:
-    """Return a dataclass like `schema` that isn't frozen: OmegaConf makes nodes of frozen ones read-only, and Hydra merges into them."""
+    """Return a dataclass like `schema`, but not frozen: OmegaConf makes nodes of frozen ones read-only."""
     if schema in _MUTABLE:
         return _MUTABLE[schema]
     members: list[tuple[str, Any, Any]] = []
@@ -232,7 +232,7 @@ def _mutable(schema: type[Settings]) -> type:
         if inner := group_of(schema, item.name):
             optional, mutable = type(None) in get_args(kind), _mutable(inner)
             kind = dict[str, mutable | None] if get_origin(kind) is dict else mutable | None if optional else mutable  # type: ignore[valid-type]
-            default = field(default_factory=dict) if get_origin(kind) is dict else field(default=None)
+            default: Any = field(default_factory=dict) if get_origin(kind) is dict else field(default=None)
             default = default if optional or get_origin(kind) is dict else field(default_factory=mutable)
         elif item.default is MISSING:
             default = field(default_factory=cast(Any, item.default_factory))
@@ -251,7 +251,7 @@ def _register_resolvers() -> None:
     propose the same trials again otherwise; `${imgclf.direction:<metric>}`: maximize or minimize.
     """
 
-    def register(name: str, function: object, cached: bool = False) -> None:
+    def register(name: str, function: Callable[..., Any], cached: bool = False) -> None:
         OmegaConf.register_new_resolver(f"imgclf.{name}", function, replace=True, use_cache=cached)
 
     # Cached in the config: launchers resolve it again in the processes that they start.
