@@ -15,8 +15,8 @@ from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError, RunError
 from imgclf.files.atomic import cache_folder
 from imgclf.files.row_store import DiskStore, MemoryStore, RowStore, key_of
-from imgclf.images.decode import DECODER, read_image
-from imgclf.images.fitting import fit
+from imgclf.images import __version__ as decoder
+from imgclf.images import fit, read_image
 from imgclf.preprocess import Preprocess
 from imgclf.progress import progress_bar
 from imgclf.threads import available_cpus, prefetch_map
@@ -149,7 +149,7 @@ def pixel_cache(samples: Samples, preprocess: Preprocess, keeping: CacheConfig, 
     fitted = (shape, preprocess.resize, preprocess.interpolation, preprocess.crop_pct,
               preprocess.mean if preprocess.resize == "letterbox" else None)  # fmt: skip
     about = {"root": str(root), "pictures": f"{side} x {side} x {channels}, {preprocess.resize}"}
-    store = keeping.store("pixels", name, ("pixels", str(root), fitted, DECODER), shape, "uint8", len(samples), about)
+    store = keeping.store("pixels", name, ("pixels", str(root), fitted, decoder), shape, "uint8", len(samples), about)
     if store is None:
         return None
     return Cached(store, len(samples), "pixels", lambda indices: sample_keys(samples, root, indices),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from imgclf.data.samples import Samples
 from imgclf.errors import ImageError, RunError
-from imgclf.images.decode import decode, describe
+from imgclf.images import decode, describe
 from imgclf.quality.duplicates import SIDE
 
 __all__ = ["ImageInfo", "Scan", "scan"]

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from imgclf.cli.hydra_app import CONF, to_dict
-from imgclf.images.decode import decode
+from imgclf.images import decode
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
