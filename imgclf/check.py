@@ -1,4 +1,4 @@
-"""`python -m imgclf.check dataset=cards`: what is wrong with a data set, before anything is trained on it."""
+"""`imgclf check dataset=cards`: find the problems of a data set before training on it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["main"]
 def main(config: DictConfig) -> int:
     """Check a data set, and write check.json and check.html into the run folder; returns 0 for clean, 1 for findings.
 
-    Raises `DataError`, `ConfigError` when it can't be checked, which exits with 2.
+    Raises `DataError` and `ConfigError` when the check is impossible, which exits with 2.
     """
     settings = to_dict(config)
     require_folder(settings)
-    from imgclf.quality.run import check_data  # here, because it loads torch
+    from imgclf.quality import check_data  # here, because it loads torch
 
     return check_data(settings, output_folder())
 

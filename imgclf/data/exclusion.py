@@ -14,7 +14,7 @@ from imgclf.errors import ConfigError, DataError
 
 __all__ = ["FORMAT", "Exclusion", "read_exclusion", "relative_paths"]
 
-FORMAT = "imgclf check 1"
+FORMAT = "imgclf check 2"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from imgclf.files.run_folder import (
     require_unused,
     write_environment,
 )
-from imgclf.quality.oddities import quick_notes
-from imgclf.quality.run import check_before_training
+from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class, silence_library_logs
 from imgclf.report.tables import metrics_json
 from imgclf.signals import Interrupted, Signals, catch_signals
