@@ -3,10 +3,14 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from imgclf.errors import ConfigError, ImgclfError
 
-__all__ = ["print_table", "run_command"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["make_console", "print_table", "run_command"]
 
 
 def run_command(task: Callable[[], int]) -> int:
@@ -27,18 +31,22 @@ def run_command(task: Callable[[], int]) -> int:
         return ConfigError.exit_code
 
 
-def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print `rows` under `names`; where nobody looks, such as into a file, as wide as it is."""
+def make_console(width: int = 120) -> "Console":
+    """A rich console on stdout, `width` columns wide where stdout is not a terminal."""
     from rich.console import Console  # here, because it takes a tenth of a second
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    return console if console.is_terminal else Console(highlight=False, width=width)
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print `rows` under `names`; 160 columns wide where stdout is not a terminal."""
+    from rich.table import Table  # here, because it takes a tenth of a second
+    from rich.text import Text
+
     table = Table()
     for name in names:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    make_console(160).print(table)

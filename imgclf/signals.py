@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Interrupted", "Signals", "catch_signals", "leave_group"]
+__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -80,6 +80,19 @@ def leave_group() -> None:
     if hasattr(os, "setpgid"):
         with suppress(OSError):
             os.setpgid(0, 0)
+
+
+def exit_with_parent() -> None:
+    """Send this process SIGTERM when its parent process has ended, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _quit(signum: int) -> None:

@@ -18,7 +18,7 @@ from imgclf.data.manifest import fingerprint, read_exclusion
 from imgclf.data.pixel_cache import CachedRows, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.errors import ConfigError, DataError
-from imgclf.images.decode import decode
+from imgclf.images import decode
 from imgclf.preprocess import Preprocess
 from imgclf.threads import available_cpus
 

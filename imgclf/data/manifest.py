@@ -15,7 +15,7 @@ from imgclf.errors import ConfigError, DataError
 
 __all__ = ["FORMAT", "Exclusion", "difference", "file_size", "fingerprint", "read_exclusion", "relative_paths"]
 
-FORMAT = "imgclf check 1"
+FORMAT = "imgclf check 2"
 Fingerprint = Mapping[str, Sequence[int | str]]  # class -> [number of samples, digest]
 
 

@@ -16,8 +16,8 @@ from imgclf.data.samples import Samples
 from imgclf.errors import RunError
 from imgclf.files.atomic import cache_folder
 from imgclf.files.row_store import DiskStore, MemoryStore, RowStore, key_of
-from imgclf.images.decode import DECODER, read_image
-from imgclf.images.fitting import fit
+from imgclf.images import __version__ as decoder
+from imgclf.images import fit, read_image
 from imgclf.preprocess import Preprocess
 from imgclf.progress import progress_bar
 from imgclf.threads import available_cpus, prefetch_map
@@ -154,7 +154,7 @@ def pixel_cache(
     mean = preprocess.mean if preprocess.resize == "letterbox" else None
     fitted = (shape, preprocess.resize, preprocess.interpolation, preprocess.crop_pct, mean)
     description = {"root": str(root), "images": f"{' x '.join(map(str, shape))}, {preprocess.resize}"}
-    spec = RowSpec("pixels", name, ("pixels", str(root), fitted, DECODER), shape, "uint8", description)
+    spec = RowSpec("pixels", name, ("pixels", str(root), fitted, decoder), shape, "uint8", description)
     store = open_store(cache, spec, len(samples))
     if store is None:
         return None

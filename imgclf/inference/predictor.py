@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
 from imgclf.evaluation.evaluate import Answer, build_forward, predict_logits, softmax
-from imgclf.images.decode import as_pixels, read_image
-from imgclf.images.fitting import fit
+from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import Picture, RemoteImage, each_input, is_one
 from imgclf.models.engine import choose_engine
 from imgclf.models.image_model import TrainedNetwork, restore

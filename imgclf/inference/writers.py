@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files.atomic import write_atomically
-from imgclf.images.decode import as_pixels, decode
+from imgclf.images import as_pixels, decode
 from imgclf.inference.inputs import Picture, RemoteImage
 from imgclf.inference.predictor import Prediction, Predictor
 from imgclf.report.thumbnails import shrunk

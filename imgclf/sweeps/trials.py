@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from imgclf.errors import ImgclfError, RunError
 from imgclf.files.run_folder import TrialRecord, read_record, write_record
-from imgclf.signals import Interrupted, catch_signals
+from imgclf.signals import Interrupted, catch_signals, exit_with_parent
 
 __all__ = ["main", "run_trial"]
 
@@ -114,7 +113,7 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
     """What the process does: train, and tell the one that waits what came of it."""
     if hasattr(os, "setsid"):
         os.setsid()
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    exit_with_parent()
     if log:
         with open(Path(folder) / LOG, "ab") as file:
             os.dup2(file.fileno(), 1)
@@ -153,14 +152,6 @@ def _train(folder: str) -> float | None:
 
         torch.set_num_threads(int(threads))
     return train(dict(record.settings), Path(folder), record.overrides)
-
-
-def _stop_with_parent() -> None:
-    """Stop as a signal would stop it, when the process that waits is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _fate(exitcode: int | None) -> str:

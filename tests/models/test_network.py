@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from imgclf.errors import CheckpointError, ConfigError
-from imgclf.images.decode import read_image
+from imgclf.images import read_image
 from imgclf.models.network import Network, build_network, count_parameters, freeze_backbone
 from imgclf.models.small_cnn import SmallCNN
 from imgclf.models.weights import load_weights, read_note

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from imgclf.cli.compose import compose_config
-from imgclf.images.decode import decode
+from imgclf.images import decode
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
