@@ -13,7 +13,7 @@ import torch
 from imgclf.data.layouts import list_images
 from imgclf.data.pixel_csv import read_pixel_csv
 from imgclf.errors import DataError, ImageError
-from imgclf.fetch.web_image import fetch_image, is_url
+from imgclf.fetch import fetch_image, is_url
 
 __all__ = ["Picture", "RemoteImage", "each_input", "is_one", "list_inputs", "sample_inputs"]
 
