@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from imgclf.errors import DataError
-from imgclf.files.atomic import cache_folder
 
 __all__ = ["KNOWN", "locate", "missing", "require_folder"]
 
@@ -16,14 +15,16 @@ def locate(name: str, data_dir: str | None) -> Path:
     where `imgclf download` puts it.
     """
     if data_dir == "demo":
-        from imgclf.demo.datasets import demo_folder  # here, because drawing takes more than locating
+        from imgclf.demo import demo_folder  # here, because drawing takes more than locating
 
         return demo_folder(name)
     if data_dir:
         return Path(data_dir).expanduser().absolute()
     if root := os.environ.get("IMGCLF_DATA"):
         return Path(root).expanduser().absolute() / name
-    return cache_folder() / "data" / name
+    from imgclf.fetch import destination  # here, because it loads the HTTP client
+
+    return destination(name)
 
 
 def require_folder(name: str, data_dir: str | None) -> None:
