@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imgclf.console import progress_bar
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError, RunError
 from imgclf.files.atomic import cache_folder
@@ -18,7 +19,6 @@ from imgclf.files.row_store import DiskStore, MemoryStore, RowStore, key_of
 from imgclf.images.decode import DECODER, read_image
 from imgclf.images.fitting import fit
 from imgclf.preprocess import Preprocess
-from imgclf.progress import progress_bar
 from imgclf.threads import available_cpus, prefetch_map
 
 __all__ = ["CacheConfig", "Cached", "in_threads", "pixel_cache", "sample_keys"]
@@ -112,7 +112,7 @@ class Cached:
     def _fill(self, missing: Indices, keys: list[bytes], stop: Callable[[], bool]) -> None:
         if not len(missing):
             return
-        if why := self.store.room(len(missing)):
+        if why := self.store.shortage(len(missing)):
             self._refuse(why)
             return
         committed, done = time.perf_counter(), 0

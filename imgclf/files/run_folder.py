@@ -1,7 +1,6 @@
 """A run's folder: claimed by one run alone, with what was asked for and where it ran."""
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -13,7 +12,8 @@ from typing import Any
 import yaml
 
 from imgclf.errors import RunError
-from imgclf.files.atomic import sweep_leftovers, write_atomically
+from imgclf.files.atomic import delete_leftovers, write_atomically
+from imgclf.threads import available_cpus
 
 __all__ = ["create_run_folder", "describe_environment", "finished_epochs", "require_unused", "write_environment"]
 
@@ -61,7 +61,7 @@ def create_run_folder(folder: Path, config: dict[str, Any], overrides: list[str]
     if not resuming:
         write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     for part in (folder, folder / "checkpoints"):
-        sweep_leftovers(part)
+        delete_leftovers(part)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -76,7 +76,7 @@ def describe_environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     }

@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from imgclf.console import silence_library_logs
 from imgclf.data.datamodule import SPLITS
 from imgclf.errors import CheckpointError, ConfigError, DataError
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.run_folder import describe_environment, require_unused
-from imgclf.report.summary import print_metrics, print_per_class, silence_library_logs
+from imgclf.inference.predictor import choose_device
+from imgclf.report.summary import print_metrics, print_per_class
 from imgclf.report.tables import metrics_json
 from imgclf.training.build import build_data
 from imgclf.training.classifier import ImageClassifier
@@ -28,7 +28,7 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     split = settings["split"]
     if split not in SPLITS:
         raise ConfigError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    classifier = ImageClassifier.load_from_checkpoint(settings["checkpoint"]).to(_device(settings["device"]))
+    classifier = ImageClassifier.load_from_checkpoint(settings["checkpoint"]).to(choose_device(settings["device"]))
     data = build_data(_data_settings(settings, classifier))
     if data.classes != classifier.classes:
         raise DataError(_difference(data.classes, classifier.classes, settings["checkpoint"], data.root))
@@ -72,15 +72,6 @@ def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dic
     keys = [typed.lstrip("+").partition("=")[0].removeprefix("dataset.") for typed in settings.get("typed", ())]
     dataset = {**dataset, **{key: chosen[key] for key in keys if chosen and key in chosen}}
     return {"dataset": dataset, "seed": trained["seed"], "data_dir": data_dir or classifier.about["data"]["root"]}
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; pass device=cpu") from None
 
 
 def _difference(found: tuple[str, ...], known: tuple[str, ...], checkpoint: str, root: Path) -> str:

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from imgclf.console import make_console, progress_bar, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.exclusion import relative_paths
 from imgclf.errors import ConfigError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import require_unused
-from imgclf.progress import progress_bar
 from imgclf.quality.findings import examine
 from imgclf.quality.page import check_page, shown_images
 from imgclf.quality.scan import scan
-from imgclf.report.summary import silence_library_logs
 from imgclf.training.build import build_data
 
 __all__ = ["check_before_training", "check_data"]
@@ -67,8 +65,7 @@ def _check(data: ImageDataModule, folder: Path, workers: int | None) -> dict[str
 
 
 def _print_report(report: Mapping[str, Any]) -> None:
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=120)
+    console = make_console(120)
     counts = ", ".join(f"{sum(values.values()):,} {split}" for split, values in report["counts"].items())
     console.print(Text(f"{report['name']}: {counts}; {len(report['classes'])} classes; from {report['root']}"))
     for note in report["notes"]:

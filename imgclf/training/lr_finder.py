@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from imgclf.console import silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Batch
 from imgclf.data.pixel_cache import free_memory
 from imgclf.errors import ConfigError, RunError
 from imgclf.files.atomic import write_atomically
-from imgclf.report.summary import silence_library_logs
 from imgclf.signals import Signals
 from imgclf.training.build import build_classifier, build_data, build_trainer
 from imgclf.training.classifier import ImageClassifier

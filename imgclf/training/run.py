@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from imgclf.console import silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ConfigError, ImgclfError, RunError
@@ -20,7 +21,7 @@ from imgclf.files.run_folder import (
 )
 from imgclf.quality.oddities import quick_notes
 from imgclf.quality.run import check_before_training
-from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class, silence_library_logs
+from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
 from imgclf.report.tables import metrics_json
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import build_classifier, build_data, build_trainer, is_first_process, restore_classifier

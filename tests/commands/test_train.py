@@ -18,10 +18,10 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from support.fabricate import COLOURS, SHARED, TINY, composed, draw_tree
 
 import imgclf
+from imgclf.console import silence_library_logs
 from imgclf.errors import CheckpointError, ConfigError, DataError, RunError
 from imgclf.files.run_folder import create_run_folder
 from imgclf.inference.evaluate_checkpoint import evaluate
-from imgclf.report.summary import silence_library_logs
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.resume import find_checkpoint
 from imgclf.training.run import train
@@ -144,7 +144,7 @@ def test_predicting_what_is_no_picture(tiny_run: Path, colours: Path, tmp_path: 
     probabilities = classifier.predict_proba([good, bad], errors="return")
     assert np.isfinite(probabilities[0]).all() and np.isnan(probabilities[1]).all()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures in this folder"):
+    with pytest.raises(DataError, match="no images in this folder"):
         classifier.predict(tmp_path / "empty")
 
 
