@@ -101,11 +101,8 @@ def _line_writer(options: argparse.Namespace, predictor: Predictor) -> LineWrite
     """Return what prints one line per image."""
     from imgclf.inference import writers
 
-    if options.csv:
-        return writers.CSVWriter(predictor.classes, options.threshold)
-    if options.json:
-        return writers.JSONLinesWriter(predictor.classes, options.top, options.threshold)
-    return writers.TableWriter(predictor.classes, options.top, options.threshold)
+    kind = writers.CSVWriter if options.csv else writers.JSONWriter if options.json else writers.TableWriter
+    return kind(predictor.classes, options.top, options.threshold)
 
 
 def _file_writers(options: argparse.Namespace, predictor: Predictor) -> list[FileWriter]:
@@ -131,12 +128,13 @@ def _predict_images(
     with progress_bar("predicting", len(images), shown=not sys.stdout.isatty()) as advance:
         for prediction in predictor.predict_each(images, len(images)):
             advance(1)
-            line_writer.write(prediction)
-            if prediction.error is not None:
+            if prediction.error is None:
+                for writer in (line_writer, *file_writers):
+                    writer.write(prediction)
+            else:
                 errors.append(str(prediction.error))
-                continue
-            for writer in file_writers:
-                writer.write(prediction)
+                if line_writer.prints_errors:
+                    line_writer.write(prediction)
     sys.stdout.flush()
     summaries = [writer.finish() for writer in file_writers]
     if errors and len(images) > 1:

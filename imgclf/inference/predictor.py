@@ -91,12 +91,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        trained: Any,
-        path: str | Path,
-        engine: str = "auto",
-        precision: str = "fp32",
-        flips: Sequence[str] = (),
+        self, trained: Any, path: str | Path, engine: str = "auto", precision: str = "fp32", flips: Sequence[str] = ()
     ) -> None:
         self.trained: Any = trained  # a TrainedNetwork, or what answers like one
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips

@@ -23,18 +23,7 @@ from imgclf.report.thumbnails import shrunk
 if TYPE_CHECKING:
     from imgclf.report.grid import Tile
 
-__all__ = [
-    "UNSURE",
-    "CSVWriter",
-    "FileWriter",
-    "GridWriter",
-    "JSONLinesWriter",
-    "LineWriter",
-    "SaliencyMaps",
-    "SortedCopies",
-    "TableWriter",
-    "predicted_class",
-]
+__all__ = ["CSVWriter", "GridWriter", "JSONWriter", "LineWriter", "SaliencyMaps", "SortedCopies", "TableWriter"]
 
 UNSURE = "unsure"
 MAX_TILES, TILE_SIDE = 100, 224  # of a grid: more tiles are too small to look at
@@ -46,20 +35,28 @@ def predicted_class(prediction: Prediction, classes: Sequence[str], threshold: f
     return classes[best] if prediction.probabilities[best] >= threshold else UNSURE
 
 
-class TableWriter:
-    """Prints one line per image: its most probable classes, its name, and its true class if that is known and differs."""
+class LineWriter:
+    """Prints one line per image to stdout."""
+
+    prints_errors = False  # otherwise an image that cannot be read has no line
 
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         self.classes, self.top, self.threshold = classes, top, threshold
-        self.width = min(max(map(len, classes)), 28)
 
     def write(self, prediction: Prediction) -> None:
-        """Print the line, unless the image could not be read."""
-        if prediction.error is not None:
-            return
+        """Print the line."""
+        raise NotImplementedError
+
+
+class TableWriter(LineWriter):
+    """Prints the most probable classes, the name, and the true class if it is known and differs."""
+
+    def write(self, prediction: Prediction) -> None:
+        """Print the line, with class names padded to a column."""
+        width = min(max(map(len, self.classes)), 28)
         image, probabilities = prediction.image, prediction.probabilities
         best = _top_classes(prediction, self.top)
-        cells = [f"{self.classes[i]:<{self.width}} {probabilities[i]:6.1%}" for i in best]
+        cells = [f"{self.classes[i]:<{width}} {probabilities[i]:6.1%}" for i in best]
         if self.threshold:
             predicted = predicted_class(prediction, self.classes, self.threshold)
             cells.insert(0, f"{UNSURE if predicted == UNSURE else '':<{len(UNSURE)}}")
@@ -67,28 +64,25 @@ class TableWriter:
         print(f"{'   '.join(cells)}   {image.name}{f'   (is {image.true_class})' * is_wrong}", flush=True)
 
 
-class CSVWriter:
-    """Prints one CSV row per image as it is predicted: file, predicted, then one column per class."""
+class CSVWriter(LineWriter):
+    """Prints CSV: file, predicted, then the probability of each class."""
 
-    def __init__(self, classes: Sequence[str], threshold: float) -> None:
-        self.classes, self.threshold = classes, threshold
+    def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
+        super().__init__(classes, top, threshold)
         self.rows = csv.writer(sys.stdout, lineterminator="\n")
         self.rows.writerow(["file", "predicted", *classes])
 
     def write(self, prediction: Prediction) -> None:
-        """Print the row, unless the image could not be read."""
-        if prediction.error is not None:
-            return
+        """Print the row."""
         values = [f"{value:.7g}" for value in prediction.probabilities.tolist()]
         predicted = predicted_class(prediction, self.classes, self.threshold)
         self.rows.writerow([prediction.image.name, predicted, *values])
 
 
-class JSONLinesWriter:
-    """Prints one JSON object per image: file, predicted, probability, top, and true if known; or file and error."""
+class JSONWriter(LineWriter):
+    """Prints a JSON object: file, predicted, probability, top, and true if known; or file and error."""
 
-    def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
-        self.classes, self.top, self.threshold = classes, top, threshold
+    prints_errors = True
 
     def write(self, prediction: Prediction) -> None:
         """Print the object."""
@@ -179,7 +173,6 @@ class SaliencyMaps:
         return f"{self.folder}: {self.count:,} saliency maps"
 
 
-LineWriter: TypeAlias = TableWriter | CSVWriter | JSONLinesWriter
 FileWriter: TypeAlias = GridWriter | SortedCopies | SaliencyMaps
 
 
