@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgclf.config import CacheConfig
+from imgclf.console import progress_bar
 from imgclf.data.samples import Samples
 from imgclf.errors import RunError
 from imgclf.files.atomic import cache_folder
@@ -19,7 +20,6 @@ from imgclf.files.row_store import DiskStore, MemoryStore, RowStore, key_of
 from imgclf.images import __version__ as decoder
 from imgclf.images import fit, read_image
 from imgclf.preprocess import Preprocess
-from imgclf.progress import progress_bar
 from imgclf.threads import available_cpus, prefetch_map
 
 __all__ = ["CachedRows", "RowSpec", "in_threads", "open_store", "pixel_cache", "read_pixels", "sample_keys"]
@@ -116,7 +116,7 @@ class CachedRows:
     def _fill(self, missing: Indices, keys: list[bytes], stop: Callable[[], bool]) -> None:
         if not len(missing):
             return
-        if reason := self.store.room(len(missing)):
+        if reason := self.store.shortage(len(missing)):
             self._refuse(reason)
             return
         committed, done = time.perf_counter(), 0

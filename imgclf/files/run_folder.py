@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from imgclf.errors import RunError
-from imgclf.files.atomic import sweep_leftovers, write_atomically
+from imgclf.files.atomic import delete_leftovers, write_atomically
 from imgclf.threads import available_cpus
 
 __all__ = [
@@ -67,7 +67,7 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], resumin
     if not resuming:
         write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     for part in (folder, folder / "checkpoints"):
-        sweep_leftovers(part)
+        delete_leftovers(part)
 
 
 def describe_environment() -> Plain:
@@ -82,7 +82,7 @@ def describe_environment() -> Plain:
         "versions": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "processor": _processor(),
-        "cores": available_cpus(capped=False),
+        "cores": available_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     }

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from imgclf.data.manifest import FORMAT, relative_paths
 from imgclf.data.layouts import IMAGE_SUFFIXES, list_images
-from imgclf.data.manifest import file_size
+from imgclf.data.manifest import FORMAT, file_size, relative_paths
 from imgclf.data.samples import Samples
 from imgclf.quality.scan import ImageInfo, Indices, Scan, copies_of, exact_groups, near_groups
 

@@ -8,17 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from imgclf.config import CheckConfig
-from imgclf.console import make_console
+from imgclf.console import make_console, progress_bar, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.data.manifest import relative_paths
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import require_unused
-from imgclf.progress import progress_bar
 from imgclf.quality.findings import Report, examine
 from imgclf.quality.page import check_page, shown_images
 from imgclf.quality.scan import scan
-from imgclf.report.summary import silence_library_logs
 
 __all__ = ["check_before_training", "check_data"]
 

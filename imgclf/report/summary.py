@@ -1,47 +1,25 @@
 """What a run says on the console: its data, its classes, its network and its results."""
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from imgclf.console import make_console
 from imgclf.data.datamodule import SPLITS, ImageDataModule
 from imgclf.models.network import count_parameters
 from imgclf.report.tables import correct_phrase, per_class_table
 from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["print_data", "print_metrics", "print_network", "print_per_class", "silence_library_logs"]
-
-
-def silence_library_logs() -> None:
-    """Silence what Lightning and torch say about themselves; what a user can act on, imgclf says."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*", ".*number of training batches.*", ".*in eval mode at the start of training.*",
-        ".*GPU available but not used.*", ".*IntermediateResult.*", ".*Checkpoint directory.*exists and is not empty.*",
-        ".*isinstance.treespec, LeafSpec.*", ".*was configured so.*", ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*no logger.*", ".*srun.*", ".*`train_dataloader`.*overfit.*", ".*You requested to overfit.*",
-        ".*It is recommended to use `self.log.*sync_dist.*",
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _console() -> Console:
-    """Rich's console; in a log file 120 columns wide, because there is no terminal to ask."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+__all__ = ["print_data", "print_metrics", "print_network", "print_per_class"]
 
 
 def print_data(data: ImageDataModule) -> None:
     """Print counts, notes and the classes with their indices."""
-    console = _console()
+    console = make_console(120)
     counts = ", ".join(f"{len(data.samples[split]):,} {split}" for split in SPLITS)
     console.print(Text(f"{data.name}: {counts}; {len(data.classes)} classes; from {data.root}"))
     for note in data.notes:
@@ -66,14 +44,14 @@ def print_network(classifier: ImageClassifier) -> None:
     table.add_section()
     table.add_row("all", f"{total:,} parameters", f"{trainable:,}", f"{total - trainable:,}")
     size, shape = classifier.preprocess.size, " x ".join(map(str, network.backbone.shape))
-    console = _console()
+    console = make_console(120)
     console.print(Text(f"{model['backbone']} on {size} x {size} ({classifier.preprocess.resize}): features {shape}"))
     console.print(table)
 
 
 def print_per_class(split: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Print precision, recall, F1 and support of each class."""
-    console = _console()
+    console = make_console(120)
     console.print(Text(f"{split}, a class:"))
     console.print(per_class_table(classes, matrix))
 

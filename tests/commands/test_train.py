@@ -144,7 +144,7 @@ def test_predicting_what_is_no_picture(tiny_run: Path, colours: Path, tmp_path: 
     probabilities = classifier.predict_proba([good, bad], errors="return")
     assert np.isfinite(probabilities[0]).all() and np.isnan(probabilities[1]).all()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures in this folder"):
+    with pytest.raises(DataError, match="no images in this folder"):
         classifier.predict(tmp_path / "empty")
 
 
