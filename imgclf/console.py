@@ -56,17 +56,9 @@ def run_command(task: Callable[[], int]) -> int:
     return code
 
 
-def make_console(width: int) -> Console:
+def make_console(width: int = 120) -> Console:
     """Return a console for stdout that is `width` columns wide where stdout is not a terminal, such as in a log file."""
     from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=width)
-
-
-def make_console(width: int = 120) -> Console:
-    """A rich console on stdout, `width` columns wide where stdout is not a terminal."""
-    from rich.console import Console  # here, because it takes a tenth of a second
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=width)
