@@ -8,7 +8,7 @@ ImgclfError            shown as one line, exit code 2
 └── RunError           a run can't start, continue or be resumed
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError", "one_line"]
 
 
 class ImgclfError(Exception):
@@ -35,3 +35,8 @@ class CheckpointError(ImgclfError):
 
 class RunError(ImgclfError):
     """A run can't start, continue or be resumed."""
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Return an error's text on one line of at most `limit` characters; the name of its type where it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

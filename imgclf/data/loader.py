@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from imgclf.data.augment import Augment
 from imgclf.data.pixel_cache import CachedRows, Indices, read_pixels
 from imgclf.data.samples import Samples
-from imgclf.errors import ConfigError, ImgclfError, RunError
+from imgclf.errors import ConfigError, ImgclfError, RunError, one_line
 from imgclf.files.row_store import MappedRows, Rows
 from imgclf.preprocess import Preprocess
 from imgclf.signals import leave_group
@@ -261,7 +261,7 @@ def worker_failure(error: Exception) -> RunError | None:
     torch reports it in four ways: two are a bare connection error, and one is raised by a signal handler, at any place of
     the program. None has a type of its own, so that its text must be read.
     """
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
         return RunError(
             f"a DataLoader worker hangs ({text}): most likely a file on a drive or network that doesn't answer; "

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from imgclf.data.samples import Samples
-from imgclf.errors import ConfigError, DataError
+from imgclf.errors import ConfigError, DataError, one_line
 
 __all__ = ["FORMAT", "Exclusion", "difference", "file_size", "fingerprint", "read_exclusion", "relative_paths"]
 
@@ -116,7 +116,7 @@ def read_exclusion(path: str) -> Exclusion:
     except OSError as error:
         problem = f"can't be read ({error.strerror})"
     except (ValueError, TypeError, KeyError) as error:
-        problem = f"is no check.json ({' '.join(str(error).split())[:80]})"
+        problem = f"is no check.json ({one_line(error, 80)})"
     raise ConfigError(f"dataset.exclude={path}: {problem}; `imgclf check` writes one, null excludes nothing")
 
 

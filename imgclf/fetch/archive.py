@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
-from imgclf.errors import DataError
-from imgclf.fetch.http import one_line
+from imgclf.errors import DataError, one_line
 
 __all__ = ["ArchiveError", "Limits", "Progress", "copy_tree", "extract"]
 

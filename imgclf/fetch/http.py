@@ -20,9 +20,9 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import quote, urljoin, urlsplit
 
-from imgclf.errors import DataError, ImageError
+from imgclf.errors import DataError, ImageError, one_line
 
-__all__ = ["FetchError", "check_url", "fetch_image", "is_public", "is_url", "one_line", "open_url", "status_error"]
+__all__ = ["FetchError", "check_url", "fetch_image", "is_public", "is_url", "open_url", "status_error"]
 
 Send = Callable[[str, dict[str, str]], HTTPResponse]  # one request to an address, with headers
 
@@ -96,11 +96,6 @@ def _redirect_target(url: str, location: str) -> str:
 def status_error(status: int) -> FetchError:
     """Return the error for a response without the expected body."""
     return FetchError(f"the server returned {status} {_PHRASES.get(status, '')}".rstrip(), status)
-
-
-def one_line(error: object) -> str:
-    """Return the text of `error` in one line of at most 300 characters, or the name of its type."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _masked(url: str) -> str:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 
-from imgclf.errors import DataError
+from imgclf.errors import DataError, one_line
 from imgclf.fetch.archive import ArchiveError, Progress, copy_tree, extract
-from imgclf.fetch.http import FetchError, one_line
+from imgclf.fetch.http import FetchError
 from imgclf.fetch.resumable import download_url
 from imgclf.files.atomic import cache_folder
 

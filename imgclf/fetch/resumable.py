@@ -18,9 +18,9 @@ from typing import IO
 from urllib import request
 from urllib.error import URLError
 
-from imgclf.errors import DataError
+from imgclf.errors import DataError, one_line
 from imgclf.fetch.archive import Progress
-from imgclf.fetch.http import FetchError, check_url, one_line, open_url, status_error
+from imgclf.fetch.http import FetchError, check_url, open_url, status_error
 from imgclf.files.atomic import write_atomically
 
 __all__ = ["download_url"]

@@ -12,7 +12,7 @@ import torch
 
 from imgclf.data.layouts import list_images
 from imgclf.data.pixel_csv import read_pixel_csv
-from imgclf.errors import ConfigError, DataError, ImageError
+from imgclf.errors import ConfigError, DataError, ImageError, one_line
 from imgclf.fetch import fetch_image, is_url
 
 __all__ = ["InputImage", "RemoteImage", "each_input", "is_single", "list_inputs", "read_camera", "sample_inputs"]
@@ -150,7 +150,7 @@ def _csv_inputs(path: Path, known: set[str], label_names: Mapping[str, str]) -> 
     try:
         table = read_pixel_csv(path)
     except DataError as error:
-        return [InputImage(str(path), ImageError(" ".join(str(error).split())))]
+        return [InputImage(str(path), ImageError(one_line(error)))]
     names = [label_names.get(label, label) for label in table.labels]
     return [
         InputImage(f"{path}:{line}", pixels, name if name in known else None)

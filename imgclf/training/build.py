@@ -16,7 +16,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, one_line
 from imgclf.models.backbone import check_name
 from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
@@ -135,7 +135,7 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     try:
         return Trainer(**own, **options)
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"trainer: {one_line(error, 300)}") from error
 
 
 def is_first_process() -> bool:
@@ -166,7 +166,7 @@ def _build_logger(config: LoggerConfig, folder: Path) -> Logger | bool:
     except ModuleNotFoundError:
         raise ConfigError(f'logger={config.name}: `pip install "imgclf[{config.name}]"` first') from None
     except TypeError as error:
-        raise ConfigError(f"logger.options: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"logger.options: {one_line(error, 200)}") from None
 
 
 def _with_class_weights(config: LossConfig, data: ImageDataModule) -> LossConfig:

@@ -12,7 +12,7 @@ import yaml
 from imgclf.config import RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
-from imgclf.errors import CheckpointError, ConfigError, RunError
+from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
 from imgclf.files.run_folder import finished_epochs, require_unused
 from imgclf.models.weights import read_checkpoint
 from imgclf.schema import flatten
@@ -201,7 +201,7 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
     try:
         saved = RunConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise RunError(f"{path}: holds no run's settings ({reason}); pass resume=<a run's folder>") from None
     keys = [key for key in overridable if key in typed]
     if "trainer" in typed:

@@ -10,7 +10,7 @@ from typing import Any
 from imgclf.config import RunConfig
 from imgclf.console import silence_library_logs
 from imgclf.data.loader import worker_failure
-from imgclf.errors import CheckpointError, ImgclfError, RunError
+from imgclf.errors import CheckpointError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import create_run_folder, describe_environment, write_environment
@@ -110,7 +110,7 @@ def _fit(run: Run) -> None:
                 "another rank failed; see its error above. resume=<run folder> resumes from the last checkpoint"
             ) from None
         if point and not run.signals.deferring:  # Lightning was still restoring
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise CheckpointError(f"cannot resume from {point.path}: {type(error).__name__}: {reason}") from error
         raise
 
