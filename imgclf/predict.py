@@ -86,7 +86,7 @@ def _pictures(predictor: Predictor, options: argparse.Namespace, paths: Sequence
 
 def _label_names(predictor: Predictor, words: Sequence[str]) -> dict[str, str]:
     """What the labels in a CSV stand for, as the checkpoint's data set says."""
-    config = predictor.trained.about.get("config") or {}
+    config = predictor.trained.metadata.config or {}
     if not config or not any(word.lower().endswith(".csv") for word in words):
         return {}
     from imgclf.data import datamodule_class  # here, because it loads Lightning

@@ -191,7 +191,8 @@ class ImageDataModule(LightningDataModule):
         chosen = np.sort(np.random.default_rng(self.split_seed).permutation(len(train))[:limit])
         images = train.take(chosen)
         small = replace(self.preprocess, size=min(self.preprocess.size, 64)).with_channels(channels)
-        pixels = torch.cat([batch.images for batch in Loader(images, small, batch_size=64)]).double() / 255  # [N,C,S,S]
+        batches = Loader(images, small, batch_size=64)
+        pixels = torch.cat([batch.images for batch in batches if batch.images is not None]).double() / 255  # [N,C,S,S]
         mean, deviation = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp_min(1e-3)
         return tuple(round(x, 4) for x in mean.tolist()), tuple(round(x, 4) for x in deviation.tolist())
 

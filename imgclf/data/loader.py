@@ -22,13 +22,14 @@ __all__ = ["Batch", "Features", "Loader", "worker_failure"]
 
 
 class Batch(NamedTuple):
-    """`images` uint8 [B, C, S, S], or the float features of a frozen part of the network [B, F] or [B, F, h, w]; `targets`
-    int64 [B], `indices` int64 [B] into the loader's samples.
+    """`images` uint8 [B, C, S, S], or `features` float32 [B, F] or [B, F, h, w] of a frozen part of the network in their place;
+    `targets` int64 [B], `indices` int64 [B] into the loader's samples.
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | None
     targets: torch.Tensor
     indices: torch.Tensor
+    features: torch.Tensor | None = None
 
 
 class Features(Protocol):
@@ -193,7 +194,7 @@ class Loader:
         for indices in batches:
             self._batches_yielded += 1
             targets = torch.from_numpy(self.samples.targets[indices])
-            yield Batch(features.take(self.epoch, indices), targets, torch.from_numpy(indices))
+            yield Batch(None, targets, torch.from_numpy(indices), features.take(self.epoch, indices))
 
     def _fetched(self) -> Iterator[Batch | ImgclfError]:
         """The inner loader's batches, and what becomes of the workers in plain words."""

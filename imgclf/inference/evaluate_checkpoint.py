@@ -35,9 +35,10 @@ def evaluate(settings: dict[str, Any], folder: Path) -> float:
     data.preprocess = classifier.preprocess
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no pictures for split={split}; choose another split or data_dir")
-    answer = build_forward(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
+    model = classifier.eval_model
+    answer = build_forward(model, settings["engine"], len(data.samples[split]), settings["precision"])
     flips = classifier.flips() if settings["tta"] else ()
-    measured = evaluate_split(classifier, data.loader(split), None, answer, flips)
+    measured = evaluate_split(model, data.loader(split), None, answer, flips)
     measured.write(folder, split)
     metrics_json(folder / "metrics.json", {split: measured.metrics})
     print_per_class(split, measured.matrix, classifier.classes)
@@ -59,7 +60,7 @@ def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dic
     Of the same data set the splits must be the same too, or a checkpoint is tested on what it was trained on: only what
     was typed differs.
     """
-    trained, chosen = classifier.about.get("config"), settings.get("dataset")
+    trained, chosen = classifier.metadata.config, settings.get("dataset")
     if trained is None:
         if chosen is None:
             raise CheckpointError(
@@ -71,7 +72,7 @@ def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dic
         return {"dataset": chosen, "seed": trained["seed"], "data_dir": data_dir}
     keys = [typed.lstrip("+").partition("=")[0].removeprefix("dataset.") for typed in settings.get("typed", ())]
     dataset = {**dataset, **{key: chosen[key] for key in keys if chosen and key in chosen}}
-    return {"dataset": dataset, "seed": trained["seed"], "data_dir": data_dir or classifier.about["data"]["root"]}
+    return {"dataset": dataset, "seed": trained["seed"], "data_dir": data_dir or classifier.metadata.data.root}
 
 
 def _device(name: str) -> torch.device:

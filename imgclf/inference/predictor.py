@@ -19,7 +19,7 @@ from imgclf.images.decode import as_pixels, read_image
 from imgclf.images.fitting import fit
 from imgclf.inference.inputs import Picture, RemoteImage, each_input, is_one
 from imgclf.models.engine import choose_engine
-from imgclf.models.image_model import TrainedNetwork, restore
+from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", engine: str = "au
 
     Raises `CheckpointError` for any other or a damaged file, `ConfigError` for a device that isn't there.
     """
-    trained = to_device(restore(TrainedNetwork, path), device)
+    trained = to_device(load_image_model(path), device)
     return Predictor(trained, path, engine, precision, trained.flips() if tta else ())
 
 
@@ -74,9 +74,9 @@ class Predictor:
     one axis more, is many; a folder stands for the pictures in it and below it, in natural order.
     """
 
-    def __init__(self, trained: Any, path: str | Path, engine: str = "auto", precision: str = "fp32",
+    def __init__(self, trained: ImageModel, path: str | Path, engine: str = "auto", precision: str = "fp32",
                  flips: Sequence[str] = ()) -> None:  # fmt: skip
-        self.trained: Any = trained  # a TrainedNetwork, or what answers like one
+        self.trained = trained
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
         self._engines: dict[str, Answer] = {}
 
@@ -95,12 +95,12 @@ class Predictor:
     @property
     def history(self) -> list[dict[str, Any]]:
         """A row an epoch, with the columns of `history.csv`."""
-        return self.trained.history
+        return self.trained.metadata.history
 
     @property
     def metrics(self) -> dict[str, Any]:
         """What the run measured: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
-        return self.trained.about.get("metrics", {})
+        return self.trained.metadata.metrics
 
     def predict(self, pictures: Any, *, errors: str = "raise", batch_size: int = 32) -> Any:
         """The class name of one picture, or a list of them for many, in order.

@@ -12,16 +12,18 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
 
+from imgclf.config import CheckpointConfig, EarlyStoppingConfig, PruningConfig
 from imgclf.data import datamodule_class
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.location import locate
 from imgclf.errors import ConfigError
 from imgclf.models.backbone import check_name
+from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
 from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
-from imgclf.training.checkpoint_io import AtomicCheckpointIO
+from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.loggers import build_logger
 
@@ -72,7 +74,7 @@ def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> Imag
         classifier.load_weights(weights)
     elif pretrained:
         classifier.load_pretrained()
-    classifier.about = _about(settings, data)
+    classifier.metadata = _metadata(settings, data)
     return classifier
 
 
@@ -80,7 +82,7 @@ def restore_classifier(settings: Mapping[str, Any], data: ImageDataModule, path:
     """The network of the checkpoint at `path`, to train on; its weights file or the hub isn't needed again."""
     classifier = ImageClassifier.load_from_checkpoint(path).train()
     data.preprocess = classifier.preprocess
-    classifier.about = _about(settings, data)
+    classifier.metadata = _metadata(settings, data)
     return classifier
 
 
@@ -97,14 +99,12 @@ def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModu
     if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
         options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
     chosen = (settings.get("callbacks") or {}) if options["limit_val_batches"] != 0 else {}
-    callbacks = _call(
-        build_callbacks,
-        "checkpoint or callbacks.early_stopping",
+    callbacks = build_callbacks(
         folder,
         signals,
-        settings["checkpoint"],
-        chosen.get("early_stopping"),
-        chosen.get("pruning"),
+        CheckpointConfig.from_dict(settings["checkpoint"]),
+        EarlyStoppingConfig.from_dict(chosen["early_stopping"]) if chosen.get("early_stopping") else None,
+        PruningConfig.from_dict(chosen["pruning"]) if chosen.get("pruning") else None,
     )
     try:
         return _call(
@@ -121,11 +121,11 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _about(settings: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
-    """What travels in every checkpoint beside the network: where it comes from, as plain data."""
+def _metadata(settings: Mapping[str, Any], data: ImageDataModule) -> CheckpointMetadata:
+    """Return what travels in every checkpoint beside the network: where it comes from, as plain data."""
     counts = {split: len(samples) for split, samples in data.samples.items()}
-    facts = {"name": data.name, "root": str(data.root), "counts": counts, "flips": list(data.flips)}
-    return {"config": dict(settings), "data": facts, "fingerprint": data.fingerprint()}
+    facts = DataFacts(data.name, str(data.root), counts, list(data.flips))
+    return CheckpointMetadata(config=dict(settings), data=facts, fingerprint=data.fingerprint())
 
 
 def _loss(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from imgclf.config import RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Batch
 from imgclf.data.pixel_cache import free_memory
@@ -45,7 +46,7 @@ def find(settings: Mapping[str, Any], folder: Path) -> None:
     data = build_data(settings)
     classifier = build_classifier(settings, data)
     device = build_trainer(settings, folder, data, Signals()).strategy.root_device
-    attach_features(settings, classifier, data, device, None)
+    attach_features(RunConfig.from_dict(settings), classifier, data, device, None)
     classifier.to(device).train()
     classifier.sums.to(device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,7 @@ def _batches(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:
         while True:
             loader.set_epoch(epoch)
             for batch in loader:
-                yield Batch(*(tensor.to(device) for tensor in batch))
+                yield Batch._make(part if part is None else part.to(device) for part in batch)
             epoch += 1
     finally:
         loader.close()

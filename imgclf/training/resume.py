@@ -10,7 +10,7 @@ import yaml
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError
-from imgclf.models.weights import read_checkpoint
+from imgclf.models.checkpoint import read_checkpoint
 
 __all__ = ["ResumePoint", "check_data", "check_settings", "find_checkpoint", "load_run_config"]
 
@@ -95,8 +95,9 @@ def _read(path: str | Path) -> ResumePoint:
     checkpoint = read_checkpoint(path)
     extra = checkpoint["imgclf"]
     right = isinstance(checkpoint.get("global_step"), int) and isinstance(checkpoint.get("callbacks"), dict)
-    right = right and all(isinstance(extra.get(key), list) for key in ("classes", "history"))
-    if not right or any(not isinstance(extra.get(key, {}), dict) for key in ("config", "fingerprint")):
+    right = right and isinstance(checkpoint["hyper_parameters"].get("classes"), list)
+    right = right and isinstance(extra.get("history"), list)
+    if not right or any(not isinstance(extra.get(key) or {}, dict) for key in ("config", "fingerprint")):
         raise CheckpointError(f"{path}: holds a classifier, but not what a run needs to go on; pass a run's last.ckpt")
     return ResumePoint(Path(path), checkpoint)
 
@@ -153,7 +154,7 @@ def check_settings(start: ResumePoint, settings: Mapping[str, Any]) -> None:
 
 def check_data(start: ResumePoint, data: ImageDataModule) -> None:
     """Raise `CheckpointError`, with the difference named, if the classes or the files aren't those of the checkpoint."""
-    theirs, ours = list(start.checkpoint["imgclf"]["classes"]), list(data.classes)
+    theirs, ours = list(start.checkpoint["hyper_parameters"]["classes"]), list(data.classes)
     if theirs != ours:
         gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
         what = f"only there: {', '.join(gone) or 'none'}; only in the data: {', '.join(new) or 'none'}"

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from imgclf.config import RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ConfigError, ImgclfError, RunError
@@ -18,13 +19,13 @@ from imgclf.files.run_folder import (
     require_unused,
     write_environment,
 )
+from imgclf.models.checkpoint import update_metadata
 from imgclf.quality.oddities import quick_notes
 from imgclf.quality.run import check_before_training
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class, silence_library_logs
 from imgclf.report.tables import metrics_json
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import build_classifier, build_data, build_trainer, is_first_process, restore_classifier
-from imgclf.training.checkpoint_io import add_facts
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
@@ -70,7 +71,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Re
         classifier = build_classifier(settings, data)
     trainer = build_trainer(settings, folder, data, signals)
     data.interrupted = lambda: signals.pending is not None
-    features = attach_features(settings, classifier, data, trainer.strategy.root_device,
+    features = attach_features(RunConfig.from_dict(settings), classifier, data, trainer.strategy.root_device,
                                start.checkpoint["imgclf"].get("engine") if start else None)  # fmt: skip
     if start and start.stopped_early:
         trainer.fit_loop.max_epochs = start.epochs
@@ -82,7 +83,7 @@ def _run(settings: dict[str, Any], folder: Path, overrides: list[str], start: Re
             check_before_training(data, folder)
         print_network(classifier)
         if features:
-            print(features.says(), flush=True)
+            print(features.describe(), flush=True)
         print(f"run folder: {folder}" + (f"\n{start.says()}" if start else ""), flush=True)
     ready = time.perf_counter()
     try:
@@ -180,15 +181,15 @@ def _finish(settings: dict[str, Any], folder: Path, data: ImageDataModule, train
             loader = data.loader(
                 split, shuffle="once" if limit else "never", limit=limit
             )  # a limit shows a fair sample
-            measured[split] = evaluate_split(classifier, loader, loader.limit)
+            measured[split] = evaluate_split(classifier.eval_model, loader, loader.limit)
             if split == "val" and settings.get("calibrate"):
                 found = measured[split]
-                classifier.about["temperature"] = fit_temperature(found.logits, found.targets)
-                measured[split] = compute_metrics(classifier, found.samples, found.order, found.logits)
+                classifier.metadata.temperature = fit_temperature(found.logits, found.targets)
+                measured[split] = compute_metrics(classifier.eval_model, found.samples, found.order, found.logits)
             measured[split].write(folder, split, predictions=split == "test")
             metrics[split] = measured[split].metrics
     metrics_json(folder / "metrics.json", metrics)
-    add_facts(path, metrics=metrics, **({"temperature": classifier.temperature} if settings.get("calibrate") else {}))
+    update_metadata(path, metrics=metrics, **({"temperature": classifier.temperature} if settings.get("calibrate") else {}))
     split = "test" if "test" in measured else "val"
     if split in measured:
         print_per_class(split, measured[split].matrix, classifier.classes)

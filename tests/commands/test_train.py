@@ -274,7 +274,7 @@ def test_two_phases_survive_a_stop(run_tiny: Run) -> None:
     phases = ("model.freeze=all", "model.unfreeze_epoch=1", "optimizer.backbone_lr=0.001", "scheduler.name=cosine")
     whole, folder = run_tiny(*phases, "trainer.max_epochs=3"), run_tiny(*phases, "trainer.max_epochs=1")
     states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, folder)]
-    key = "network.backbone.network.features.0.weight"
+    key = "model.network.backbone.network.features.0.weight"
     assert not torch.equal(states[0][key], states[1][key])
     frozen = run_tiny("model.freeze=all", "trainer.max_epochs=1")
     assert torch.equal(

@@ -18,8 +18,7 @@ import torch
 from imgclf.errors import RunError
 from imgclf.files.atomic import sweep_leftovers
 from imgclf.files.run_folder import create_run_folder
-from imgclf.models.weights import read_checkpoint
-from imgclf.training.checkpoint_io import add_facts, write_checkpoint
+from imgclf.models.checkpoint import read_checkpoint, update_metadata, write_checkpoint
 
 CUTS, KILLS = 200, 14
 Record = Callable[[str, object], None]
@@ -174,13 +173,13 @@ def plain(value: Any) -> bool:
 def test_what_a_checkpoint_carries(tiny_run: Path) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = read_checkpoint(tiny_run / "checkpoints" / name)
-        extra = checkpoint["imgclf"]
-        assert extra["classes"] == ["blue", "green", "red"]
-        assert extra["preprocess"]["size"] == 16
+        extra, hparams = checkpoint["imgclf"], checkpoint["hyper_parameters"]
+        assert hparams["classes"] == ["blue", "green", "red"]
+        assert hparams["preprocess"]["size"] == 16
         assert extra["config"]["dataset"]["batch_size"] == 8
         assert {split: {k: v[0] for k, v in prints.items()} for split, prints in extra["fingerprint"].items()} == {
-            "train": dict.fromkeys(extra["classes"], 12), "val": dict.fromkeys(extra["classes"], 4),
-            "test": dict.fromkeys(extra["classes"], 5),
+            "train": dict.fromkeys(hparams["classes"], 12), "val": dict.fromkeys(hparams["classes"], 4),
+            "test": dict.fromkeys(hparams["classes"], 5),
         }  # fmt: skip
         assert len(extra["history"]) == checkpoint["epoch"] + 1
         assert plain(extra) and plain(dict(checkpoint["hyper_parameters"]))
@@ -191,7 +190,7 @@ def test_adding_metrics_keeps_the_rest(tiny_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     path.write_bytes((tiny_run / "checkpoints" / "last.ckpt").read_bytes())
     before = read_checkpoint(path)
-    add_facts(path, metrics={"test": {"accuracy": 0.5}})
+    update_metadata(path, metrics={"test": {"accuracy": 0.5}})
     after = read_checkpoint(path)
     assert after["imgclf"].pop("metrics") == {"test": {"accuracy": 0.5}}
     before["imgclf"].pop("metrics", None)
