@@ -88,7 +88,7 @@ def _list_images(options: argparse.Namespace, predictor: Predictor) -> list[Inpu
 
 def _label_names(predictor: Predictor, paths: Sequence[str]) -> dict[str, str]:
     """Return the class names of the labels in CSV files, from the data set of the checkpoint."""
-    config = predictor.trained.about.get("config") or {}
+    config = predictor.model.metadata.config or {}
     if not config or not any(path.lower().endswith(".csv") for path in paths):
         return {}
     from imgclf.data import datamodule_class  # here, because it loads Lightning

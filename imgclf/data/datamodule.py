@@ -209,9 +209,8 @@ class ImageDataModule(LightningDataModule):
         chosen = np.sort(np.random.default_rng(self.settings.split_seed).permutation(len(train))[:limit])
         small = replace(self.preprocess, size=min(self.preprocess.size, 64)).with_channels(channels)
         loader = Loader(train.take(chosen), small, LoaderOptions(batch_size=64))
-        pixels = (
-            torch.cat([batch.images for batch in loader if batch.images is not None]).double() / 255
-        )  # [N, C, S, S]
+        images = [batch.images for batch in loader if batch.images is not None]
+        pixels = torch.cat(images).double() / 255  # [N, C, S, S]
         mean, deviation = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp_min(1e-3)
         return tuple(round(x, 4) for x in mean.tolist()), tuple(round(x, 4) for x in deviation.tolist())
 

@@ -16,7 +16,7 @@ from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError
 from imgclf.evaluation.calibration import calibration_error
 from imgclf.models.engine import build_engine, choose_engine
-from imgclf.models.image_model import Answering
+from imgclf.models.image_model import ImageModel
 from imgclf.report.tables import confusion_matrix, per_class_csv, predictions_csv, split_metrics
 
 __all__ = ["Evaluation", "build_forward", "compute_metrics", "evaluate_split", "predict_logits", "softmax"]
@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 Answer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def build_forward(classifier: Answering, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
+def build_forward(classifier: ImageModel, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
     """What turns uint8 [B, C, S, S] into logits float32 [B, K] for so many pictures: by `imgclf.models.engine`'s rule, or
     the one `wanted`. Raises `ConfigError` for one that can't be had.
     """
@@ -34,13 +34,12 @@ def build_forward(classifier: Answering, wanted: str, pictures: int, precision: 
     name = choose_engine(wanted, classifier.device, pictures)
     if (name, precision) == ("eager", "fp32"):
         return lambda images: classifier(images.to(classifier.device, non_blocking=True)).float()
-    engine = build_engine(name, classifier.predictor, classifier.mean, classifier.std, classifier.preprocess.size,
-                          precision)  # fmt: skip
+    engine = build_engine(name, classifier, precision)
     return lambda images: torch.cat([engine(part) for part in torch.split(images, engine.batch)])
 
 
 @torch.inference_mode()
-def predict_logits(classifier: Answering, batches: Iterable[Batch], limit: int | None = None,
+def predict_logits(classifier: ImageModel, batches: Iterable[Batch], limit: int | None = None,
                    answer: Answer | None = None, flips: Sequence[str] = ()) -> Floats:  # fmt: skip
     """Logits float32 [N, K] of the batches (the first `limit` of them), in their order, by `answer`: None is PyTorch in full
     precision. Features in place of pictures always are PyTorch's affair. With `flips` ("horizontal", "vertical") they are
@@ -52,9 +51,14 @@ def predict_logits(classifier: Answering, batches: Iterable[Batch], limit: int |
     for number, batch in enumerate(batches):
         if limit is not None and number >= limit:
             break
-        chosen = eager if answer is None or batch.images.is_floating_point() else answer
+        if batch.images is None:
+            assert batch.features is not None
+            features = batch.features.to(classifier.device, non_blocking=True)
+            logits.append(classifier.forward_features(features).float().cpu().numpy())
+            continue
+        chosen = answer or eager
         found = chosen(batch.images)  # [B, K]
-        if flips and not batch.images.is_floating_point():
+        if flips:
             views = [found, *(chosen(batch.images.flip(axes)) for axes in _mirrors(flips))]
             found = torch.stack([view.log_softmax(dim=1) for view in views]).logsumexp(dim=0) - math.log(len(views))
         logits.append(found.cpu().numpy())
@@ -99,7 +103,7 @@ class Evaluation:
         per_class_csv(folder / f"per_class_{split}.csv", self.samples.classes, self.matrix)
 
 
-def evaluate_split(classifier: Answering, loader: Loader, limit: int | None = None, answer: Answer | None = None,
+def evaluate_split(classifier: ImageModel, loader: Loader, limit: int | None = None, answer: Answer | None = None,
            flips: Sequence[str] = ()) -> Evaluation:  # fmt: skip
     """What `classifier` says of the (first `limit`) batches of a split by `answer`, and what `compute_metrics` says of that."""
     logits = predict_logits(classifier, loader, limit, answer, flips)  # [N, K]
@@ -107,13 +111,13 @@ def evaluate_split(classifier: Answering, loader: Loader, limit: int | None = No
 
 
 @torch.inference_mode()
-def compute_metrics(classifier: Answering, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Evaluation:
+def compute_metrics(classifier: ImageModel, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Evaluation:
     """Measure logits [N, K] of the samples `order`. The loss is the mean cross-entropy a picture plus the head's L2 term,
     as in validation; `ece` is the expected calibration error. With a temperature, `calibrated_loss` and `calibrated_ece` say
     what it did, and the probabilities are the calibrated ones; accuracies are the same.
     """
     targets = samples.targets[order]
-    probabilities, penalty = softmax(logits), classifier.predictor.head.penalty().item()
+    probabilities, penalty = softmax(logits), classifier.penalty().item()
     metrics = split_metrics(probabilities, targets, _cross_entropy(logits, targets) + penalty)
     metrics["ece"] = calibration_error(probabilities, targets)
     if (temperature := classifier.temperature) != 1.0:

@@ -7,45 +7,15 @@ from typing import Any
 import timm
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from torch import Tensor, nn
 
 from imgclf.errors import ConfigError
 from imgclf.inference.predictor import Predictor, choose_device
 from imgclf.models.backbone import check_name
+from imgclf.models.image_model import ImageModel
 from imgclf.models.weights import copy_tensors, pretrained_network, read_note
 from imgclf.preprocess import Preprocess
 
-__all__ = ["ImageNetNetwork", "load_imagenet"]
-
-
-class ImageNetNetwork(nn.Module):
-    """A timm network with its own head, that answers like a `TrainedNetwork`."""
-
-    temperature = 1.0
-
-    def __init__(self, network: Any, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
-        super().__init__()
-        self.network, self.preprocess, self.classes = network, preprocess, classes
-        self.history: list[dict[str, Any]] = []
-        self.about: dict[str, Any] = {}
-        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.mean.device
-
-    @property
-    def predictor(self) -> Any:
-        """The network that answers."""
-        return self.network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> logits [B, 1000]."""
-        return self.network((images.float() - self.mean) / self.std)
+__all__ = ["load_imagenet"]
 
 
 def load_imagenet(
@@ -71,8 +41,8 @@ def load_imagenet(
     else:
         network = pretrained_network(name, {}, preprocess.channels, preprocess.size)
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    trained = ImageNetNetwork(network, preprocess, _class_names(network, name)).eval().to(place)
-    return Predictor(trained, weights or name, engine, precision)
+    model = ImageModel(network, _class_names(network, name), preprocess).eval().to(place)
+    return Predictor(model, weights or name, engine, precision)
 
 
 def _class_names(network: Any, name: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from imgclf.evaluation.evaluate import Answer, build_forward, predict_logits, so
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
 from imgclf.models.engine import choose_engine
-from imgclf.models.image_model import TrainedNetwork, restore
+from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ def load(
 
     Raises `CheckpointError` for another or a damaged file, `ConfigError` for a device that this machine lacks.
     """
-    place = choose_device(device)
-    trained = restore(TrainedNetwork, path).to(place)
-    return Predictor(trained, path, engine, precision, trained.flips() if tta else ())
+    model = load_image_model(path).to(choose_device(device))
+    return Predictor(model, path, engine, precision, model.flips() if tta else ())
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -90,9 +89,9 @@ class Predictor:
     """
 
     def __init__(
-        self, trained: Any, path: str | Path, engine: str = "auto", precision: str = "fp32", flips: Sequence[str] = ()
+        self, model: ImageModel, path: str | Path, engine: str = "auto", precision: str = "fp32", flips: Sequence[str] = ()
     ) -> None:
-        self.trained: Any = trained  # a TrainedNetwork, or what answers like one
+        self.model = model
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
         self._engines: dict[str, Answer] = {}
 
@@ -101,22 +100,22 @@ class Predictor:
         """The same checkpoint as an `ImageClassifier`, for training or a Trainer; read from the file at first use."""
         from imgclf.training.classifier import ImageClassifier  # here, because it loads Lightning
 
-        return ImageClassifier.load_from_checkpoint(self.path).to(self.trained.device)
+        return ImageClassifier.load_from_checkpoint(self.path).to(self.model.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names, in the order of the columns of `predict_proba`."""
-        return self.trained.classes
+        return self.model.classes
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One row per epoch, with the columns of `history.csv`."""
-        return self.trained.history
+        return self.model.metadata.history
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Metrics of the run: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
-        return self.trained.about.get("metrics", {})
+        return self.model.metadata.metrics
 
     def predict(self, images: object, *, errors: str = "raise", batch_size: int = 32) -> Any:
         """Return the class name of one image, or a list of them for several, in order.
@@ -169,14 +168,14 @@ class Predictor:
         yield from self._predict_batch(batch, engine)
 
     def _engine_for(self, count: int) -> Answer:
-        name = choose_engine(self.engine, self.trained.device, count)
+        name = choose_engine(self.engine, self.model.device, count)
         if name not in self._engines:
-            self._engines[name] = build_forward(self.trained, name, count, self.precision)
+            self._engines[name] = build_forward(self.model, name, count, self.precision)
         return self._engines[name]
 
     def _pixels(self, image: InputImage) -> NDArray[np.uint8] | ImageError:
         """Return uint8 [S, S, C], decoded as in training, or the error of an image that cannot be read."""
-        source, preprocess = image.source, self.trained.preprocess
+        source, preprocess = image.source, self.model.preprocess
         try:
             if isinstance(source, ImageError):
                 return source
@@ -196,8 +195,8 @@ class Predictor:
         if readable:
             images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)  # [B, C, S, S]
             nothing = torch.zeros(len(readable), dtype=torch.int64)
-            logits = predict_logits(self.trained, [Batch(images, nothing, nothing)], None, answer, self.flips)
-            rows = iter(softmax(logits, self.trained.temperature))
+            logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, answer, self.flips)
+            rows = iter(softmax(logits, self.model.temperature))
         for image, pixels in batch:
             if isinstance(pixels, ImageError):
                 yield Prediction(image, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels)

@@ -197,7 +197,7 @@ def _saliency_map(predictor: Predictor, prediction: Prediction) -> NDArray[np.ui
     assert prediction.pixels is not None
     images = torch.from_numpy(prediction.pixels[None]).permute(0, 3, 1, 2)  # [1, C, S, S]
     target = torch.tensor([int(prediction.probabilities.argmax())])
-    return overlay(prediction.pixels, explain(predictor.trained, images, target)[0])
+    return overlay(prediction.pixels, explain(predictor.model, images, target)[0])
 
 
 def _original_pixels(image: InputImage) -> NDArray[np.uint8]:

@@ -1,1 +1,1 @@
-"""Backbone, head and the network of both."""
+"""Pixels to logits: backbone, head, image model, weights, the checkpoint's format and engines."""

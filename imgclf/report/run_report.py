@@ -52,7 +52,7 @@ def _facts(classifier: ImageClassifier, data: ImageDataModule, measured: Mapping
     shown = _chosen(found)
     hits = found.probabilities.argmax(axis=1) == found.targets  # [N]
     sureness = found.probabilities.max(axis=1)  # [N]
-    model, preprocess = classifier.hparams["model"], classifier.preprocess
+    model, preprocess = classifier.model_config, classifier.preprocess
     small = found.samples.pixels is not None and found.samples.pixels.shape[1] < SIDE
     metrics = {**({"train": classifier.training_means()} if classifier.history else {}),
                **{name: {**one.metrics, "interval": accuracy_interval(one.metrics["correct"], one.metrics["count"])}
@@ -66,8 +66,8 @@ def _facts(classifier: ImageClassifier, data: ImageDataModule, measured: Mapping
     explained = _explained(classifier, data, found, hits, sureness)
     calibrated = "temperature" in found.metrics
     return {
-        "title": f"{data.name}: {model['backbone']}",
-        "about": f"{model['backbone']} on {preprocess.size} × {preprocess.size} pixels, {len(classifier.classes)} classes"
+        "title": f"{data.name}: {model.backbone}",
+        "about": f"{model.backbone} on {preprocess.size} × {preprocess.size} pixels, {len(classifier.classes)} classes"
         + (f", {len(classifier.history)} epochs" if classifier.history else ""),
         "classes": list(classifier.classes),
         "split": split,
@@ -141,7 +141,7 @@ def _explained(classifier: ImageClassifier, data: ImageDataModule, found: Evalua
     images = loader.images(0, found.order[positions])  # uint8 [B, S, S, C]
     said = found.probabilities[positions].argmax(axis=1)
     try:
-        maps = explain(classifier, torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(said))
+        maps = explain(classifier.eval_model, torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(said))
     except ConfigError:  # a transformer: the page has no such part
         return []
     pictures = []
@@ -179,7 +179,7 @@ def _environment(classifier: ImageClassifier, environment: Mapping[str, Any]) ->
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in environment["seconds"].items())
     gpus = ", ".join(environment["gpus"]) or "none"
-    config = classifier.about.get("config") or {}
+    config = classifier.metadata.config or {}
     chosen = {key: config[key] for key in ("optimizer", "scheduler", "loss", "trainer", "seed") if key in config}
     return [
         ["command", environment["command"]], ["time", seconds], ["processor", f"{environment['processor']}, "

@@ -29,7 +29,7 @@ def print_data(data: ImageDataModule) -> None:
 
 def print_network(classifier: ImageClassifier) -> None:
     """Print a table of the network's parts with their parameters, trainable and frozen."""
-    network, model = classifier.network, classifier.hparams["model"]
+    network, model = classifier.network, classifier.model_config
     table = Table(title=None)
     table.add_column("part")
     table.add_column("kind")
@@ -45,7 +45,7 @@ def print_network(classifier: ImageClassifier) -> None:
     table.add_row("all", f"{total:,} parameters", f"{trainable:,}", f"{total - trainable:,}")
     size, shape = classifier.preprocess.size, " x ".join(map(str, network.backbone.shape))
     console = make_console(120)
-    console.print(Text(f"{model['backbone']} on {size} x {size} ({classifier.preprocess.resize}): features {shape}"))
+    console.print(Text(f"{model.backbone} on {size} x {size} ({classifier.preprocess.resize}): features {shape}"))
     console.print(table)
 
 

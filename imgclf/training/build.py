@@ -18,11 +18,12 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import ConfigError, one_line
 from imgclf.models.backbone import check_name
+from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
 from imgclf.models.weights import read_note
 from imgclf.preprocess import Preprocess
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
-from imgclf.training.checkpoint_io import AtomicCheckpointIO
+from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.resume import RunPlan
@@ -50,18 +51,17 @@ def build_run(plan: RunPlan, signals: Signals) -> Run:
         raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")
     if point:
         point.check_data(data)
-        classifier = ImageClassifier.load_from_checkpoint(point.path)
+        classifier = ImageClassifier.load_from_checkpoint(point.path).train()
         classifier.metadata = _metadata(config, data)
     else:
         classifier = build_classifier(config, data)
-    data.connect(classifier.preprocess, stop=lambda: signals.pending is not None)
     trainer = build_trainer(config, plan.folder, data, signals)
     if point and point.stopped_early:
         trainer.fit_loop.max_epochs = point.epochs
-    run = Run(plan, data, classifier, trainer, signals)
     engine = point.metadata.get("engine") if point else None
-    run.features = attach_features(config, classifier, data, trainer.strategy.root_device, engine)
-    return run
+    features = attach_features(config, classifier, data, trainer.strategy.root_device, engine)
+    data.connect(classifier.preprocess, features, stop=lambda: signals.pending is not None)
+    return Run(plan, data, classifier, trainer, signals, features)
 
 
 def data_of(config: RunConfig) -> ImageDataModule:
@@ -188,8 +188,8 @@ def _with_class_weights(config: LossConfig, data: ImageDataModule) -> LossConfig
     return replace(config, class_weights=None if weights is None else [float(weight) for weight in weights])
 
 
-def _metadata(config: RunConfig, data: ImageDataModule) -> dict[str, object]:
+def _metadata(config: RunConfig, data: ImageDataModule) -> CheckpointMetadata:
     """Return what travels in every checkpoint beside the network: where it comes from, as plain data."""
     counts = {split: len(samples) for split, samples in data.samples.items()}
-    facts = {"name": data.name, "root": str(data.root), "counts": counts, "flips": list(data.flips)}
-    return {"config": config.to_dict(), "data": facts, "fingerprint": data.fingerprint()}
+    facts = DataFacts(data.name, str(data.root), counts, list(data.flips))
+    return CheckpointMetadata(config=config.to_dict(), data=facts, fingerprint=data.fingerprint())

@@ -14,7 +14,7 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
 from imgclf.files.run_folder import finished_epochs, require_unused
-from imgclf.models.weights import read_checkpoint
+from imgclf.models.checkpoint import read_checkpoint
 from imgclf.schema import flatten
 
 __all__ = ["ResumePoint", "RunPlan", "find_checkpoint", "plan_run", "resume_command"]
@@ -54,7 +54,7 @@ class ResumePoint:
 
     def check_data(self, data: ImageDataModule) -> None:
         """Raise `CheckpointError`, naming the difference, if classes or files aren't those of the checkpoint."""
-        theirs, ours = list(self.metadata["classes"]), list(data.classes)
+        theirs, ours = list(self.checkpoint["hyper_parameters"]["classes"]), list(data.classes)
         if theirs != ours:
             gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
             change = f"only there: {', '.join(gone) or 'none'}; only in the data: {', '.join(new) or 'none'}"
@@ -177,8 +177,9 @@ def _read(path: str | Path) -> ResumePoint:
     checkpoint = read_checkpoint(path)
     extra = checkpoint["imgclf"]
     right = isinstance(checkpoint.get("global_step"), int) and isinstance(checkpoint.get("callbacks"), dict)
-    right = right and all(isinstance(extra.get(key), list) for key in ("classes", "history"))
-    if not right or any(not isinstance(extra.get(key, {}), dict) for key in ("config", "fingerprint")):
+    lists = (checkpoint["hyper_parameters"].get("classes"), extra.get("history"))
+    right = right and all(isinstance(values, list) for values in lists)
+    if not right or any(not isinstance(extra.get(key) or {}, dict) for key in ("config", "fingerprint")):
         raise CheckpointError(f"{path}: holds a classifier, but not the state of a run; pass a run's last.ckpt")
     return ResumePoint(Path(path), checkpoint)
 

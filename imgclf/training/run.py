@@ -14,13 +14,13 @@ from imgclf.errors import CheckpointError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import create_run_folder, describe_environment, write_environment
-from imgclf.quality.findings import quick_notes
-from imgclf.quality.run import check_before_training
+from imgclf.models.checkpoint import update_metadata
+from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
 from imgclf.report.tables import metrics_json, write_evaluation
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, is_first_process
-from imgclf.training.checkpointing import CheckpointCallback, add_facts
+from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.resume import plan_run, resume_command
 
@@ -160,12 +160,12 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
         loader = data.loader(split, shuffle="once" if limit else "never", limit=limit)  # a limit takes a fair sample
         evaluation = evaluate_split(best, loader, loader.limit)
         if split == "val" and config.calibrate:
-            best.metadata["temperature"] = fit_temperature(evaluation.logits, evaluation.targets)
+            best.metadata.temperature = fit_temperature(evaluation.logits, evaluation.targets)
             evaluation = compute_metrics(best, evaluation.samples, evaluation.order, evaluation.logits)
         write_evaluation(folder, split, evaluation, predictions=split == "test")
         evaluations[split], metrics[split] = evaluation, evaluation.metrics
     metrics_json(folder / "metrics.json", metrics)
-    add_facts(path, metrics=metrics, **({"temperature": best.temperature} if config.calibrate else {}))
+    update_metadata(path, metrics=metrics, **({"temperature": best.temperature} if config.calibrate else {}))
     last = "test" if "test" in evaluations else "val"
     if last in evaluations:
         print_per_class(last, evaluations[last].matrix, best.classes)

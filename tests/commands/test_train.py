@@ -274,7 +274,7 @@ def test_two_phases_survive_a_stop(run_tiny: Run) -> None:
     phases = ("model.freeze=all", "model.unfreeze_epoch=1", "optimizer.backbone_lr=0.001", "scheduler.name=cosine")
     whole, folder = run_tiny(*phases, "trainer.max_epochs=3"), run_tiny(*phases, "trainer.max_epochs=1")
     states = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole, folder)]
-    key = "network.backbone.network.features.0.weight"
+    key = "model.network.backbone.network.features.0.weight"
     assert not torch.equal(states[0][key], states[1][key])
     frozen = run_tiny("model.freeze=all", "trainer.max_epochs=1")
     assert torch.equal(
@@ -334,15 +334,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(run_tiny: Run
         (("optimizer.name=adamm",), ConfigError, r"optimizer\.name='adamm'"),
         (("+optimizer.options.speed=3",), ConfigError, "speed"),
         (("scheduler.name=zigzag",), ConfigError, "expected one of none, cosine, step, plateau, poly"),
-        (("checkpoint.monitor=test_accuracy",), ConfigError, r"checkpoint\.monitor='test_accuracy'"),
-        (("checkpoint.keep=some",), ConfigError, "expected best, improved or all"),
+        (("checkpoint.monitor=test_accuracy",), ConfigError, r"monitor='test_accuracy'"),
+        (("checkpoint.keep=some",), ConfigError, "expected one of best, improved, all"),
         (("loss.class_weights=[1.0]",), ConfigError, "a number for each of the 3 classes"),
         (("loss.class_weights={pink: 1.0}",), ConfigError, "pink is no class of folders"),
-        (
-            ("dataset.augment={spin: 3}",),
-            ConfigError,
-            r"augment\.spin: unknown key; did you mean dataset\.augment\.shift",
-        ),
+        (("dataset.augment={spin: 3}",), ConfigError, r"augment\.spin: unknown key; did you mean dataset\.augment\.shift"),
         (("optimizer.lr=fast",), ConfigError, r"optimizer\.lr=fast: expected a number"),
         (("model.head.dropout=2",), ConfigError, "dropout"),
         (("dataset.num_workers=-1",), ConfigError, r"dataset\.num_workers=-1: expected a whole number"),
@@ -351,11 +347,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(run_tiny: Run
         (("dataset.augment=true",), ConfigError, "expected null, or a mapping"),
         (("dataset.classes=red",), ConfigError, r"dataset\.classes=red: expected null, or a list"),
         (("loss.label_smoothing=2",), ConfigError, r"loss\.label_smoothing=2"),
-        (
-            ("+callbacks.early_stopping.patiance=3",),
-            ConfigError,
-            "patiance: unknown key; did you mean .*patience",
-        ),
+        (("+callbacks.early_stopping.patiance=3",), ConfigError, r"early_stopping\.patiance: unknown key"),
         (("+checkpoint.often=1",), ConfigError, r"checkpoint\.often: unknown key"),
         (("trainer.max_epochs=ten",), ConfigError, "trainer"),
         (("model.in_chans=4",), ConfigError, r"model\.in_chans=4"),

@@ -6,19 +6,21 @@ import torch
 
 from imgclf.errors import ConfigError
 from imgclf.evaluation.saliency import explain, overlay
-from imgclf.models.image_model import TrainedNetwork
+from imgclf.config import ModelConfig
+from imgclf.models.image_model import ImageModel, build_image_model
+from imgclf.preprocess import Preprocess
 
 SIDE = 64
-PLAIN = {"size": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
+PREPROCESS = Preprocess(size=SIDE)
 
 
-def network(backbone: str = "small_cnn", freeze: str = "none", **head: object) -> TrainedNetwork:
+def network(backbone: str = "small_cnn", freeze: str = "none", **head: object) -> ImageModel:
     kwargs = {"layers": [8, "pool", 8, "pool", 8, "pool"]} if backbone == "small_cnn" else {}
     model = {"backbone": backbone, "backbone_kwargs": kwargs, "head": head, "freeze": freeze}
-    return TrainedNetwork(model, ["dark", "bright"], PLAIN).eval()
+    return build_image_model(ModelConfig.from_dict(model), ["dark", "bright"], PREPROCESS).eval()
 
 
-def sees_brightness(pool: str) -> TrainedNetwork:
+def sees_brightness(pool: str) -> ImageModel:
     """A network that is sure of `bright` by the bright places alone: every layer hands the brightness on."""
     made = network(pool=pool)
     with torch.no_grad():
@@ -67,8 +69,7 @@ def test_a_place_that_counts_for_one_class_only() -> None:
 def test_the_map_adds_up_to_the_logit() -> None:
     """With average pooling and no hidden layer the signed map sums to the logit without its bias, place by place."""
     made = sees_brightness("avg")
-    pixels = (spot(8, 8).float() - made.mean) / made.std
-    features = made.network.backbone(pixels)
+    features = made.network.backbone(made.normalize(spot(8, 8)))
     logit = made(spot(8, 8))[0, 1] - made.network.head.output.bias[1]
     shares = (features.mean(dim=(2, 3)) * made.network.head.output.weight[1]).sum()
     assert torch.allclose(shares, logit, atol=1e-5)
@@ -88,7 +89,7 @@ def test_any_cnn_frozen_or_not(name: str, freeze: str) -> None:
 
 def test_a_transformer_has_no_map() -> None:
     made = network("vit_tiny_patch16_224")
-    with pytest.raises(ConfigError, match="no map of features"):
+    with pytest.raises(ConfigError, match="no feature map"):
         explain(made, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8), torch.tensor([0]))
 
 

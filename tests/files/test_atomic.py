@@ -18,8 +18,7 @@ import torch
 from imgclf.errors import RunError
 from imgclf.files.atomic import delete_leftovers
 from imgclf.files.run_folder import create_run_folder
-from imgclf.models.weights import read_checkpoint
-from imgclf.training.checkpoint_io import add_facts, write_checkpoint
+from imgclf.models.checkpoint import read_checkpoint, update_metadata, write_checkpoint
 
 CUTS, KILLS = 200, 14
 Record = Callable[[str, object], None]
@@ -178,14 +177,14 @@ def is_plain(value: object) -> bool:
 def test_checkpoint_holds_classes_preprocessing_settings_and_history_as_plain_data(tiny_run: Path) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = read_checkpoint(tiny_run / "checkpoints" / name)
-        extra = checkpoint["imgclf"]
-        assert extra["classes"] == ["blue", "green", "red"]
-        assert extra["preprocess"]["size"] == 16
+        extra, hparams = checkpoint["imgclf"], checkpoint["hyper_parameters"]
+        assert hparams["classes"] == ["blue", "green", "red"]
+        assert hparams["preprocess"]["size"] == 16
         assert extra["config"]["dataset"]["batch_size"] == 8
         prints = extra["fingerprint"]
         counts = {split: {name: value[0] for name, value in prints[split].items()} for split in prints}
         expected = {"train": 12, "val": 4, "test": 5}
-        assert counts == {split: dict.fromkeys(extra["classes"], count) for split, count in expected.items()}
+        assert counts == {split: dict.fromkeys(hparams["classes"], count) for split, count in expected.items()}
         assert len(extra["history"]) == checkpoint["epoch"] + 1
         assert is_plain(extra) and is_plain(dict(checkpoint["hyper_parameters"]))
     assert extra["history"][0]["epoch"] == 0
@@ -195,7 +194,7 @@ def test_add_facts_keeps_the_rest_of_the_checkpoint(tiny_run: Path, tmp_path: Pa
     path = tmp_path / "best.ckpt"
     path.write_bytes((tiny_run / "checkpoints" / "last.ckpt").read_bytes())
     before = read_checkpoint(path)
-    add_facts(path, metrics={"test": {"accuracy": 0.5}})
+    update_metadata(path, metrics={"test": {"accuracy": 0.5}})
     after = read_checkpoint(path)
     assert after["imgclf"].pop("metrics") == {"test": {"accuracy": 0.5}}
     before["imgclf"].pop("metrics", None)

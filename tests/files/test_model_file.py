@@ -18,7 +18,8 @@ import imgclf
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.files.model_file import read_file
 from imgclf.models.backbone import build_backbone
-from imgclf.models.weights import load_pretrained, read_checkpoint, read_note
+from imgclf.models.checkpoint import read_checkpoint
+from imgclf.models.weights import load_pretrained, read_note
 
 if sys.platform != "win32":
     import resource
@@ -111,7 +112,7 @@ DECLARED: dict[str, tuple[dict[str, Any], str]] = {
     "a division by zero": (
         {"backbone": "swin_tiny_patch4_window7_224", "backbone_kwargs": {"patch_size": 0}}, "modulo by zero",
     ),
-    "no name": ({"backbone": 3}, "expected the name"),
+    "no name": ({"backbone": 3}, "expected text"),
     "a number that is none": ({"backbone_kwargs": {"bn_momentum": float("nan")}}, "finite numbers"),
     "a window of terabytes": (
         {"backbone": "swin_tiny_patch4_window7_224", "backbone_kwargs": {"window_size": 500}}, "refused",
@@ -139,8 +140,8 @@ def test_a_picture_of_4096_pixels_takes_nothing_to_build_for() -> None:
 
 
 WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "classes": lambda c: c["imgclf"].update(classes=["a", "a", "b"]),
-    "preprocess": lambda c: c["imgclf"].pop("preprocess"),
+    "classes": lambda c: c["hyper_parameters"].update(classes=["a", "a", "b"]),
+    "preprocess": lambda c: c["hyper_parameters"].pop("preprocess"),
     "history": lambda c: c["imgclf"].update(history=3),
     "running": lambda c: c["imgclf"].update(running="ab"),
     "confusion": lambda c: c["imgclf"].update(confusion=[[1]]),
@@ -158,7 +159,7 @@ def test_facts_of_the_wrong_kind(name: str, tiny_run: Path, tmp_path: Path) -> N
     checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     WRONG[name](checkpoint)
     torch.save(checkpoint, tmp_path / "c.ckpt")
-    with pytest.raises(CheckpointError, match=rf"c\.ckpt: its {name} can't be"):
+    with pytest.raises(CheckpointError, match=rf"c\.ckpt: its {name} isn't what imgclf writes"):
         imgclf.load(tmp_path / "c.ckpt")
 
 
@@ -171,7 +172,7 @@ def stumbling(path: Path, mark: Path) -> Path:
 @pytest.fixture
 def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where torch keeps the weights of `URL_ONLY`; nothing here goes online."""
-    monkeypatch.setattr("imgclf.models.weights._stay_offline_if_so", lambda: None)
+    monkeypatch.setattr("imgclf.models.weights._go_offline_without_network", lambda: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     file = tmp_path / "torch" / "hub" / "checkpoints" / timm.get_pretrained_cfg(URL_ONLY).url.rpartition("/")[2]
@@ -219,7 +220,7 @@ def test_timms_weights_from_the_hubs_cache(file: str, tmp_path: Path, monkeypatc
     (hub / "refs" / "main").write_text("abc")
     weights = timm.create_model(name, pretrained=False).state_dict()
     (save_file if file.endswith("safetensors") else torch.save)(weights, hub / "snapshots" / "abc" / file)
-    monkeypatch.setattr("imgclf.models.weights._stay_offline_if_so", lambda: None)
+    monkeypatch.setattr("imgclf.models.weights._go_offline_without_network", lambda: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     backbone = build_backbone(name, 3, 32)

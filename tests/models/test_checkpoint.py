@@ -24,8 +24,8 @@ from imgclf import predict
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.inference.evaluate_checkpoint import evaluate
 from imgclf.models.backbone import build_backbone
-from imgclf.models.weights import read_checkpoint
-from imgclf.training.checkpoint_io import AtomicCheckpointIO, add_facts
+from imgclf.models.checkpoint import read_checkpoint, update_metadata
+from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.resume import find_checkpoint
 from imgclf.training.run import train
 
@@ -119,7 +119,7 @@ def tensor(value: Callable[[], torch.Tensor]) -> Callable[[dict[str, Any], Path]
     return lambda checkpoint, _: checkpoint["state_dict"].update({KEY: value()})
 
 
-KEY = "network.head.output.weight"
+KEY = "model.network.head.output.weight"
 EXECUTE: dict[str, Make] = {
     "a command among the weights": saved(lambda c, folder: c["state_dict"].update(x=Shell(folder))),
     "Python among the settings": saved(lambda c, folder: c["hyper_parameters"].update(x=Code(folder))),
@@ -199,7 +199,7 @@ def paths(
         "ImageClassifier.load_from_checkpoint": imgclf.ImageClassifier.load_from_checkpoint,
         "python -m imgclf.predict": command,
         "Trainer(plugins=[AtomicCheckpointIO()])": through_lightning,
-        "add_facts": lambda path: (add_facts(path, metrics={}), imgclf.load(path)),
+        "update_metadata": lambda path: (update_metadata(path, metrics={}), imgclf.load(path)),
         "find_checkpoint": lambda path: (find_checkpoint(str(path), tmp_path), imgclf.load(path)),
     }
 
@@ -207,7 +207,7 @@ def paths(
 NAMES = (
     "train ckpt_path=FILE", "train ckpt_path=last", "train resume=DIR", "train model.weights=FILE.pth",
     "train model.weights=FILE.safetensors", "evaluate", "imgclf.load", "ImageClassifier.load_from_checkpoint",
-    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpointIO()])", "add_facts", "find_checkpoint",
+    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpointIO()])", "update_metadata", "find_checkpoint",
 )  # fmt: skip
 
 

@@ -15,15 +15,18 @@ from support.fabricate import composed
 import imgclf
 from imgclf import CheckpointError, ConfigError
 from imgclf.cache import main as cache_command
+from imgclf.config import ModelConfig, TrainerConfig
 from imgclf.data.samples import Samples
 from imgclf.models import engine as engine_module
-from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run
+from imgclf.models.checkpoint import read_checkpoint
+from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run_padded
 from imgclf.models.frozen_stem import find_frozen_stem
+from imgclf.models.image_model import ImageModel
 from imgclf.models.network import build_network
-from imgclf.models.weights import read_checkpoint
+from imgclf.preprocess import Preprocess
 from imgclf.training import run as training
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.feature_cache import pictures_seen
+from imgclf.training.feature_cache import images_seen
 from imgclf.training.run import train
 
 Run = Callable[..., Path]
@@ -96,12 +99,12 @@ def test_the_same_training_as_on_pictures(run_tiny: Run, options: tuple[str, ...
 def test_each_picture_is_forwarded_once(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
     first = run_tiny("model.freeze=all", "trainer.max_epochs=3")
     assert forwards(first) == 36 + 12 + 15
-    assert "each picture is run through the frozen part once (eager" in capsys.readouterr().out
+    assert "the frozen layers run once per image (eager" in capsys.readouterr().out
     again = run_tiny("model.freeze=all", "trainer.max_epochs=4", "optimizer.lr=0.02")  # a sweep's next trial
     assert forwards(again) == 0
     limited = run_tiny("model.freeze=all", "trainer.max_epochs=3", "trainer.limit_train_batches=2", "seed=7")
-    loader = ImageClassifier.load_from_checkpoint(limited / "checkpoints" / "best.ckpt").about["config"]
-    assert loader["seed"] == 7
+    config = ImageClassifier.load_from_checkpoint(limited / "checkpoints" / "best.ckpt").metadata.config
+    assert config and config["seed"] == 7
     orders = [np.random.default_rng([7, epoch]).permutation(36)[:16] for epoch in range(3)]
     assert forwards(limited) == len(set(np.concatenate(orders).tolist())) + 12 + 15  # other random weights: all anew
 
@@ -184,14 +187,15 @@ def test_a_resume_wants_the_same_engine(run_tiny: Run, tmp_path: Path, monkeypat
     folder = run_tiny("model.freeze=all", folder=tmp_path / "run")
     shutil.move(folder / "environment.json", folder / "gone")
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    with pytest.raises(CheckpointError, match=r"its features were computed by eager 2.*, here is eager 2\.99\.0 fp32"):
+    with pytest.raises(CheckpointError, match=r"the run's features were computed by eager 2.*, here is eager 2\.99\.0 fp32"):
         train(
             composed(f"resume='{folder}'", "trainer.max_epochs=4"), folder, [f"resume={folder}", "trainer.max_epochs=4"]
         )
 
 
 def network(name: str, freeze: Any, head: dict[str, Any], size: int = 64) -> Any:
-    built = build_network({"backbone": name, "head": head, "freeze": freeze}, 5, 3, size)
+    model = ModelConfig.from_dict({"backbone": name, "head": head, "freeze": freeze})
+    built = build_network(model, 5, 3, size)
     generator = torch.Generator().manual_seed(0)
     for module in built.modules():  # statistics that tell one BatchNorm from another
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -221,17 +225,17 @@ CUTS = [
 def test_where_a_network_is_cut(name: str, freeze: Any, head: dict[str, Any], last: str | None, shape: Any) -> None:
     whole = network(name, freeze, head)
     keys = list(whole.state_dict())
-    split = find_frozen_stem(whole, 3, 64)
+    stem = find_frozen_stem(whole, 3, 64)
     assert list(whole.state_dict()) == keys and whole.training
     if last is None:
-        assert split is None
+        assert stem is None
         return
-    assert split is not None and split.frozen()
-    assert (split.passed[-1], split.shape) == (last, shape)
+    assert stem is not None and stem.is_frozen()
+    assert (stem.frozen_modules[-1], stem.shape) == (last, shape)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     whole.eval()
     with torch.no_grad():
-        torch.testing.assert_close(split.rest(split.stem(images)), whole(images), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(stem.rest(stem.stem(images)), whole(images), rtol=1e-5, atol=1e-6)
     # What is trained behind the cut is the network's own, in training mode too, and its gradients are the network's.
     whole.train()
     torch.manual_seed(0)
@@ -240,8 +244,8 @@ def test_where_a_network_is_cut(name: str, freeze: Any, head: dict[str, Any], la
     whole.zero_grad()
     torch.manual_seed(0)
     with torch.no_grad():
-        features = split.stem(images)
-    split.rest(features).square().sum().backward()
+        features = stem.stem(images)
+    stem.rest(features).square().sum().backward()
     assert expected
     for key, parameter in whole.named_parameters():
         if key in expected:
@@ -264,19 +268,20 @@ def test_the_rule_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_engine("openvino", cpu, 1)
 
 
-MEAN, STD = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 60.0)
+PREPROCESS = Preprocess(size=64, mean=(0.47, 0.47, 0.47), std=(0.24, 0.24, 0.24))
 
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "tf_mobilenetv3_small_100", "vit_tiny_patch16_224"])
 def test_openvino_gives_eager_numbers(name: str) -> None:
-    split = find_frozen_stem(network(name, "all", {}), 3, 64)
-    assert split is not None
-    engine = build_engine("openvino", split.stem, MEAN, STD, 64)
+    stem = find_frozen_stem(network(name, "all", {}), 3, 64)
+    assert stem is not None
+    model = ImageModel(stem.stem, ["a"], PREPROCESS)
+    engine = build_engine("openvino", model)
     assert engine.label == f"openvino {openvino_version()} fp32"
     images = torch.randint(0, 256, (35, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    ours, theirs = run(engine, images, 32), Eager(split.stem, MEAN, STD)(images)
-    assert ours.shape == theirs.shape == (35, *split.shape)
+    ours, theirs = run_padded(engine, images, 32), Eager(model)(images)
+    assert ours.shape == theirs.shape == (35, *stem.shape)
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
@@ -284,13 +289,13 @@ def test_openvino_gives_eager_numbers(name: str) -> None:
 def test_an_engine_that_is_wrong_or_fails_gives_way(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stem = network("small_cnn", "all", {}).backbone
+    model = ImageModel(network("small_cnn", "all", {}).backbone, ["a"], PREPROCESS)
     right = engine_module.OpenVINO.__call__
     monkeypatch.setattr(engine_module.OpenVINO, "__call__", lambda self, images: right(self, images) * 1.001)
-    assert build_engine("openvino", stem, MEAN, STD, 64).label.startswith("eager")
+    assert build_engine("openvino", model).label.startswith("eager")
     assert "differ by 1.0e-03 of the largest" in capsys.readouterr().out
     monkeypatch.setattr(engine_module.OpenVINO, "__init__", lambda *_: 1 / 0)
-    assert build_engine("openvino", stem, MEAN, STD, 64).label.startswith("eager")
+    assert build_engine("openvino", model).label.startswith("eager")
     assert "OpenVINO can't take this network (ZeroDivisionError" in capsys.readouterr().out
 
 
@@ -318,8 +323,7 @@ def test_how_many_pictures_a_run_sees() -> None:
             samples = {split: Samples(("x",) * n, np.zeros(n, np.int64), ("a",))
                        for split, n in (("train", 1000), ("val", 100), ("test", 50))}  # fmt: skip
 
-        limits = {f"limit_{split}_batches": None for split in ("train", "val", "test")}
-        return pictures_seen({"trainer": {**limits, "max_epochs": 3, **trainer}}, Data())  # type: ignore[arg-type]
+        return images_seen(TrainerConfig.from_dict({"max_epochs": 3, **trainer}), Data())  # type: ignore[arg-type]
 
     assert seen() == 1150
     assert seen(limit_train_batches=5) == 150 + 100 + 50

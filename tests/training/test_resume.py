@@ -21,7 +21,7 @@ from support.fabricate import TINY, composed, draw_tree
 from imgclf.config import RunConfig
 from imgclf.data.loader import Loader
 from imgclf.errors import CheckpointError, ConfigError, RunError
-from imgclf.models.weights import read_checkpoint
+from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training import run as training
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
