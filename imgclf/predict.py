@@ -68,7 +68,7 @@ def _backbone(name: str) -> str:
     """Return timm's name of the backbone that `model=<name>` stands for; any other name is timm's already."""
     import yaml
 
-    from imgclf.cli.hydra_app import CONF
+    from imgclf.cli.compose import CONF
 
     path = CONF / "model" / f"{name}.yaml"
     values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}

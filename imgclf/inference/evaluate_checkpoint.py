@@ -12,9 +12,11 @@ from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, DataError
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.run_folder import describe_environment, require_unused
+from imgclf.inference.predictor import choose_device
 from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.report.summary import print_metrics, print_per_class
-from imgclf.report.tables import metrics_json, write_evaluation
+from imgclf.report import write_evaluation
+from imgclf.report.tables import metrics_json
 
 __all__ = ["evaluate_checkpoint"]
 
@@ -27,7 +29,7 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     silence_library_logs()
     require_unused(folder)
     split = config.split
-    model = load_image_model(config.checkpoint, config.device)
+    model = load_image_model(config.checkpoint).to(choose_device(config.device))
     data = _data_for(config, model, overrides)
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")
@@ -39,11 +41,14 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     print_per_class(split, evaluation.matrix, model.classes)
     print_metrics({split: evaluation.metrics})
     if config.report:
-        from imgclf.report.run_report import write_report  # here, because it loads matplotlib
+        from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": {"total": round(time.perf_counter() - began, 3)}}
         measured_at = time.perf_counter()
-        write_report(folder, model, data, {split: evaluation}, environment)
+        trained, history = model.metadata.config or {}, model.metadata.history
+        train_metrics = model.metadata.metrics.get("train", {})
+        inputs = ReportInputs(model, data, {split: evaluation}, environment, trained, history, train_metrics)
+        write_report(folder, inputs)
         print(f"report.html in {time.perf_counter() - measured_at:.1f} s")
     print(f"everything is in {folder}", flush=True)
     return float(evaluation.metrics["accuracy"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
-from imgclf.evaluation.evaluate import Answer, build_forward, predict_logits, softmax
+from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
 from imgclf.models.engine import choose_engine
@@ -93,7 +93,7 @@ class Predictor:
     ) -> None:
         self.model = model
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
-        self._engines: dict[str, Answer] = {}
+        self._engines: dict[str, ForwardFn] = {}
 
     @cached_property
     def classifier(self) -> "ImageClassifier":
@@ -167,7 +167,7 @@ class Predictor:
                     batch = []
         yield from self._predict_batch(batch, engine)
 
-    def _engine_for(self, count: int) -> Answer:
+    def _engine_for(self, count: int) -> ForwardFn:
         name = choose_engine(self.engine, self.model.device, count)
         if name not in self._engines:
             self._engines[name] = build_forward(self.model, name, count, self.precision)
@@ -188,14 +188,14 @@ class Predictor:
             return error
 
     def _predict_batch(
-        self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], answer: Answer
+        self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], forward: ForwardFn
     ) -> Iterator[Prediction]:
         readable = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
         rows: Iterator[NDArray[np.float32]] = iter(())
         if readable:
             images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)  # [B, C, S, S]
             nothing = torch.zeros(len(readable), dtype=torch.int64)
-            logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, answer, self.flips)
+            logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
             rows = iter(softmax(logits, self.model.temperature))
         for image, pixels in batch:
             if isinstance(pixels, ImageError):

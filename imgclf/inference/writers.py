@@ -18,7 +18,7 @@ from imgclf.files import write_atomically
 from imgclf.images import as_pixels, decode
 from imgclf.inference.inputs import InputImage, RemoteImage
 from imgclf.inference.predictor import Prediction, Predictor
-from imgclf.report.thumbnails import shrunk
+from imgclf.report.page import shrunk
 
 if TYPE_CHECKING:
     from imgclf.report.grid import Tile

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.quality.findings import FileSummary, Finding, Group, ImageEntry, Report
-from imgclf.report.thumbnails import data_uri
+from imgclf.report import data_uri
 
 __all__ = ["check_page", "shown_images"]
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -121,7 +122,7 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
         options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
     validated = options.get("limit_val_batches") != 0
     stopping = (config.callbacks.early_stopping, config.callbacks.pruning) if validated else (None, None)
-    own = {
+    own: dict[str, Any] = {
         "default_root_dir": folder,
         "callbacks": build_callbacks(folder, signals, config.checkpoint, *stopping),
         "logger": _build_logger(config.logger, folder),

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 
 from imgclf.config import RunConfig
 from imgclf.console import silence_library_logs
@@ -18,7 +19,7 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Batch
 from imgclf.data.pixel_cache import free_memory
 from imgclf.errors import RunError
-from imgclf.report.tables import write_csv
+from imgclf.report import write_csv
 from imgclf.signals import Signals
 from imgclf.training.build import build_classifier, build_trainer, data_of
 from imgclf.training.classifier import ImageClassifier
@@ -136,7 +137,7 @@ def _batches(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:
         while True:
             loader.set_epoch(epoch)
             for batch in loader:
-                yield Batch(*(part if part is None else part.to(device) for part in batch))
+                yield move_data_to_device(batch, device)
             epoch += 1
     finally:
         loader.close()
@@ -146,7 +147,7 @@ def _step(classifier: ImageClassifier, optimizer: torch.optim.Optimizer, batch: 
     """Make one update; return the loss before it."""
     loss = classifier.training_step(batch, number)
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.item()
 

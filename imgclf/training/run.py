@@ -82,7 +82,7 @@ def _announce(run: Run) -> None:
     print_data(data)
     if plan.config.check and not plan.resume:
         check_before_training(data, plan.folder)
-    print_network(run.classifier)
+    print_network(run.classifier.network, run.classifier.preprocess)
     if run.features:
         print(run.features.describe(), flush=True)
     print(f"run folder: {plan.folder}", flush=True)
@@ -132,10 +132,14 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     epochs, forwards = len(run.classifier.history), run.features.forwards if run.features else None
     write_environment(folder, seconds, epochs, forwards)  # from here on the run counts as finished
     if run.plan.config.report is not False:
-        from imgclf.report.run_report import write_report  # here, because it loads matplotlib
+        from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": seconds}
-        write_report(folder, best, run.data, evaluations, environment)
+        trained, history = best.metadata.config or {}, best.history
+        inputs = ReportInputs(
+            best.eval_model, run.data, evaluations, environment, trained, history, best.training_means()
+        )
+        write_report(folder, inputs)
         clock.lap("report")
         print(f"report.html in {clock.seconds['report']:.1f} s", flush=True)
         write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, forwards)
@@ -158,10 +162,10 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
         if not len(data.samples[split]) or limit == 0:
             continue
         loader = data.loader(split, shuffle="once" if limit else "never", limit=limit)  # a limit takes a fair sample
-        evaluation = evaluate_split(best, loader, loader.limit)
+        evaluation = evaluate_split(best.eval_model, loader, loader.limit)
         if split == "val" and config.calibrate:
             best.metadata.temperature = fit_temperature(evaluation.logits, evaluation.targets)
-            evaluation = compute_metrics(best, evaluation.samples, evaluation.order, evaluation.logits)
+            evaluation = compute_metrics(best.eval_model, evaluation.samples, evaluation.order, evaluation.logits)
         write_evaluation(folder, split, evaluation, predictions=split == "test")
         evaluations[split], metrics[split] = evaluation, evaluation.metrics
     metrics_json(folder / "metrics.json", metrics)

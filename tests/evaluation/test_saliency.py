@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from imgclf.config import ModelConfig
 from imgclf.errors import ConfigError
 from imgclf.evaluation.saliency import explain, overlay
-from imgclf.config import ModelConfig
 from imgclf.models.image_model import ImageModel, build_image_model
 from imgclf.preprocess import Preprocess
 

@@ -61,3 +61,16 @@ def as_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def random_predictions(
+    num_samples: int, num_classes: int, seed: int = 0, missing: tuple[int, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float32 [N, K] and targets int64 [N]; the `missing` classes are neither a target nor predicted."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(num_samples, num_classes))
+    targets = generator.choice([k for k in range(num_classes) if k not in missing], size=num_samples)
+    logits[np.arange(num_samples), targets] += 1
+    logits[:, list(missing)] = -20
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return probabilities.astype(np.float32), targets.astype(np.int64)
