@@ -14,8 +14,8 @@ from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.run_folder import describe_environment, require_unused
 from imgclf.inference.predictor import choose_device
 from imgclf.models.image_model import ImageModel, load_image_model
-from imgclf.report.summary import print_metrics, print_per_class
 from imgclf.report import write_evaluation
+from imgclf.report.summary import print_metrics, print_per_class
 from imgclf.report.tables import metrics_json
 
 __all__ = ["evaluate_checkpoint"]
