@@ -15,8 +15,8 @@ from imgclf.data.loader import Batch, Loader
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError
 from imgclf.evaluation.calibration import calibration_error
+from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
-from imgclf.models.image_model import ImageModel
 from imgclf.report.tables import confusion_matrix, per_class_csv, predictions_csv, split_metrics
 
 __all__ = ["Evaluation", "build_forward", "compute_metrics", "evaluate_split", "predict_logits", "softmax"]

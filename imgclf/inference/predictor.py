@@ -18,8 +18,8 @@ from imgclf.evaluation.evaluate import Answer, build_forward, predict_logits, so
 from imgclf.images.decode import as_pixels, read_image
 from imgclf.images.fitting import fit
 from imgclf.inference.inputs import Picture, RemoteImage, each_input, is_one
+from imgclf.models import ImageModel, load_image_model
 from imgclf.models.engine import choose_engine
-from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:

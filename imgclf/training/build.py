@@ -17,9 +17,8 @@ from imgclf.data import datamodule_class
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.location import locate
 from imgclf.errors import ConfigError
-from imgclf.models.backbone import check_name
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
-from imgclf.models.weights import read_note
+from imgclf.models.weights import describe_weights
 from imgclf.preprocess import Preprocess
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
@@ -46,7 +45,6 @@ def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> Imag
     uses; raises `ConfigError`, `CheckpointError`.
     """
     model = dict(settings["model"])
-    check_name(model["backbone"])
     weights, pretrained = model.pop("weights", None), model.pop("pretrained", False) and not model.get("weights")
     channels = model.pop("in_chans", 3)
     chosen = {
@@ -54,12 +52,9 @@ def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> Imag
         for key, source in (("size", "image_size"), ("resize", "resize"))
         if settings[source] is not None
     }
-    preprocess = Preprocess.of(model["backbone"], **chosen).with_channels(channels)
-    if weights:
-        note = read_note(weights, model["backbone"])
-        model["backbone_kwargs"] = {**(model.get("backbone_kwargs") or {}), **note.kwargs}
-        if note.pretrained_cfg:
-            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), **chosen).with_channels(channels)
+    preprocess, keywords = describe_weights(model["backbone"], weights, **chosen)
+    preprocess = preprocess.with_channels(channels)
+    model["backbone_kwargs"] = {**(model.get("backbone_kwargs") or {}), **keywords}
     data.preprocess = preprocess
     if not weights and not pretrained:  # nothing is known about the pixels but what the training set says
         mean, std = data.statistics(channels)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from imgclf.config import ModelConfig
 from imgclf.errors import ConfigError
 from imgclf.evaluation.saliency import explain, overlay
-from imgclf.config import ModelConfig
-from imgclf.models.image_model import ImageModel, build_image_model
+from imgclf.models import ImageModel
 from imgclf.preprocess import Preprocess
 
 SIDE = 64
@@ -17,7 +17,7 @@ PREPROCESS = Preprocess(size=SIDE)
 def network(backbone: str = "small_cnn", freeze: str = "none", **head: object) -> ImageModel:
     kwargs = {"layers": [8, "pool", 8, "pool", 8, "pool"]} if backbone == "small_cnn" else {}
     model = {"backbone": backbone, "backbone_kwargs": kwargs, "head": head, "freeze": freeze}
-    return build_image_model(ModelConfig.from_dict(model), ["dark", "bright"], PREPROCESS).eval()
+    return ImageModel.build(ModelConfig.from_dict(model), ["dark", "bright"], PREPROCESS).eval()
 
 
 def sees_brightness(pool: str) -> ImageModel:
