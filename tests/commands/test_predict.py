@@ -160,7 +160,7 @@ def test_a_film_in_place_of_a_camera(checkpoint: str, tmp_path: Path, capsys: Ca
         (["{checkpoint}", "x.png", "--csv", "--json"], "not allowed with"),
         (["{checkpoint}", "x.png", "--top", "0"], "expected at least 1"),
         (["{checkpoint}", "x.png", "--weights", "w.pth"], "--weights goes with --imagenet"),
-        (["{checkpoint}", "x.png", "--tta"], "names no mirror image"),
+        (["{checkpoint}", "x.png", "--tta"], "names no flip that keeps the class"),
         (["--imagenet", "nosuchnet", "x.png"], "timm has no network of that name"),
         (["--imagenet", "mobilenetv2", "--weights", "nowhere.pth", "x.png"], "there is no such file"),
         (["--imagenet", "mobilenetv2", "--tta", "x.png"], "--tta needs a checkpoint"),
@@ -185,7 +185,7 @@ def test_mirror_images(run_tiny: Callable[..., Path], tiny_run: Path, tmp_path: 
     assert np.ptp(single[:, 0]) > 1e-4  # it does tell them apart
     mean = imgclf.load(path, tta=True).predict_proba([pixels])
     assert np.allclose(mean[0], single.mean(axis=0), atol=1e-6)
-    with pytest.raises(imgclf.errors.ConfigError, match="names no mirror image"):
+    with pytest.raises(imgclf.errors.ConfigError, match="names no flip that keeps the class"):
         imgclf.load(tiny_run / "checkpoints" / "best.ckpt", tta=True)
 
 
