@@ -1,114 +1,103 @@
-"""What is measured during training: torchmetrics, averaged over an epoch."""
+"""The metrics of a training, validation or test epoch, accumulated batch by batch in every process."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torch import Tensor
+from torchmetrics import Metric
 
-from imgclf.report.tables import metrics_of
+from imgclf.evaluation.classification import TOP, metrics_from_confusion
 
-__all__ = ["MONITORS", "EpochSums", "SplitMetrics"]
-
-# What early stopping and the best checkpoint may watch, and which way is better.
-MONITORS: dict[str, Literal["min", "max"]] = {
-    "val_loss": "min",
-    "val_accuracy": "max",
-    "val_top5": "max",
-    "val_macro_f1": "max",
-}
+__all__ = ["EpochMetrics"]
 
 
-class SplitMetrics(nn.Module):
-    """loss, accuracy, top5 and macro_f1 of a split, gathered batch by batch, over all processes."""
+class EpochMetrics(Metric):
+    """Accumulate the loss, the confusion matrix [K, K] (rows true) and the hits among the five best classes.
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        scores: dict[str, Metric | MetricCollection] = {
-            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
-            "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-        }
-        self.scores = MetricCollection(scores)
-        # Two sums, because torchmetrics 1.9's MeanMetric loses the weights when it lets NaNs through, and they are to be seen.
-        self.loss, self.count = SumMetric(nan_strategy="disable"), SumMetric()
-
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: its mean loss, logits [B, K] and targets int64 [B]."""
-        self.loss.update(loss * len(targets))
-        self.count.update(len(targets))
-        self.scores.update(logits, targets)
-
-    def close(self) -> dict[str, Tensor]:
-        """The metrics by name; the next batch begins anew."""
-        values = {"loss": self.loss.compute() / self.count.compute(), **self.scores.compute()}
-        for metric in (self.loss, self.count, self.scores):
-            metric.reset()
-        return values
-
-
-class EpochSums:
-    """What the training metrics of an epoch are made of: the loss, the hits among the top five and the confusion matrix,
-    summed over the pictures met so far, each by the network as it then was.
-
-    No buffers of a module: a distributed run would overwrite every process's with those of the first.
+    Each training sample counts as the network saw it, before the update. `update` never waits for the device.
+    `is_reduced`: whether the states are already those of all processes. They are no buffers of a module: DDP would
+    overwrite every process's buffers with those of the first.
     """
 
+    full_state_update = False
+    loss_sum: Tensor
+    top5_hits: Tensor
+    confusion: Tensor
+
     def __init__(self, num_classes: int) -> None:
-        self.sums = torch.zeros(2)  # of the loss, and of the hits
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # [K, K], rows true
-        self.whole = True  # whether they are those of all processes; of a single one they always are
+        # Processes meet in `reduce` alone: the first process computes metrics when the others have left.
+        super().__init__(sync_on_compute=False, compute_with_cache=False)
+        self.add_state("loss_sum", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("top5_hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.is_reduced = False
 
-    def clear(self) -> None:
-        """Begin an epoch."""
-        self.whole = False
-        self.sums, self.confusion = torch.zeros_like(self.sums), torch.zeros_like(self.confusion)
+    def update(self, loss: Tensor, scores: Tensor, targets: Tensor, count: Tensor | int | None = None) -> None:
+        """Add a batch: its mean loss, scores [B, K] (logits or probabilities) and targets int64 [B].
 
-    def to(self, device: torch.device) -> None:
-        """Go on on `device`."""
-        self.sums, self.confusion = self.sums.to(device), self.confusion.to(device)
-
-    @torch.no_grad()
-    def add(self, loss: Tensor, logits: Tensor, targets: Tensor, count: Tensor | int) -> None:
-        """Add a batch: its mean loss, which counts for `count` pictures, logits [B, K] and targets int64 [B]; nothing waits
-        for the device.
+        The loss counts for `count` samples, by default for all of the batch. Of equal scores the lowest class wins.
         """
-        classes = len(self.confusion)
-        top = logits.topk(min(5, classes), dim=1).indices  # [B, 5], the best first
-        hits = (top == targets[:, None]).sum()
-        self.sums += torch.stack([loss.float() * count, hits.float()])
-        cells = torch.bincount(targets * classes + top[:, 0], minlength=classes**2)  # [K * K]
-        self.confusion += cells.view_as(self.confusion)
+        num_classes = len(self.confusion)
+        own = scores.gather(1, targets[:, None])  # [B, 1]
+        tied_before = (scores == own) & (torch.arange(num_classes, device=scores.device) < targets[:, None])  # [B, K]
+        rank = (~(scores <= own) | tied_before).sum(dim=1)  # [B], 0 is the best; NaN is never a hit
+        self.top5_hits = self.top5_hits + (rank < min(TOP, num_classes)).sum()
+        self.loss_sum = self.loss_sum + loss.float() * (len(targets) if count is None else count)
+        cells = targets * num_classes + scores.argmax(dim=1)  # [B]
+        # Not `bincount`, which waits for the device to learn the largest cell.
+        counts = torch.zeros(num_classes**2, dtype=torch.int32, device=cells.device)
+        counts.scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
+        self.confusion = self.confusion + counts.view_as(self.confusion)
 
-    def reduce(self, total: Callable[[Tensor], Any]) -> None:
-        """Replace each sum by `total` of it: that of all processes."""
-        self.sums, self.confusion = self._totals(total)
-        self.whole = True
+    def compute(self) -> dict[str, float]:
+        """Return accuracy, loss, top5, macro_f1, correct and count of the samples accumulated so far."""
+        matrix = self.confusion.cpu().numpy()
+        count = max(1, int(matrix.sum()))
+        return metrics_from_confusion(matrix, float(self.loss_sum) / count, int(self.top5_hits) / count)
 
-    def share(self, first: bool) -> None:
-        """Go on with an epoch's sums that were those of all processes: the `first` alone keeps them."""
-        if not first:
-            self.sums, self.confusion = torch.zeros_like(self.sums), torch.zeros_like(self.confusion)
-        self.whole = False
+    def reset(self) -> None:
+        """Begin an epoch."""
+        super().reset()
+        self.is_reduced = False
 
-    def _totals(self, total: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor]:
-        return (self.sums, self.confusion) if self.whole else (total(self.sums.clone()), total(self.confusion.clone()))
+    def reduce(self) -> None:
+        """Replace the states by those of all processes, each of which must call this."""
+        if not self.is_reduced:
+            with self.sync_context():
+                reduced = self.metric_state
+            for name, value in reduced.items():  # which the context has set back to those of this process
+                setattr(self, name, value)
+        self.is_reduced = True
 
-    def metrics(self) -> dict[str, float | int]:
-        """The metrics of the pictures met so far."""
-        count, (loss, hits) = max(1, int(self.confusion.sum())), self.sums.tolist()
-        return metrics_of(self.confusion.cpu().numpy(), loss=loss / count, top5=hits / count)
+    def compute_and_reset(self) -> dict[str, float]:
+        """Return the metrics over all processes, and begin an epoch."""
+        self.reduce()
+        values = self.compute()
+        self.reset()
+        return values
 
-    def state(self, total: Callable[[Tensor], Any]) -> dict[str, Any]:
-        """Plain numbers, those of all processes, for a checkpoint; the sums themselves go on as they are."""
-        sums, confusion = self._totals(total)
-        return {"running": sums.tolist(), "confusion": confusion.tolist()}
+    def keep_on_rank_zero(self, is_rank_zero: bool) -> None:
+        """Resume an epoch from the totals of all processes: the first process keeps them, the others begin at zero."""
+        if not is_rank_zero:
+            self.reset()
+        self.is_reduced = False
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`; raises KeyError, TypeError or ValueError for anything else."""
-        self.sums, confusion = torch.tensor(state["running"]), torch.tensor(state["confusion"])
-        if confusion.shape != self.confusion.shape or self.sums.shape != (2,):
-            raise ValueError(f"sums of {tuple(confusion.shape)} classes, expected {tuple(self.confusion.shape)}")
-        self.confusion = confusion
+    def totals(self) -> dict[str, Any]:
+        """Return the states of all processes as plain numbers, for a checkpoint; accumulation continues unchanged."""
+        with self.sync_context(should_sync=not self.is_reduced):
+            sums = [self.loss_sum.item(), self.top5_hits.item()]
+            return {"running": sums, "confusion": self.confusion.tolist()}
+
+    def restore(self, totals: Mapping[str, Any]) -> None:
+        """Take back the result of `totals`; raises KeyError, TypeError or ValueError for anything else."""
+        self.reset()
+        loss_sum, top5_hits = totals["running"]
+        confusion = torch.tensor(totals["confusion"], device=self.device)
+        if confusion.shape != self.confusion.shape:
+            expected = tuple(self.confusion.shape)
+            raise ValueError(f"confusion matrix of shape {tuple(confusion.shape)}, expected {expected}")
+        self.loss_sum, self.confusion = torch.tensor(float(loss_sum), device=self.device), confusion
+        self.top5_hits = torch.tensor(int(top5_hits), device=self.device)
+        self.is_reduced = True
+        self._update_count = 1  # torchmetrics warns of `compute` before an update

@@ -1,56 +1,74 @@
-"""Whether probabilities are what they say, and the one number that mends them most of the time.
+"""Calibration of probabilities, temperature scaling, and confidence intervals of accuracies.
 
 C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger: On Calibration of Modern Neural Networks, ICML 2017, sections 3 and 4.2.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["accuracy_interval", "calibration_error", "fit_temperature", "reliability"]
+__all__ = ["ReliabilityBin", "accuracy_interval", "calibration_error", "fit_temperature", "reliability"]
 
 BINS = 15  # as in the paper
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 Array = NDArray[Any]
 
 
-def reliability(probabilities: Array, targets: Array, bins: int = BINS) -> list[dict[str, float | int]]:
-    """Of each of `bins` equal ranges of the largest probability that holds a sample: `low` and `high`, how many samples
-    (`count`), their mean `confidence` and `accuracy`. probabilities float [N, K], targets int [N].
-    """
+class ReliabilityBin(TypedDict):
+    """The `count` samples whose largest probability lies in (low, high]: their mean confidence, and their accuracy."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(probabilities: Array, targets: Array, bins: int = BINS) -> list[ReliabilityBin]:
+    """Return the bins of equal width that hold samples: probabilities float [N, K], targets int [N]."""
     probabilities, targets = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
     confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets  # [N] each
-    where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as in the paper
-    rows: list[dict[str, float | int]] = []
-    for number in range(bins):
-        inside = where == number
-        if count := int(inside.sum()):
-            rows.append({"low": number / bins, "high": (number + 1) / bins, "count": count,
-                         "confidence": float(confidence[inside].mean()), "accuracy": float(hit[inside].mean())})  # fmt: skip
+    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high], as in the paper
+    rows = []
+    for bin_number in np.unique(number).tolist():
+        inside = number == bin_number
+        row: ReliabilityBin = {
+            "low": bin_number / bins,
+            "high": (bin_number + 1) / bins,
+            "count": int(inside.sum()),
+            "confidence": float(confidence[inside].mean()),
+            "accuracy": float(hit[inside].mean()),
+        }
+        rows.append(row)
     return rows
 
 
 def calibration_error(probabilities: Array, targets: Array, bins: int = BINS) -> float:
-    """The expected calibration error: how far confidence and accuracy are apart in a range, by mean over the samples."""
+    """Return the expected calibration error: the mean over samples of |confidence - accuracy| of their bin.
+
+    torchmetrics' function has bins [low, high) and one more bin for a confidence of exactly 1, which is common in
+    single precision.
+    """
     rows = reliability(probabilities, targets, bins)
     total = sum(row["count"] for row in rows)
     return sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / max(total, 1)
 
 
 def fit_temperature(logits: Array, targets: Array) -> float:
-    """The temperature T for which softmax(logits / T) has the least cross-entropy: logits float [N, K], targets int [N].
+    """Return the temperature T that minimises the cross-entropy of softmax(logits / T): float [N, K], targets int [N].
 
-    Between 0.05 and 20: where all samples are classified rightly the best T would be 0. In 1 / T the cross-entropy is
-    convex, hence a search by thirds finds the least. Raises ValueError for no samples.
+    T lies between 0.05 and 20: with every sample classified correctly the best T would be 0. The cross-entropy is
+    convex in 1 / T, hence a ternary search finds its minimum. Raises ValueError for no samples.
     """
     logits, targets = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     if not len(logits):
         raise ValueError("no samples to fit a temperature on")
-    low, high = 1 / HOTTEST, 1 / COLDEST  # of 1 / T
-    for _ in range(80):  # each leaves two thirds
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE  # of 1 / T
+    for _ in range(80):  # each step leaves two thirds of the interval
         left, right = low + (high - low) / 3, high - (high - low) / 3
         if _cross_entropy(logits * left, targets) <= _cross_entropy(logits * right, targets):
             high = right
@@ -66,22 +84,22 @@ def _cross_entropy(logits: Array, targets: Array) -> float:
 
 
 def accuracy_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval for an accuracy of `correct` of `count`: C. J. Clopper, E. S. Pearson, Biometrika 26 (1934), 404.
+    """Return the exact confidence interval of an accuracy: C. J. Clopper, E. S. Pearson, Biometrika 26 (1934), 404.
 
-    The lower end is the accuracy under which so many hits or more have probability (1 - confidence) / 2; the upper end,
-    under which so many or fewer have. Raises ValueError unless 0 <= correct <= count and 1 <= count.
+    With the lower end as the true accuracy, `correct` or more hits have probability (1 - confidence) / 2; with the
+    upper end, `correct` or fewer. Raises ValueError unless 0 <= correct <= count and 1 <= count.
     """
     if not (0 <= correct <= count and count >= 1):
         raise ValueError(f"{correct} correct of {count}: expected 0 <= correct <= count, and count >= 1")
     tail = (1 - confidence) / 2
     low = 0.0 if correct == 0 else _solve(lambda share: _at_least(correct, count, share), tail)
-    # So many hits or fewer are so many misses or more.
+    # At most `correct` hits are at least `count - correct` misses.
     high = 1.0 if correct == count else 1 - _solve(lambda share: _at_least(count - correct, count, share), tail)
     return low, high
 
 
 def _at_least(hits: int, count: int, share: float) -> float:
-    """P(X >= hits) for X binomial: terms by their logarithms, so that none of them overflows."""
+    """Return P(X >= hits) for X binomial; the terms are summed from their logarithms, so that none overflows."""
     if not 0 < share < 1:
         return float(share > 0)
     numbers = np.arange(hits, count + 1)
@@ -89,8 +107,8 @@ def _at_least(hits: int, count: int, share: float) -> float:
     return float(np.exp(logs + numbers * math.log(share) + (count - numbers) * math.log1p(-share)).sum())
 
 
-def _solve(rising: Any, value: float) -> float:
-    """Where a rising function of 0..1 has `value`, by halving."""
+def _solve(rising: Callable[[float], float], value: float) -> float:
+    """Return where a rising function on 0..1 has `value`, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

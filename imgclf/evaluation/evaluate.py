@@ -1,10 +1,8 @@
-"""Logits for all pictures of a split, and what they are worth: the one way that train, evaluate and predict answer."""
+"""Logits of a split and their metrics: the one forward pass that train, evaluate and predict share."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,60 +11,77 @@ from torch.nn import functional
 
 from imgclf.data.loader import Batch, Loader
 from imgclf.data.samples import Samples
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, RunError
+from imgclf.evaluation.accumulators import EpochMetrics
 from imgclf.evaluation.calibration import calibration_error
 from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
-from imgclf.report.tables import confusion_matrix, per_class_csv, predictions_csv, split_metrics
 
-__all__ = ["Evaluation", "build_forward", "compute_metrics", "evaluate_split", "predict_logits", "softmax"]
+__all__ = [
+    "Evaluation",
+    "ForwardFn",
+    "build_forward",
+    "compute_metrics",
+    "evaluate_split",
+    "metrics_from_probabilities",
+    "predict_logits",
+    "softmax",
+]
 
 Floats = NDArray[np.float32]
-Answer = Callable[[torch.Tensor], torch.Tensor]
+Indices = NDArray[np.int64]
+ForwardFn = Callable[[torch.Tensor], torch.Tensor]
 
 
-def build_forward(classifier: ImageModel, wanted: str, pictures: int, precision: str = "fp32") -> Answer:
-    """What turns uint8 [B, C, S, S] into logits float32 [B, K] for so many pictures: by `imgclf.models.engine`'s rule, or
-    the one `wanted`. Raises `ConfigError` for one that can't be had.
+def build_forward(model: ImageModel, wanted: str, count: int, precision: str = "fp32") -> ForwardFn:
+    """Return the function from uint8 [B, C, S, S] to logits float32 [B, K] for `count` images in all.
+
+    Its engine is `wanted`, or the choice of `imgclf.models.engine`; raises `ConfigError` for one that can't be used.
     """
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision={precision!r}: expected fp32 or bf16")
-    name = choose_engine(wanted, classifier.device, pictures)
+    name = choose_engine(wanted, model.device, count)
     if (name, precision) == ("eager", "fp32"):
-        return lambda images: classifier(images.to(classifier.device, non_blocking=True)).float()
-    engine = build_engine(name, classifier, precision)
+        return lambda images: model(images.to(model.device, non_blocking=True)).float()
+    engine = build_engine(name, model, precision)
     return lambda images: torch.cat([engine(part) for part in torch.split(images, engine.batch)])
 
 
 @torch.inference_mode()
-def predict_logits(classifier: ImageModel, batches: Iterable[Batch], limit: int | None = None,
-                   answer: Answer | None = None, flips: Sequence[str] = ()) -> Floats:  # fmt: skip
-    """Logits float32 [N, K] of the batches (the first `limit` of them), in their order, by `answer`: None is PyTorch in full
-    precision. Features in place of pictures always are PyTorch's affair. With `flips` ("horizontal", "vertical") they are
-    the logarithms of the mean probabilities over a picture and its mirror images.
+def predict_logits(
+    model: ImageModel,
+    batches: Iterable[Batch],
+    limit: int | None = None,
+    forward: ForwardFn | None = None,
+    flips: Sequence[str] = (),
+) -> Floats:
+    """Return the logits float32 [N, K] of the first `limit` batches, in their order, by `forward` (None: eager fp32).
+
+    Cached features always go through PyTorch. With `flips` ("horizontal", "vertical") the result is the logarithm of
+    the mean probabilities over an image and its mirror images.
     """
-    classifier.eval()
-    eager = build_forward(classifier, "eager", 0)
-    logits = [np.zeros((0, len(classifier.classes)), dtype=np.float32)]
+    model.eval()
+    eager = build_forward(model, "eager", 0)
+    logits = [np.zeros((0, len(model.classes)), dtype=np.float32)]
     for number, batch in enumerate(batches):
         if limit is not None and number >= limit:
             break
         if batch.images is None:
             assert batch.features is not None
-            features = batch.features.to(classifier.device, non_blocking=True)
-            logits.append(classifier.forward_features(features).float().cpu().numpy())
+            features = batch.features.to(model.device, non_blocking=True)
+            logits.append(model.forward_features(features).float().cpu().numpy())
             continue
-        chosen = answer or eager
-        found = chosen(batch.images)  # [B, K]
+        chosen = forward or eager
+        part = chosen(batch.images)  # [B, K]
         if flips:
-            views = [found, *(chosen(batch.images.flip(axes)) for axes in _mirrors(flips))]
-            found = torch.stack([view.log_softmax(dim=1) for view in views]).logsumexp(dim=0) - math.log(len(views))
-        logits.append(found.cpu().numpy())
+            views = [part, *(chosen(batch.images.flip(axes)) for axes in _mirrors(flips))]
+            part = torch.stack([view.log_softmax(dim=1) for view in views]).logsumexp(dim=0) - math.log(len(views))
+        logits.append(part.cpu().numpy())
     return np.concatenate(logits)
 
 
 def _mirrors(flips: Sequence[str]) -> list[tuple[int, ...]]:
-    """The axes of [B, C, H, W] to turn round for each mirror image; of both flips there are three."""
+    """Return the axes of [B, C, H, W] to flip for each mirror image; both flips together make three."""
     axes = {"horizontal": 3, "vertical": 2}
     if unknown := sorted(set(flips) - set(axes)):
         raise ConfigError(f"dataset.flips: {unknown[0]!r}; expected horizontal or vertical")
@@ -75,59 +90,93 @@ def _mirrors(flips: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Probabilities float32 [N, K] of logits over `temperature`; each row sums to 1."""
+    """Return the probabilities float32 [N, K] of logits divided by `temperature`; each row sums to 1."""
     return (torch.from_numpy(logits) / temperature).softmax(dim=1).numpy()
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a network says of a split, and what that is worth: `logits` float32 [N, K] and `probabilities` of the samples
-    `order` int64 [N], `targets` int64 [N], `metrics`, and the confusion `matrix` [K, K].
+    """Predictions for a split and their metrics.
+
+    `logits` float32 [N, K] and `probabilities` of the samples `order` int64 [N], `targets` int64 [N], and the confusion
+    `matrix` int64 [K, K], rows true.
     """
 
     samples: Samples
-    order: NDArray[np.int64]
+    order: Indices
     logits: Floats
     probabilities: Floats
-    targets: NDArray[np.int64]
-    metrics: dict[str, Any]
-    matrix: NDArray[np.int64]
+    targets: Indices
+    metrics: dict[str, float]
+    matrix: Indices
 
-    def write(self, folder: Path, split: str, predictions: bool = True) -> None:
-        """Write the per-class table and, unless told otherwise, a row a picture."""
-        if predictions:
-            items = [self.samples.items[index] for index in self.order]
-            predictions_csv(
-                folder / f"predictions_{split}.csv", items, self.targets, self.probabilities, self.samples.classes
-            )
-        per_class_csv(folder / f"per_class_{split}.csv", self.samples.classes, self.matrix)
+    @property
+    def predicted(self) -> Indices:
+        """The predicted class int64 [N]; of equal probabilities the lowest class wins."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def confidence(self) -> Floats:
+        """The probability float32 [N] of the predicted class."""
+        return self.probabilities.max(axis=1)
 
 
-def evaluate_split(classifier: ImageModel, loader: Loader, limit: int | None = None, answer: Answer | None = None,
-           flips: Sequence[str] = ()) -> Evaluation:  # fmt: skip
-    """What `classifier` says of the (first `limit`) batches of a split by `answer`, and what `compute_metrics` says of that."""
-    logits = predict_logits(classifier, loader, limit, answer, flips)  # [N, K]
-    return compute_metrics(classifier, loader.samples, loader.permutation(0)[: len(logits)], logits)
+def evaluate_split(
+    model: ImageModel,
+    loader: Loader,
+    limit: int | None = None,
+    forward: ForwardFn | None = None,
+    flips: Sequence[str] = (),
+) -> Evaluation:
+    """Return the predictions and metrics of the first `limit` batches of a split; see `predict_logits`."""
+    logits = predict_logits(model, loader, limit, forward, flips)  # [N, K]
+    return compute_metrics(model, loader.samples, loader.permutation(0)[: len(logits)], logits)
 
 
 @torch.inference_mode()
-def compute_metrics(classifier: ImageModel, samples: Samples, order: NDArray[np.int64], logits: Floats) -> Evaluation:
-    """Measure logits [N, K] of the samples `order`. The loss is the mean cross-entropy a picture plus the head's L2 term,
-    as in validation; `ece` is the expected calibration error. With a temperature, `calibrated_loss` and `calibrated_ece` say
-    what it did, and the probabilities are the calibrated ones; accuracies are the same.
+def compute_metrics(model: ImageModel, samples: Samples, order: Indices, logits: Floats) -> Evaluation:
+    """Return the metrics of logits [N, K] of the samples `order`.
+
+    The loss is the mean cross-entropy plus the head's L2 term, as in validation; `ece` is the expected calibration
+    error. A temperature adds `calibrated_loss` and `calibrated_ece` and calibrates the probabilities; accuracies stay.
     """
     targets = samples.targets[order]
-    probabilities, penalty = softmax(logits), classifier.penalty().item()
-    metrics = split_metrics(probabilities, targets, _cross_entropy(logits, targets) + penalty)
+    probabilities, penalty = softmax(logits), model.penalty().item()
+    metrics, matrix = metrics_from_probabilities(probabilities, targets, _cross_entropy(logits, targets) + penalty)
     metrics["ece"] = calibration_error(probabilities, targets)
-    if (temperature := classifier.temperature) != 1.0:
+    if (temperature := model.temperature) != 1.0:
         probabilities = softmax(logits, temperature)
         metrics["temperature"] = temperature
         metrics["calibrated_loss"] = _cross_entropy(logits / temperature, targets) + penalty
         metrics["calibrated_ece"] = calibration_error(probabilities, targets)
-    matrix = confusion_matrix(probabilities.argmax(axis=1), targets, len(classifier.classes))
     return Evaluation(samples, order, logits, probabilities, targets, metrics, matrix)
 
 
-def _cross_entropy(logits: Floats, targets: NDArray[np.int64]) -> float:
+def metrics_from_probabilities(
+    probabilities: Floats, targets: Indices, loss: float
+) -> tuple[dict[str, float], Indices]:
+    """Return the metrics of a split, with its mean `loss` as given, and its confusion matrix int64 [K, K].
+
+    top5 is top-min(5, K), hence 1.0 up to five classes; equal probabilities rank by class, so that top-1 is accuracy.
+    Raises ValueError for no samples, wrong shapes or unknown classes, RunError for probabilities that aren't finite.
+    """
+    probabilities, targets = np.asarray(probabilities), np.asarray(targets)
+    if probabilities.ndim != 2 or targets.shape != probabilities.shape[:1] or not probabilities.size:
+        shapes = f"probabilities {probabilities.shape} and targets {targets.shape}"
+        raise ValueError(f"{shapes}: expected [N, K] and [N], N and K >= 1")
+    count, num_classes = probabilities.shape
+    if targets.min() < 0 or targets.max() >= num_classes:
+        raise ValueError(f"targets lie in {targets.min()}..{targets.max()}: expected 0..{num_classes - 1}")
+    if broken := int((~np.isfinite(probabilities)).any(axis=1).sum()):
+        raise RunError(
+            f"the probabilities of {broken} of {count} samples aren't finite: the network has diverged; "
+            "train with a lower learning rate, or use an earlier checkpoint"
+        )
+    accumulated = EpochMetrics(num_classes)
+    accumulated.update(torch.tensor(loss), torch.from_numpy(probabilities), torch.from_numpy(targets))
+    metrics = {**accumulated.compute(), "loss": float(loss)}  # as given: the accumulator sums in single precision
+    return metrics, accumulated.confusion.numpy()
+
+
+def _cross_entropy(logits: Floats, targets: Indices) -> float:
     return functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)).item()

@@ -39,15 +39,16 @@ _BUILD_ERRORS = (
 
 
 class Backbone(nn.Module):
-    """A timm `network` without the parts that only its own head needs: [B, C, S, S] -> [B, F, h, w].
+    """The timm `network` called `name`, without the parts that only its own head needs: [B, C, S, S] -> [B, F, h, w].
 
     Networks without such a feature map (transformers) pool in their own way and give [B, F]. `shape` is the shape of
     one image's features, for the input size that the network was built for.
     """
 
-    def __init__(self, network: Any, traced: "_Traced") -> None:
+    def __init__(self, network: Any, traced: "_Traced", name: str) -> None:
         super().__init__()
         self.network: Any = network
+        self.name = name
         self.spatial, self.shape = traced.spatial, traced.shape
         for part in traced.unused:
             setattr(network, part, nn.Identity())
@@ -82,7 +83,7 @@ def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, obj
         key = (name, repr(keywords), in_chans, size)
         if key not in _TRACED:
             _TRACED[key] = _trace(network, in_chans, size)
-        return Backbone(network, _TRACED[key])
+        return Backbone(network, _TRACED[key], name)
     except _BUILD_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"model.backbone={name} at image_size={size}, {keywords}: {reason[:200]}") from error

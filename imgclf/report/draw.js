@@ -1,33 +1,32 @@
 "use strict";
-// What both pages are drawn with. Text gets into the page by textContent alone: a class may be called "<img onerror=...>".
-const facts = JSON.parse(document.getElementById("facts").textContent);
+// Shared by both pages. Text gets into the page by textContent alone: a class may be called "<img onerror=...>".
+const page = JSON.parse(document.getElementById("page-data").textContent);
 const main = document.querySelector("main");
 const SVG = "http://www.w3.org/2000/svg";
 const percent = (share, digits = 1) => (100 * share).toFixed(digits) + " %";
 const number = (value, digits = 4) => value === null || value === undefined ? "" : String(+(+value).toPrecision(digits));
 
 function node(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  return dress(made, attributes, children);
+  return fill(document.createElement(name), attributes, children);
 }
 
 function shape(name, attributes = {}, ...children) {
-  return dress(document.createElementNS(SVG, name), attributes, children);
+  return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
-function dress(made, attributes, children) {
+function fill(element, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined) made.setAttribute(key, value);
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined) element.setAttribute(key, value);
   }
-  made.append(...children.filter(child => child !== null && child !== undefined));
-  return made;
+  element.append(...children.filter(child => child !== null && child !== undefined));
+  return element;
 }
 
 function section(title, ...children) {
-  const made = node("section", {}, node("h2", {}, title), ...children);
-  main.append(made);
-  return made;
+  const element = node("section", {}, node("h2", {}, title), ...children);
+  main.append(element);
+  return element;
 }
 
 function list(pairs) {
@@ -63,42 +62,42 @@ function chart(title, lines, options) {
       svg.append(shape("circle", {cx: x(a), cy: y(b), r: 3, style: `fill: var(${line.colour})`}));
   }
   const mark = shape("line", {y1: top, y2: height - bottom, class: "axis", visibility: "hidden"});
-  const says = node("div", {class: "quiet says"});
+  const readout = node("div", {class: "quiet readout"});
   const rest = () => {
     mark.setAttribute("visibility", "hidden");
-    says.replaceChildren(...lines.flatMap(line => [
+    readout.replaceChildren(...lines.flatMap(line => [
       node("span", {style: `color: var(${line.colour})`}, `${line.dash ? "╌╌" : "──"} ${line.name}  `)]));
   };
   svg.append(mark);
   svg.addEventListener("pointermove", event => {
     const box = svg.getBoundingClientRect();
-    const wanted = lowX + ((event.clientX - box.left) / box.width * width - left) / (width - left - right) * (highX - lowX);
-    const at = xs.reduce((best, value) => Math.abs(value - wanted) < Math.abs(best - wanted) ? value : best);
+    const pointed = lowX + ((event.clientX - box.left) / box.width * width - left) / (width - left - right) * (highX - lowX);
+    const at = xs.reduce((best, value) => Math.abs(value - pointed) < Math.abs(best - pointed) ? value : best);
     mark.setAttribute("x1", x(at)), mark.setAttribute("x2", x(at)), mark.setAttribute("visibility", "visible");
-    says.textContent = `${options.x || "epoch"} ${at.toLocaleString("en")}: ` + lines.map(line => {
+    readout.textContent = `${options.x || "epoch"} ${at.toLocaleString("en")}: ` + lines.map(line => {
       const [, value] = line.values.find(([a]) => a === at) || [at, null];
       return value === null ? null : `${line.name} ${options.percent ? percent(value) : number(value)}`;
     }).filter(Boolean).join(", ");
   });
   svg.addEventListener("pointerleave", rest);
   rest();
-  return node("div", {class: "panel"}, node("h3", {}, title), svg, says);
+  return node("div", {class: "panel"}, node("h3", {}, title), svg, readout);
 }
 
 function ticks(low, high, most) {
   const raw = (high - low) / most, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map(factor => factor * power).find(value => value >= raw);
-  const made = [];
+  const values = [];
   for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + 1e-9 * step; tick += step)
-    made.push(+tick.toPrecision(10));
-  return made;
+    values.push(+tick.toPrecision(10));
+  return values;
 }
 
 // Tables
 
 function sortable(columns, rows, attributes = {}) {
   const body = node("tbody"), heads = [];
-  const fill = (column, down) => {
+  const sort = (column, down) => {
     const sorted = [...rows].sort((a, b) => (typeof a[column] === "number" ? a[column] - b[column]
       : String(a[column]).localeCompare(String(b[column]), undefined, {numeric: true})) * (down ? -1 : 1));
     body.replaceChildren(...sorted.map(row => node("tr", {}, ...row.map((value, index) => columns[index].n
@@ -107,12 +106,12 @@ function sortable(columns, rows, attributes = {}) {
     heads.forEach((head, index) => head.setAttribute("aria-sort", index !== column ? "none" : down ? "descending" : "ascending"));
   };
   columns.forEach((column, index) => {
-    const choose = () => {  // a first click puts the lowest score on top, as the eye seeks the worst; a second turns it round
-      fill(index, head.getAttribute("aria-sort") === "ascending");
+    const choose = () => {  // a first click puts the lowest value on top, a second the highest
+      sort(index, head.getAttribute("aria-sort") === "ascending");
     };
     const head = node("th", {class: column.n ? "n" : null, "aria-sort": "none"}, node("button", {onclick: choose}, column.name));
     heads.push(head);
   });
-  fill(0, false);
+  sort(0, false);
   return node("div", {class: "scroll"}, node("table", attributes, node("thead", {}, node("tr", {}, ...heads)), body));
 }

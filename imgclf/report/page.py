@@ -1,5 +1,6 @@
-"""report.html and sweep.html: results as one page that asks nothing of any other place. What it shows is a JSON object
-inside it, which a script draws; names and paths get into the page as text alone.
+"""Self-contained HTML pages: report.html of a run and sweep.html, with images inside and no network requests.
+
+A page holds its content as a JSON object, which a script draws; names and paths get into the page as text alone.
 """
 
 import base64
@@ -10,34 +11,57 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-__all__ = ["results_page", "sweep_page"]
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.report.tables import finite
+
+__all__ = ["data_uri", "results_page", "shrunk", "sweep_page"]
 
 
-def results_page(facts: Mapping[str, Any]) -> str:
-    """The HTML for the facts that `imgclf.report.run_report` has gathered: plain data, pictures as data: addresses."""
-    return _page(facts, "results.js")
+def results_page(page_data: Mapping[str, object]) -> str:
+    """Return the HTML that shows the page data of `imgclf.report.run_report`."""
+    return _page(page_data, "results.js")
 
 
-def sweep_page(facts: Mapping[str, Any]) -> str:
-    """The HTML for the facts that `imgclf.sweeps.leaderboard` has gathered."""
-    return _page(facts, "sweep.js")
+def sweep_page(page_data: Mapping[str, object]) -> str:
+    """Return the HTML that shows the page data of `imgclf.sweeps.leaderboard`."""
+    return _page(page_data, "sweep.js")
 
 
-def _page(facts: Mapping[str, Any], drawn_by: str) -> str:
-    here = files("imgclf.report")
-    style, *scripts = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "draw.js", drawn_by))
+def _page(page_data: Mapping[str, object], script_name: str) -> str:
+    folder = files("imgclf.report")
+    names = ("page.css", "draw.js", script_name)
+    style, *scripts = (folder.joinpath(name).read_text(encoding="utf-8") for name in names)
     script = "\n".join(scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    # "<" can't end the element that holds the data, whatever a class or a file is called; NaN is no JSON.
-    data = json.dumps(facts, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    title = escape(str(facts["title"]))
+    # "<" could end the element that holds the data, in the name of a class or a file.
+    data = json.dumps(finite(page_data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    title = escape(str(page_data["title"]))
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
         f"<style>\n{style}</style></head>\n<body>\n<header><h1>{title}</h1></header>\n<main></main>\n"
-        f"<noscript>This page is drawn by a script inside it, which this browser doesn't run; metrics.json has the "
-        f'numbers.</noscript>\n<script type="application/json" id="facts">{data}</script>\n'
+        f"<noscript>This page needs JavaScript, which is inside it; metrics.json has the numbers.</noscript>\n"
+        f'<script type="application/json" id="page-data">{data}</script>\n'
         f"<script>{script}</script>\n</body></html>\n"
     )
+
+
+def shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return uint8 [H, W, 1 or 3] with the longer side at most `side` pixels; smaller images stay as they are."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small: NDArray[Any] = image if scale == 1.0 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return small.reshape(size[1], size[0], -1)
+
+
+def data_uri(image: NDArray[np.uint8], side: int, quality: int = 80) -> str:
+    """Return `data:image/jpeg;base64,...` of uint8 [H, W, 1 or 3], shrunk to `side` pixels."""
+    small = shrunk(image, side)
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(small[:, :, ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,1 +1,22 @@
-"""Many runs: each in a process of its own, ranked, compared."""
+"""Many runs: each in a process of its own, ranked, compared. Nothing here loads torch.
+
+Names resolve lazily: `python -m imgclf.sweeps.trials` must not find its module imported already.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imgclf.sweeps.comparison import compare_runs
+    from imgclf.sweeps.leaderboard import finish_sweep, read_sweep, write_leaderboard
+    from imgclf.sweeps.trials import run_trial
+
+__all__ = ["compare_runs", "finish_sweep", "read_sweep", "run_trial", "write_leaderboard"]
+
+_HOMES = {"compare_runs": "comparison", "run_trial": "trials"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'leaderboard')}"), name)

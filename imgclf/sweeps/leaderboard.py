@@ -1,42 +1,60 @@
-"""A sweep in figures: its trials ranked by validation, seeds taken together, and how much each setting mattered."""
+"""The leaderboard of a sweep: trials ranked by validation, seeds grouped, and the importance of each setting."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TypedDict
 
+from imgclf.config import MONITORS, CheckpointConfig
+from imgclf.console import print_table
 from imgclf.errors import DataError
-from imgclf.evaluation.calibration import accuracy_interval
-from imgclf.files.trial_record import PRUNED, TrialRecord, find_trials
-from imgclf.report.tables import read_history_csv
+from imgclf.files.atomic import write_atomically
+from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials
+from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import Run, read_run
 
-__all__ = ["Entry", "Leaderboard", "TrialGroup", "facts", "importance", "read_sweep"]
+__all__ = [
+    "Leaderboard",
+    "Trial",
+    "TrialGroup",
+    "finish_sweep",
+    "importance",
+    "page_data",
+    "read_sweep",
+    "write_leaderboard",
+]
 
 SEED, FRACTION = "seed", "dataset.fraction"
-BINS = 4  # of a setting with more values than that, all of them numbers
+BINS = 4  # for a setting with more values, all of them numbers
+_MEASURED = [
+    (split, name) for split in ("val", "test") for name in ("accuracy", "loss", "macro_f1", "correct", "count")
+]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A trial as it stands now: `run` is what a finished one left, None before; `choices` are its overrides, by key."""
+class Trial:
+    """A trial as it stands now: `run` holds the results of a finished one, else None; `overrides` are its own, by key."""
 
     folder: Path
     record: TrialRecord
     run: Run | None
-    choices: Mapping[str, str]
+    overrides: Mapping[str, str]
     epochs: int
 
     @property
     def finished(self) -> bool:
-        """Whether it can be ranked."""
+        """Whether the trial can be ranked."""
         return self.run is not None and self.record.value is not None
 
     @property
+    def value(self) -> float:
+        """The metric that trials are ranked by; 0 for a trial that isn't finished."""
+        return float(self.record.value or 0.0)
+
+    @property
     def state(self) -> str:
-        """As its record says, or pruned: finished too, but before its time."""
+        """The state in its record, or "pruned" for a trial that finished early because others were better."""
         return "pruned" if self.record.state == "finished" and (self.folder / PRUNED).is_file() else self.record.state
 
     @property
@@ -47,83 +65,191 @@ class Entry:
 
 @dataclass(frozen=True)
 class TrialGroup:
-    """Trials that differ in their seed alone, taken together: the mean `value` and its sample standard deviation `spread`,
-    None of a single one; `validation` and `test` in words, with exact intervals or mean ± spread.
-    """
+    """Trials that differ in their seed alone, and the `overrides` that they share."""
 
-    choices: Mapping[str, str]
-    entries: Sequence[Entry]
-    value: float
-    spread: float | None
-    validation: str
-    test: str
+    overrides: Mapping[str, str]
+    trials: Sequence[Trial]
+
+    @property
+    def dataset(self) -> str:
+        """The name of their data set."""
+        return self.trials[0].dataset
+
+    @property
+    def value(self) -> float:
+        """The mean of the metric that trials are ranked by."""
+        return fmean(trial.value for trial in self.trials)
+
+    @property
+    def spread(self) -> float | None:
+        """The sample standard deviation of that metric; None of a single trial."""
+        return stdev(trial.value for trial in self.trials) if len(self.trials) > 1 else None
+
+    def accuracies(self, split: str) -> list[float]:
+        """Return the accuracy of each trial that has one on the split."""
+        metrics = [trial.run.metrics for trial in self.trials if trial.run is not None]
+        return [float(values[split]["accuracy"]) for values in metrics if split in values]
+
+    def format_accuracy(self, split: str) -> str:
+        """Return a single trial's accuracy with its exact interval; of several the mean ± standard deviation."""
+        accuracies = [100 * accuracy for accuracy in self.accuracies(split)]
+        if len(accuracies) > 1:
+            return f"{fmean(accuracies):.1f} ± {stdev(accuracies):.1f} % ({len(accuracies)} seeds)"
+        runs = [trial.run for trial in self.trials if trial.run is not None and split in trial.run.metrics]
+        return runs[0].format_accuracy(split) if runs else "-"
+
+
+class SizeSeries(TypedDict):
+    """Accuracies over the number of training images: (images, validation, standard deviation, test), None if unknown."""
+
+    name: str
+    points: list[tuple[int, float, float | None, float | None]]
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All `entries`, by folder; the `standings`, the best of each data set first; the `keys` in which trials differ; and the
-    `metric` of validation that they are ranked by.
+    """All `trials`, by folder, and their `groups`, the best of each data set first.
+
+    `keys` are the settings in which trials differ, `metric` is the validation metric that they are ranked by.
     """
 
     folder: Path
-    entries: Sequence[Entry]
-    standings: Sequence[TrialGroup]
+    trials: Sequence[Trial]
+    groups: Sequence[TrialGroup]
     keys: Sequence[str]
     metric: str
 
     @property
+    def lower_is_better(self) -> bool:
+        """Whether the smallest value of the metric is the best."""
+        return MONITORS.get(self.metric) == "min"
+
+    @property
     def importance(self) -> list[tuple[str, float]]:
-        """The keys and the share of the values' variance that each explains, the largest first; a seed's is chance."""
-        ranked = [entry for entry in self.entries if entry.finished]
-        values = [float(entry.record.value or 0.0) for entry in ranked]
-        shares = [(key, importance([entry.choices.get(key, "-") for entry in ranked], values)) for key in self.keys]
+        """Each key with the share of the values' variance that it explains, the largest first; a seed's is chance."""
+        ranked = [trial for trial in self.trials if trial.finished]
+        values = [trial.value for trial in ranked]
+        shares = [(key, importance([trial.overrides.get(key, "-") for trial in ranked], values)) for key in self.keys]
         return sorted(((key, share) for key, share in shares if share is not None), key=lambda pair: -pair[1])
 
     @property
-    def sizes(self) -> list[dict[str, Any]]:
-        """Accuracy against the number of training pictures, where the trials differ in `dataset.fraction`: for each of the
-        other choices its `name`, and `points` (pictures, validation, spread or None, test or None), accuracies being means.
-        """
+    def sizes(self) -> list[SizeSeries]:
+        """Accuracy by number of training images, where trials differ in `dataset.fraction`: a series per other override."""
         if FRACTION not in self.keys:
             return []
-        series: dict[str, list[tuple[int, float, float | None, float | None]]] = {}
-        for standing in self.standings:
-            name = ", ".join(f"{key}={value}" for key, value in standing.choices.items() if key != FRACTION)
-            metrics = [entry.run.metrics for entry in standing.entries if entry.run]
-            found = [values["val"]["accuracy"] for values in metrics if "val" in values]
-            tested = [values["test"]["accuracy"] for values in metrics if "test" in values]
-            if found:
-                series.setdefault(name, []).append((
-                    metrics[0]["train"]["count"], fmean(found), stdev(found) if len(found) > 1 else None,
-                    fmean(tested) if tested else None))  # fmt: skip
-        return [{"name": name, "points": sorted(points)} for name, points in series.items()]
+        series: dict[str, SizeSeries] = {}
+        for group in self.groups:
+            name = ", ".join(f"{key}={value}" for key, value in group.overrides.items() if key != FRACTION)
+            validation, test = group.accuracies("val"), group.accuracies("test")
+            run = group.trials[0].run
+            if validation and run:
+                spread = stdev(validation) if len(validation) > 1 else None
+                point = (int(run.metrics["train"]["count"]), fmean(validation), spread, fmean(test) if test else None)
+                series.setdefault(name, SizeSeries(name=name, points=[]))["points"].append(point)
+        for one in series.values():
+            one["points"].sort()
+        return list(series.values())
+
+
+def finish_sweep(folder: Path) -> int:
+    """End a sweep with its leaderboard, if it has trials, and return how many failed."""
+    trials = find_trials(folder)
+    if trials:
+        write_leaderboard(folder)
+    return sum(record.state == "failed" for _, record in trials)
+
+
+def write_leaderboard(folder: Path) -> None:
+    """Print and write the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
+    from imgclf.report.page import sweep_page  # here, because it loads OpenCV
+
+    board = read_sweep(folder)
+    _print_board(board)
+    _write_csv(board, folder / "sweep.csv")
+    write_atomically(folder / "sweep.html", sweep_page(page_data(board)))
+    written = ["sweep.csv", "sweep.html"]
+    if board.sizes:
+        from imgclf.report.plots import plot_sizes  # here, because it loads matplotlib
+
+        plot_sizes(board.sizes, folder / "data_size.png")
+        written.append("data_size.png")
+    print(f"{folder}: {', '.join(written)}", flush=True)
 
 
 def read_sweep(folder: Path) -> Leaderboard:
-    """The sweep in `folder` as it stands now; raises `DataError` for a folder that holds no trial."""
-    trials = find_trials(folder)
+    """Return the sweep in `folder` as it stands now; raises `DataError` for a folder without trials."""
+    trials = [_read_trial(path, record) for path, record in find_trials(folder)]
     if not trials:
-        raise DataError(f"{folder}: holds no trials; expected the hydra.sweep.dir of `imgclf.train -m`")
-    entries = [_entry(path, record) for path, record in trials]
-    names = sorted({key for entry in entries for key in entry.choices})
-    keys = [key for key in names if len({entry.choices.get(key) for entry in entries}) > 1]
-    metric = str((entries[0].record.settings.get("checkpoint") or {}).get("monitor", "val_accuracy"))
-    together: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
-    for entry in entries:
-        if entry.finished:
-            same = tuple((key, entry.choices.get(key, "-")) for key in keys if key != SEED)
-            together.setdefault(same, []).append(entry)
-    worst_last = 1 if metric.endswith("loss") else -1
-    standings = sorted((_standing(dict(same), members) for same, members in together.items()),
-                       key=lambda standing: (standing.entries[0].dataset, worst_last * standing.value))  # fmt: skip
-    return Leaderboard(folder, entries, standings, keys, metric)
+        raise DataError(f"{folder}: holds no trials; pass the hydra.sweep.dir of `imgclf train -m`")
+    names = sorted({key for trial in trials for key in trial.overrides})
+    keys = [key for key in names if len({trial.overrides.get(key) for trial in trials}) > 1]
+    metric = str((trials[0].record.settings.get("checkpoint") or {}).get("monitor", CheckpointConfig.monitor))
+    members: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
+    for trial in trials:
+        if trial.finished:
+            shared = tuple((key, trial.overrides.get(key, "-")) for key in keys if key != SEED)
+            members.setdefault(shared, []).append(trial)
+    groups = [TrialGroup(dict(shared), same) for shared, same in members.items()]
+    sign = 1 if MONITORS.get(metric) == "min" else -1
+    groups.sort(key=lambda group: (group.dataset, sign * group.value))
+    return Leaderboard(folder, trials, groups, keys, metric)
+
+
+def _read_trial(folder: Path, record: TrialRecord) -> Trial:
+    overrides = {key.lstrip("+~"): value for key, _, value in (text.partition("=") for text in record.overrides)}
+    run, epochs = None, 0
+    try:
+        if record.state == "finished":
+            run = read_run(folder, folder.name)
+        history = folder / "history.csv"
+        epochs = len(run.history if run else read_history_csv(history) if history.is_file() else [])
+    except DataError:  # its files are missing or damaged: it can't be ranked, the others can
+        pass
+    return Trial(folder, record, run, overrides, epochs)
+
+
+def _print_board(board: Leaderboard) -> None:
+    """Print the groups as a table, and one line per trial that isn't finished."""
+    keys = [key for key in board.keys if key != SEED]
+    rows = []
+    for rank, group in enumerate(board.groups, start=1):
+        epochs = "/".join(dict.fromkeys(str(trial.epochs) for trial in group.trials))
+        seconds = f"{sum(trial.record.seconds for trial in group.trials):.0f}"
+        accuracies = group.format_accuracy("val"), group.format_accuracy("test")
+        rows.append([str(rank), *(group.overrides.get(key, "-") for key in keys), *accuracies, epochs, seconds])
+    if rows:
+        print_table(["", *keys, "validation", "test", "epochs", "seconds"], rows)
+        each = ", each data set by itself" if len({group.dataset for group in board.groups}) > 1 else ""
+        print(f"ranked by {board.metric}{each}; look at test only for the trial that you choose")
+    for trial in board.trials:
+        if not trial.finished:
+            reason = f": {trial.record.error}" if trial.record.error else ""
+            print(f"{trial.record.state}, {trial.epochs} epochs: {trial.folder.name}{reason}")
+
+
+def _write_csv(board: Leaderboard, path: Path) -> None:
+    """Write one row per trial, the best first, those that aren't finished last."""
+    ranks = {trial.folder: rank for rank, group in enumerate(board.groups, start=1) for trial in group.trials}
+    measured = [f"{split}_{name}" for split, name in _MEASURED]
+    header = ["rank", "folder", "state", *board.keys, "value", *measured, "epochs", "seconds", "error"]
+    rows = []
+    for trial in sorted(board.trials, key=lambda trial: ranks.get(trial.folder, len(ranks) + 1)):
+        record, metrics = trial.record, trial.run.metrics if trial.run else {}
+        overrides = [trial.overrides.get(key, "") for key in board.keys]
+        values = [metrics.get(split, {}).get(name, "") for split, name in _MEASURED]
+        value = "" if record.value is None else record.value
+        ends = [trial.epochs, round(record.seconds, 1), record.error or ""]
+        rows.append([ranks.get(trial.folder, ""), trial.folder.name, trial.state, *overrides, value, *values, *ends])
+    write_csv(path, header, rows)
 
 
 def importance(levels: Sequence[str], values: Sequence[float]) -> float | None:
-    """The share of the variance of `values` that the levels explain, chance taken off (epsilon squared: T. L. Kelley, PNAS
-    21 (1935), 554); 0 to 1, None where there are too few to say. Numbers of more than four levels count by their quarter.
+    """Return the share of the variance of `values` that the `levels` of a setting explain beyond chance, from 0 to 1.
+
+    This is epsilon squared: T. L. Kelley, PNAS 21 (1935), 554. None where there are too few values. Numbers with more
+    than four levels are grouped by quartile.
     """
-    levels = _quarters(levels)
+    levels = _quartiles(levels)
     groups: dict[str, list[float]] = {}
     for level, value in zip(levels, values, strict=True):
         groups.setdefault(level, []).append(value)
@@ -136,7 +262,7 @@ def importance(levels: Sequence[str], values: Sequence[float]) -> float | None:
     return min(1.0, max(0.0, (total - within - (len(groups) - 1) * within / free) / total))
 
 
-def _quarters(levels: Sequence[str]) -> Sequence[str]:
+def _quartiles(levels: Sequence[str]) -> Sequence[str]:
     if len(set(levels)) <= BINS:
         return levels
     try:
@@ -144,68 +270,43 @@ def _quarters(levels: Sequence[str]) -> Sequence[str]:
     except ValueError:
         return levels
     order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    quarters = [""] * len(numbers)
+    quartiles = [""] * len(numbers)
     for rank, index in enumerate(order):
-        quarters[index] = str(rank * BINS // len(order))
-    return quarters
+        quartiles[index] = str(rank * BINS // len(order))
+    return quartiles
 
 
-def _entry(folder: Path, record: TrialRecord) -> Entry:
-    choices = {key.lstrip("+~"): value for key, _, value in (text.partition("=") for text in record.overrides)}
-    run, epochs = None, 0
-    try:
-        if record.state == "finished":
-            run = read_run(folder, folder.name)
-        history = folder / "history.csv"
-        epochs = len(run.history if run else read_history_csv(history) if history.is_file() else [])
-    except DataError:  # its files are gone or damaged: it can't be ranked, the others can
-        pass
-    return Entry(folder, record, run, choices, epochs)
-
-
-def _standing(choices: dict[str, str], entries: Sequence[Entry]) -> TrialGroup:
-    values = [float(entry.record.value or 0.0) for entry in entries]
-    spread = stdev(values) if len(values) > 1 else None
-    return TrialGroup(choices, entries, fmean(values), spread, _said(entries, "val"), _said(entries, "test"))
-
-
-def _said(entries: Sequence[Entry], split: str) -> str:
-    """A single run's accuracy with its interval; of several the mean ± spread."""
-    runs = [entry.run for entry in entries if entry.run is not None and split in entry.run.metrics]
-    if len(runs) < 2:
-        return runs[0].said(split) if runs else "-"
-    accuracies = [100 * float(run.metrics[split]["accuracy"]) for run in runs]
-    return f"{fmean(accuracies):.1f} ± {stdev(accuracies):.1f} % ({len(runs)} seeds)"
-
-
-def facts(board: Leaderboard) -> dict[str, Any]:
-    """What `sweep.js` draws, as plain data."""
+def page_data(board: Leaderboard) -> dict[str, object]:
+    """Return the content of the page, as `sweep.js` draws it."""
+    groups = [
+        {
+            "dataset": group.dataset,
+            "overrides": group.overrides,
+            "validation": group.format_accuracy("val"),
+            "test": group.format_accuracy("test"),
+        }
+        for group in board.groups
+    ]
+    trials = [
+        {
+            "folder": trial.folder.name,
+            "overrides": trial.overrides,
+            "state": trial.state,
+            "epochs": trial.epochs,
+            "value": trial.record.value if trial.finished else None,
+            "seconds": trial.record.seconds,
+            "error": trial.record.error,
+            "interval": trial.run.interval("val") if trial.run else None,
+        }
+        for trial in board.trials
+    ]
     return {
         "title": f"Sweep: {board.folder.absolute().name}",
         "metric": board.metric,
-        "lower_is_better": board.metric.endswith("loss"),
-        "keys": list(board.keys),
-        "standings": [
-            {"dataset": standing.entries[0].dataset, "choices": standing.choices, "validation": standing.validation,
-             "test": standing.test, "value": _finite(standing.value), "spread": standing.spread,
-             "seeds": len(standing.entries)}
-            for standing in board.standings
-        ],
-        "trials": [
-            {"folder": entry.folder.name, "choices": dict(entry.choices), "state": entry.state, "epochs": entry.epochs,
-             "value": _finite(entry.record.value) if entry.finished else None, "seconds": entry.record.seconds,
-             "error": entry.record.error, "interval": _interval(entry.run)}
-            for entry in board.entries
-        ],
+        "lower_is_better": board.lower_is_better,
+        "keys": board.keys,
+        "groups": groups,
+        "trials": trials,
         "importance": board.importance,
         "sizes": board.sizes,
-    }  # fmt: skip
-
-
-def _interval(run: Run | None) -> list[float] | None:
-    values = run.metrics.get("val") if run else None
-    return list(accuracy_interval(values["correct"], values["count"])) if values else None
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    }

@@ -1,7 +1,7 @@
-"""A trial of a sweep, trained in a process of its own: whatever becomes of that, the other trials go on, and its memory is
-given back. Works under every launcher, because the task function that a launcher runs starts the process and waits.
+"""A trial of a sweep, trained in a process of its own: its failure leaves the other trials alone, and its memory is freed.
 
-On Linux the processes are forked from one that has loaded torch already, so that only the first waits for that.
+This works under every launcher, because the task function that a launcher runs starts the process and waits. On Linux
+the processes are forked from one that has already loaded torch, so that only the first trial waits for that.
 """
 
 import importlib.util
@@ -10,34 +10,43 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from imgclf.errors import ImgclfError, RunError
-from imgclf.files.trial_record import TrialRecord, read_record, write_record
-from imgclf.signals import Interrupted, catch_signals
+from imgclf.config import RunConfig
+from imgclf.errors import ImgclfError, RunError, one_line
+from imgclf.files.run_folder import TrialRecord, read_record, write_record
+from imgclf.signals import Interrupted, catch_signals, exit_with_parent
 
 __all__ = ["main", "run_trial"]
 
 _LOCK, LOG = ".trial.lock", "log.txt"
 
 
-def run_trial(settings: Mapping[str, Any], folder: Path, overrides: Sequence[str], log: bool = False,
-              threads: int | None = None) -> float | None:  # fmt: skip
-    """Train with `settings` in `folder`, or go on where that was begun, and return the value that the sweep is about; of a
-    trial that is finished already, at once. With `log` what it says goes into log.txt there. `threads`: how many it may use.
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial's process reports as it ends: the `value` of the sweep's metric, or an `error`."""
 
-    Raises `RunError` for a trial that failed, whatever the way, and `Interrupted` when this process is told to stop; the
-    trial has then saved itself.
+    value: float | None = None
+    error: str | None = None
+
+
+def run_trial(
+    config: RunConfig, folder: Path, overrides: Sequence[str], log: bool = False, threads: int | None = None
+) -> float | None:
+    """Train with `config` in `folder`, or resume the trial there, and return the value of the sweep's metric.
+
+    A finished trial returns its value at once. `log`: the trial prints into log.txt there. `threads`: how many threads
+    it may use. Raises `RunError` for a trial that failed in any way, and `Interrupted` when a signal stops this process;
+    the trial has then saved itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -50,13 +59,13 @@ def run_trial(settings: Mapping[str, Any], folder: Path, overrides: Sequence[str
     try:
         known = read_record(folder)
         if known and known.state == "finished":
-            print(f"trial {folder.name}: finished already{_said(known.value)}", flush=True)
+            print(f"trial {folder.name}: finished already{_format_value(known.value)}", flush=True)
             return known.value
         if (folder / "checkpoints" / "last.ckpt").is_file():
-            settings = {**settings, "ckpt_path": "last"}
+            config = replace(config, ckpt_path="last")
         elif known:
             _clear(folder)  # of an attempt that ended before it saved anything
-        record = TrialRecord(list(overrides), settings, seconds=known.seconds if known else 0.0)
+        record = TrialRecord(list(overrides), config.to_dict(), seconds=known.seconds if known else 0.0)
         write_record(folder, record)
         print(f"trial {folder.name}: {' '.join(overrides) or 'no overrides'}", flush=True)
         return _supervise(record, folder, log, threads)
@@ -65,44 +74,47 @@ def run_trial(settings: Mapping[str, Any], folder: Path, overrides: Sequence[str
 
 
 def _supervise(record: TrialRecord, folder: Path, log: bool, threads: int | None) -> float | None:
-    """ResumePoint the process, wait for it, and write down what became of it."""
+    """Start the process, wait for it, and record its outcome."""
     began = time.monotonic()
     process, connection = _start(folder, log, threads)
-    told: tuple[str, Any] | None = None
+    outcome = None
     with catch_signals():
         try:
             wait([connection, process.sentinel])
             with suppress(EOFError, OSError):
-                told = connection.recv() if connection.poll() else None
+                outcome = connection.recv() if connection.poll() else None
             process.join()
         except Interrupted as stop:
-            with suppress(ProcessLookupError):  # it doesn't get a terminal's Ctrl-C, being in a session of its own
-                os.kill(process.pid, stop.signum)
+            if process.pid:
+                with suppress(ProcessLookupError):  # in a session of its own, it doesn't get a terminal's Ctrl-C
+                    os.kill(process.pid, stop.signum)
             process.join()
-            write_record(
-                folder, replace(record, state="interrupted", seconds=record.seconds + time.monotonic() - began)
-            )
-            raise Interrupted(stop.signum, f"interrupted by {signal.Signals(stop.signum).name}; the same command, with "
-                              f"hydra.sweep.dir={folder.parent}, goes on") from None  # fmt: skip
+            seconds = record.seconds + time.monotonic() - began
+            write_record(folder, replace(record, state="interrupted", seconds=seconds))
+            name = signal.Signals(stop.signum).name
+            again = f"the same command, with hydra.sweep.dir={folder.parent}, resumes the sweep"
+            raise Interrupted(stop.signum, f"interrupted by {name}; {again}") from None
     seconds = record.seconds + time.monotonic() - began
-    what, value = told or ("error", None)
-    if what == "error":
-        reason = str(value or _fate(process.exitcode))
+    outcome = outcome or Outcome(error=_exit_reason(process.exitcode))
+    if outcome.error is not None:
         where = f"; see {folder / LOG}" if log else ""
-        write_record(folder, replace(record, state="failed", error=reason, seconds=seconds))
-        print(f"imgclf: trial {folder.name} failed: {reason}{where}", file=sys.stderr, flush=True)
-        raise RunError(f"trial {folder.name} failed: {reason}{where}")
-    write_record(folder, replace(record, state="finished", value=value, seconds=seconds))
-    print(f"trial {folder.name}: finished in {seconds:.0f} s{_said(value)}", flush=True)
-    return value
+        write_record(folder, replace(record, state="failed", error=outcome.error, seconds=seconds))
+        failure = f"trial {folder.name} failed: {outcome.error}{where}"
+        print(f"imgclf: {failure}", file=sys.stderr, flush=True)
+        raise RunError(failure)
+    write_record(folder, replace(record, state="finished", value=outcome.value, seconds=seconds))
+    print(f"trial {folder.name}: finished in {seconds:.0f} s{_format_value(outcome.value)}", flush=True)
+    return outcome.value
 
 
-def _start(folder: Path, log: bool, threads: int | None) -> tuple[Any, Connection]:
+def _start(folder: Path, log: bool, threads: int | None) -> tuple[BaseProcess, Connection]:
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
-        multiprocessing.set_start_method(None, force=True)  # joblib's own, of which the new process would know nothing
-    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        multiprocessing.set_start_method(None, force=True)  # joblib's own, which the new process wouldn't know
     if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["imgclf.training.run"])
+    else:
+        context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(str(folder), theirs, log, threads))
     process.start()
@@ -111,10 +123,10 @@ def _start(folder: Path, log: bool, threads: int | None) -> tuple[Any, Connectio
 
 
 def _work(folder: str, connection: Connection, log: bool, threads: int | None) -> None:
-    """What the process does: train, and tell the one that waits what came of it."""
+    """Train in the process, and send the outcome to the one that waits."""
     if hasattr(os, "setsid"):
         os.setsid()
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    exit_with_parent()
     if log:
         with open(Path(folder) / LOG, "ab") as file:
             os.dup2(file.fileno(), 1)
@@ -124,55 +136,46 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
     # Lightning starts the other processes of a distributed run with the command line of this one: `main` below.
     sys.argv = [__file__, folder]
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("imgclf.sweeps.trials")
-    os.environ["SLURM_JOB_NAME"] = "bash"  # by which Lightning knows that it shall start them, not SLURM
-    told: tuple[str, Any]
+    os.environ["SLURM_JOB_NAME"] = "bash"  # tells Lightning to start them itself, without SLURM
     try:
-        told = "value", _train(folder)
+        outcome = Outcome(_train(folder))
     except ImgclfError as error:
-        told = "error", str(error)
+        outcome = Outcome(error=str(error))
     except Interrupted as stop:
         print(f"imgclf: {stop}", file=sys.stderr, flush=True)
-        told = "error", str(stop)
-    except Exception as error:  # a bug, or a package's: the traceback is for whoever mends it, the line for the table
+        outcome = Outcome(error=str(stop))
+    except Exception as error:  # a bug, here or in a package: the log gets the traceback, the leaderboard the line
         traceback.print_exc()
-        told = "error", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    with suppress(OSError):  # there may be nobody left who waits
-        connection.send(told)
+        outcome = Outcome(error=f"{type(error).__name__}: {one_line(error)}")
+    with suppress(OSError):  # the waiting process may have ended
+        connection.send(outcome)
 
 
 def _train(folder: str) -> float | None:
-    from imgclf.cli.malloc import tune_malloc  # here, because the process that waits needs none of it
+    from imgclf.cli.malloc import tune_malloc  # here, because the waiting process needs none of it
     from imgclf.training.run import train
 
     record = read_record(Path(folder))
     if record is None:
-        raise RunError(f"{folder}: holds no trial; expected the folder of a trial of a sweep")
+        raise RunError(f"{folder}: holds no trial; pass the folder of a trial of a sweep")
     tune_malloc()
     if threads := os.environ.get("IMGCLF_THREADS"):
         import torch
 
         torch.set_num_threads(int(threads))
-    return train(dict(record.settings), Path(folder), record.overrides)
+    return train(RunConfig.from_dict(record.settings), Path(folder), record.overrides)
 
 
-def _stop_with_parent() -> None:
-    """Stop as a signal would stop it, when the process that waits is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _fate(exitcode: int | None) -> str:
-    """Why a process ended that said nothing."""
+def _exit_reason(exitcode: int | None) -> str:
+    """Return why a process ended without an outcome."""
     if exitcode is not None and exitcode < 0:
         name = signal.Signals(-exitcode).name
         memory = ", most likely because memory ran out" if name == "SIGKILL" else ""
-        return f"its process was killed by {name}{memory}; the same command goes on with it"
+        return f"its process was killed by {name}{memory}; the same command resumes it"
     return f"its process ended with exit code {exitcode}"
 
 
-def _said(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "" if value is None else f", {value:.4f}"
 
 
@@ -185,7 +188,7 @@ def _clear(folder: Path) -> None:
 
 
 def main(folder: str) -> None:
-    """What another process of a distributed trial does; its errors are told by the first."""
+    """Train as another process of a distributed trial; the first one reports its errors."""
     _train(folder)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from imgclf.config import MONITORS, CheckpointConfig, EarlyStoppingConfig, PruningConfig
 from imgclf.errors import ConfigError, DataError, RunError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.trial_record import PRUNED, find_trials, read_record
+from imgclf.files.run_folder import PRUNED, find_trials, read_record
 from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.signals import Signals
 from imgclf.training.checkpointing import CheckpointCallback

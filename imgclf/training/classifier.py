@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelConfig, OptimizerConfig, SchedulerConfig
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
-from imgclf.evaluation.accumulators import EpochSums, SplitMetrics
+from imgclf.evaluation import EpochMetrics
 from imgclf.models import ImageModel
 from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, checkpoint_errors, read_checkpoint
 from imgclf.models.network import Network
@@ -81,8 +81,8 @@ class ImageClassifier(LightningModule):
         self.metadata = CheckpointMetadata()
         weights = class_weights(self.loss_config, len(self.classes))
         self.register_buffer("class_weights", weights, persistent=False)
-        self.validation = SplitMetrics(len(self.classes))
-        self.sums = EpochSums(len(self.classes))
+        self.eval_metrics = EpochMetrics(len(self.classes))
+        self.train_metrics = EpochMetrics(len(self.classes))
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
         self._second_phase = False  # the network is built with the first phase's parts frozen
         self._began = time.perf_counter()
@@ -180,7 +180,7 @@ class ImageClassifier(LightningModule):
             loss = loss + (1 - share) * self._cross_entropy(logits, partners)
         weight, count = self._rank_weight(batch.targets)
         loss = weight * loss + self.model.penalty()
-        self.sums.add(loss.detach(), logits.detach(), batch.targets, count)
+        self.train_metrics.update(loss.detach(), logits.detach(), batch.targets, count)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -189,7 +189,7 @@ class ImageClassifier(LightningModule):
             return  # the last batch may have fewer images than there are processes
         logits = _logits(self.eval_model, batch).float()  # [B, K]
         loss = functional.cross_entropy(logits, batch.targets) + self.eval_model.penalty()
-        self.validation.add(loss, logits, batch.targets)
+        self.eval_metrics.update(loss, logits, batch.targets)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the metrics, which are called test_loss, test_accuracy and so on."""
@@ -208,7 +208,10 @@ class ImageClassifier(LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, split: str) -> dict[str, float]:
-        values = {f"{split}_{name}": value for name, value in self.validation.close().items()}
+        metrics = self.eval_metrics.compute_and_reset()
+        names = ("loss", "accuracy", "top5", "macro_f1")
+        # Tensors, as Lightning would make of them: history and callbacks then see the same single-precision numbers.
+        values = {f"{split}_{name}": torch.tensor(metrics[name]) for name in names}
         self.log_dict(values)
         return {name: float(value) for name, value in values.items()}
 
@@ -221,8 +224,7 @@ class ImageClassifier(LightningModule):
         """
         self._began = time.perf_counter()
         self.metadata.temperature = 1.0  # the old one belongs to the weights before training
-        self.sums.to(self.device)
-        self.sums.share(self.trainer.is_global_zero)
+        self.train_metrics.keep_on_rank_zero(self.trainer.is_global_zero)
         self._set_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer, epochs = self.trainer.optimizers[0], self.trainer.max_epochs or 1
@@ -235,13 +237,13 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's sums, and begin the second phase if it is due."""
         self._began = time.perf_counter()
-        self.sums.clear()
+        self.train_metrics.reset()
         self._validated = {}
         self._set_phase()
 
     def on_train_epoch_end(self) -> None:
         """Append the epoch's row to the history, and step a plateau schedule."""
-        self.sums.reduce(self._total)
+        self.train_metrics.reduce()
         train, val, lr = self.training_means(), self._validated, self.metadata.learning_rate
         self.log_dict({"train_loss": train["loss"], "train_accuracy": train["accuracy"], "lr": lr})
         row = {
@@ -258,9 +260,9 @@ class ImageClassifier(LightningModule):
         if isinstance(self.schedule, ReduceLROnPlateau) and metric is not None:
             self.schedule.step(metric)
 
-    def training_means(self) -> dict[str, float | int]:
+    def training_means(self) -> dict[str, float]:
         """Return the metrics of the last epoch's training images, each as the network was when it saw the image."""
-        return self.sums.metrics()
+        return self.train_metrics.compute()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer; its schedule is built when training starts, and kept here, as a function of the position."""
@@ -280,12 +282,12 @@ class ImageClassifier(LightningModule):
         """Add the metadata, all of it plain data."""
         schedule = self.schedule
         plateau = schedule.state_dict() if isinstance(schedule, ReduceLROnPlateau) else None
-        checkpoint["imgclf"] = replace(self.metadata, **self.sums.state(self._total), plateau=plateau).to_dict()
+        checkpoint["imgclf"] = replace(self.metadata, **self.train_metrics.totals(), plateau=plateau).to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of training: history, the epoch's sums, learning rate and the state of a plateau schedule."""
         saved = CheckpointMetadata.from_dict(checkpoint["imgclf"], len(self.classes))
-        self.sums.restore({"running": saved.running, "confusion": saved.confusion})
+        self.train_metrics.restore({"running": saved.running, "confusion": saved.confusion})
         self.metadata.history = [dict(row) for row in saved.history]
         self.metadata.learning_rate, self.metadata.plateau = saved.learning_rate, saved.plateau
 

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imgclf.config import RunConfig, TrainerConfig
+from imgclf.config import CacheConfig, RunConfig, TrainerConfig
 from imgclf.data.augment import Augment
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Features, Loader
-from imgclf.data.pixel_cache import CacheConfig, Cached, Indices, Making, in_threads, sample_keys
+from imgclf.data.pixel_cache import CachedRows, Indices, RowBatches, RowSpec, in_threads, open_store, sample_keys
 from imgclf.errors import CheckpointError
 from imgclf.files.row_store import key_of
 from imgclf.models import ImageModel
@@ -57,11 +57,11 @@ class FeatureCache:
 
     def of(self, loader: Loader, split: str, root: Path, name: str, cache: CacheConfig) -> Features | None:
         """Return the features of the loader's samples; None where each epoch augments them differently."""
-        if loader.augment and not loader.views:
+        if loader.augment and not loader.options.views:
             return None
         key = (split, loader.augment)
         if key not in self._per_loader:  # the final evaluation has loaders of its own, with the features of training
-            cache = replace(cache, place="ram") if cache.place == "off" else cache
+            cache = replace(cache, kind="ram") if cache.kind == "off" else cache
             self._per_loader[key] = LoaderFeatures(self, loader, root, name, cache)
         return self._per_loader[key]
 
@@ -89,14 +89,14 @@ class LoaderFeatures:
 
     def __init__(self, source: FeatureCache, loader: Loader, root: Path, name: str, cache: CacheConfig) -> None:
         self.source, self.loader, self.root = source, loader, root
-        self.views = (loader.views or 1) if loader.augment else 1
+        self.views = (loader.options.views or 1) if loader.augment else 1
         count, classifier, stem = self.views * len(loader.samples), source.classifier, source.stem
         content = f"{classifier.model_config.backbone} up to {stem.frozen_modules[-1]}, {source.label}"
-        about = {"root": str(root), "pictures": content}
         identity = (source.digest, source.label, classifier.preprocess, str(root))
-        store = cache.store("features", name, identity, stem.shape, "float32", count, about)
+        spec = RowSpec("features", name, identity, stem.shape, "float32", {"root": str(root), "images": content})
+        store = open_store(cache, spec, count)
         assert store is not None
-        self.cached = Cached(store, count, "features", self._keys, self._make)
+        self.cached = CachedRows(store, count, "features", self._keys, self._make)
 
     def ready(self) -> bool:
         """Return whether the part of the network that computes them is still frozen."""
@@ -122,17 +122,17 @@ class LoaderFeatures:
         keys = sample_keys(loader.samples, self.root, rows % count)
         if not loader.augment:
             return keys
-        views = [repr((loader.augment, loader.seed, *divmod(row, count))).encode() for row in rows.tolist()]
+        views = [repr((loader.augment, loader.options.seed, *divmod(row, count))).encode() for row in rows.tolist()]
         return [key_of(key, view) for key, view in zip(keys, views, strict=True)]
 
-    def _make(self, rows: Indices) -> Making:
+    def _make(self, rows: Indices) -> RowBatches:
         """Decode images in threads, and compute their features here."""
         loader, count = self.loader, len(self.loader.samples)
 
         def decode(part: Indices) -> npt.NDArray[np.uint8]:
             return loader.images(int(part[0]) // count, part % count)
 
-        for images in in_threads(decode, rows, self.source.batch, loader.timeout_seconds):
+        for images in in_threads(decode, rows, self.source.batch, loader.options.timeout_seconds):
             yield self.source.compute(images).numpy()
 
 
@@ -166,7 +166,6 @@ def attach_features(
         )
     classifier.use_features(stem.frozen_modules)
     classifier.metadata.engine = cache.label
-    data.features = cache
     return cache
 
 

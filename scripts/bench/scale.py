@@ -31,7 +31,7 @@ from imgclf.data.samples import Samples
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import describe_environment
-from imgclf.images.decode import read_image
+from imgclf.images import read_image
 from imgclf.threads import available_cpus, prefetch_map
 from imgclf.training.build import build_classifier
 

@@ -200,7 +200,7 @@ def test_no_room_is_a_line_and_not_an_end(
     first, _ = epoch(data), epoch(data, 1)
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "pixels: not kept, 0.00 GB more than the 0.00 GB that are kept would be beyond cache_gb=1e-06" in said
+    assert "pixels: not kept, 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in said
     assert len(decoded) == 72  # both epochs
     assert same(first, epoch(module(colours, cache="off")))
 
@@ -262,7 +262,7 @@ def test_the_command(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = DiskStore(store[0], (SIZE, SIZE, 3), "uint8", {}, 1e9)
     with held.lock:
         assert cache_command(["clear"]) == 1
-    assert "is being made by a run" in capsys.readouterr().err
+    assert "is in use by a run" in capsys.readouterr().err
 
 
 def test_rows_in_memory_and_on_disk_are_the_same_thing(tmp_path: Path) -> None:

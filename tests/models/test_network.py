@@ -15,7 +15,7 @@ from torch import nn
 
 from imgclf.config import ModelConfig, OptimizerConfig
 from imgclf.errors import CheckpointError, ConfigError
-from imgclf.images.decode import read_image
+from imgclf.images import read_image
 from imgclf.models.network import Network, build_network, count_parameters
 from imgclf.models.small_cnn import SmallCNN
 from imgclf.models.weights import load_weights, read_note

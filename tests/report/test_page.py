@@ -1,4 +1,4 @@
-"""report.html: what it holds, and that a real browser opens, sorts, points and clicks without a complaint."""
+"""report.html: its content, and that a real browser opens, sorts, points and clicks without an error."""
 
 import html
 import json
@@ -15,14 +15,14 @@ from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.evaluation.evaluate import Evaluation
 from imgclf.inference.evaluate_checkpoint import evaluate
 from imgclf.report.page import results_page
-from imgclf.report.run_report import _chosen
+from imgclf.report.run_report import _choose_images
 
 from support.browser import BROWSER, NASTY, Tags, browse, needs_browser  # isort: skip
 from support.fabricate import composed  # isort: skip
 
 
-def facts_of(page: str) -> dict[str, Any]:
-    match = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.DOTALL)
+def page_data_of(page: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page, re.DOTALL)
     assert match
     return dict(json.loads(match[1]))
 
@@ -32,50 +32,48 @@ def page(tiny_run: Path) -> str:
     return (tiny_run / "report.html").read_text(encoding="utf-8")
 
 
-def test_what_the_page_tells_is_what_was_measured(page: str, tiny_run: Path) -> None:
-    facts, metrics = facts_of(page), json.loads((tiny_run / "metrics.json").read_text())
-    assert facts["classes"] == ["blue", "green", "red"] and facts["split"] == "test"
+def test_the_page_shows_the_metrics_of_the_run(page: str, tiny_run: Path) -> None:
+    data, metrics = page_data_of(page), json.loads((tiny_run / "metrics.json").read_text())
+    assert data["classes"] == ["blue", "green", "red"] and data["split"] == "test"
     for split in ("train", "val", "test"):
         for key in ("accuracy", "loss", "correct", "count"):
-            assert facts["splits"][split][key] == pytest.approx(metrics[split][key])
-    assert facts["splits"]["test"]["interval"] == pytest.approx(accuracy_interval(metrics["test"]["correct"], 15))
-    assert sum(many for *_, many in facts["matrix"]) == 15 and len(facts["pictures"]) == 15
-    assert len(facts["history"]) == 3 and facts["counts"]["train"] == [12, 12, 12]
-    for picture in facts["pictures"]:
-        assert facts["classes"][picture["true"]] in picture["file"] and picture["src"].startswith(
-            "data:image/jpeg;base64,"
-        )
-        assert picture["top"][0] == [picture["predicted"], picture["probability"]]
-    assert len(facts["samples"]) == 3 and len(facts["explained"]) >= 3
-    assert "imgclf" in dict(map(tuple, facts["environment"]))["versions"]
+            assert data["splits"][split][key] == pytest.approx(metrics[split][key])
+    assert data["splits"]["test"]["interval"] == pytest.approx(accuracy_interval(metrics["test"]["correct"], 15))
+    assert sum(many for *_, many in data["matrix"]) == 15 and len(data["images"]) == 15
+    assert len(data["history"]) == 3 and data["counts"]["train"] == [12, 12, 12]
+    for image in data["images"]:
+        assert data["classes"][image["true"]] in image["file"] and image["src"].startswith("data:image/jpeg;base64,")
+        assert image["top"][0] == [image["predicted"], image["probability"]]
+    assert len(data["samples"]) == 3 and len(data["saliency"]) >= 3
+    assert "imgclf" in dict(map(tuple, data["environment"]))["versions"]
 
 
-def test_the_page_asks_nothing_of_any_other_place(page: str) -> None:
+def test_the_page_makes_no_network_requests(page: str) -> None:
     tags = Tags(page)
     assert tags.loads == [] and "link" not in tags.tags and "iframe" not in tags.tags
     assert "default-src 'none'" in page and not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
 
 
-def test_names_are_text_whatever_they_are(page: str) -> None:
-    facts = {**facts_of(page), "classes": [NASTY, "b", "c"], "title": NASTY}
-    made = results_page(facts)
-    assert "<img src=x" not in made and facts_of(made)["classes"][0] == NASTY
+def test_names_that_are_markup_stay_text(page: str) -> None:
+    data = {**page_data_of(page), "classes": [NASTY, "b", "c"], "title": NASTY}
+    made = results_page(data)
+    assert "<img src=x" not in made and page_data_of(made)["classes"][0] == NASTY
     assert made.count("</script>") == 2 and html.escape(NASTY) in made
 
 
-def test_evaluate_writes_one_too(tiny_run: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_a_report_too(tiny_run: Path, tmp_path: Path) -> None:
     settings = composed(f"checkpoint='{tiny_run / 'checkpoints' / 'best.ckpt'}'", "split=val", config="evaluate")
     evaluate({**settings, "typed": []}, tmp_path / "out")
-    facts = facts_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    assert facts["split"] == "val" and facts["splits"]["val"]["count"] == 12
+    data = page_data_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert data["split"] == "val" and data["splits"]["val"]["count"] == 12
 
 
-def test_none_where_none_is_wanted(run_tiny: Callable[..., Path]) -> None:
+def test_report_false_writes_no_page_and_no_plots(run_tiny: Callable[..., Path]) -> None:
     folder = run_tiny("trainer.max_epochs=1", "report=false")
     assert not list(folder.glob("*.html")) and not list(folder.glob("*.png"))
 
 
-def assessment(count: int, classes: int, accuracy: float) -> Evaluation:
+def fabricated_evaluation(count: int, classes: int, accuracy: float) -> Evaluation:
     generator = np.random.default_rng(0)
     targets = generator.integers(0, classes, count)
     probabilities = generator.dirichlet(np.ones(classes), count).astype(np.float32)
@@ -86,15 +84,15 @@ def assessment(count: int, classes: int, accuracy: float) -> Evaluation:
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.98, 1.0])
-def test_thousands_of_pictures_are_chosen_from(accuracy: float) -> None:
-    found = assessment(8700, 29, accuracy)
-    chosen = _chosen(found)
-    predicted = found.probabilities.argmax(axis=1)
-    wrong = set(np.flatnonzero(predicted != found.targets).tolist())
+def test_the_page_chooses_from_thousands_of_images(accuracy: float) -> None:
+    evaluation = fabricated_evaluation(8700, 29, accuracy)
+    chosen = _choose_images(evaluation)
+    predicted = evaluation.probabilities.argmax(axis=1)
+    wrong = set(np.flatnonzero(predicted != evaluation.targets).tolist())
     assert len(set(chosen)) == len(chosen) <= 400
     assert sum(position in wrong for position in chosen) == min(250, len(wrong))
     right = set(range(8700)) - wrong
-    if len(right) > 1000:  # a picture in every cell of the diagonal
+    if len(right) > 1000:  # an image in every cell of the diagonal
         assert {int(predicted[position]) for position in chosen if position in right} == set(range(29))
 
 
@@ -102,7 +100,7 @@ SCRIPT = """
   const cells = [...document.querySelectorAll(".cell")];
   out.cells = cells.length;
   cells[0].dispatchEvent(new PointerEvent("pointerenter"));
-  out.hover = document.querySelector("p.says").textContent;
+  out.hover = document.querySelector("p.readout").textContent;
   cells[0].dispatchEvent(new MouseEvent("click", {bubbles: true}));
   const cell = cells[0].dataset.cell.split(",").map(Number);
   out.cell = cell;
@@ -122,51 +120,51 @@ SCRIPT = """
 
 
 @needs_browser
-def test_a_browser_opens_points_clicks_and_sorts(page: str, tmp_path: Path) -> None:
-    found, console = browse(page, SCRIPT, tmp_path)
-    facts = facts_of(page)
-    assert found["says"] == [] and console == ""
-    assert found["cells"] == len(facts["matrix"]) and found["charts"] == 4
-    row, column = found["cell"]
-    many = next(count for r, c, count in facts["matrix"] if (r, c) == (row, column))
-    assert found["below"] == many and f": {many} of 5 " in found["hover"]
-    assert found["names"] == facts["classes"] and found["reversed"] == facts["classes"][::-1]
-    recall = [float(value) for value in found["recall"]]
-    assert recall == sorted(recall) and [float(v) for v in found["recall_down"]] == recall[::-1]
-    assert found["sort"] == "descending" and found["images"] >= 15 and found["broken"] == 0
+def test_a_browser_opens_points_at_clicks_and_sorts_the_page(page: str, tmp_path: Path) -> None:
+    result, console = browse(page, SCRIPT, tmp_path)
+    data = page_data_of(page)
+    assert result["says"] == [] and console == ""
+    assert result["cells"] == len(data["matrix"]) and result["charts"] == 4
+    row, column = result["cell"]
+    many = next(count for r, c, count in data["matrix"] if (r, c) == (row, column))
+    assert result["below"] == many and f": {many} of 5 " in result["hover"]
+    assert result["names"] == data["classes"] and result["reversed"] == data["classes"][::-1]
+    recall = [float(value) for value in result["recall"]]
+    assert recall == sorted(recall) and [float(v) for v in result["recall_down"]] == recall[::-1]
+    assert result["sort"] == "descending" and result["images"] >= 15 and result["broken"] == 0
 
 
 @needs_browser
-def test_a_browser_takes_the_page_as_it_is(page: str, tmp_path: Path) -> None:
-    """Unchanged, with the policy that allows its own script alone."""
+def test_a_browser_runs_the_page_under_its_own_policy(page: str, tmp_path: Path) -> None:
+    """The page as it is written: its policy allows its own script alone."""
     assert BROWSER
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
                f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr and "How it was made" in done.stdout
+    assert "CONSOLE" not in done.stderr and "<h2>Environment</h2>" in done.stdout
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [500, 1180])
-def test_a_browser_shows_a_hundred_classes(page: str, tmp_path: Path, width: int) -> None:
-    """Nothing sticks out of the window, also of a phone's; names that are code stay names."""
-    names = [NASTY, *(f"a class of pictures called {number}" for number in range(1, 100))]
+def test_a_page_of_a_hundred_classes_fits_the_window(page: str, tmp_path: Path, width: int) -> None:
+    """Nothing is wider than the window, also that of a phone; names that are markup stay names."""
+    names = [NASTY, *(f"a class of images called {number}" for number in range(1, 100))]
     generator = np.random.default_rng(0)
     matrix = [(i, i, 4) for i in range(100)]
     matrix += [(i, int(j), 1) for i, j in enumerate(generator.integers(0, 100, 100)) if i != j]
-    facts = facts_of(page)
+    data = page_data_of(page)
     scores = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 5}
-    facts |= {"classes": names, "matrix": matrix, "pairs": [c for c in matrix if c[0] != c[1]][:15],
+    data |= {"classes": names, "matrix": matrix, "confused": [c for c in matrix if c[0] != c[1]][:15],
               "per_class": [scores] * 100, "counts": {split: [5] * 100 for split in ("train", "val", "test")}}  # fmt: skip
-    found, console = browse(results_page(facts), SCRIPT, tmp_path, width)
-    assert found["says"] == [] and console == "" and found["cells"] == len(matrix)
-    assert found["wide"] <= 0 and found["names"][0] in names and len(found["names"]) == 100
+    result, console = browse(results_page(data), SCRIPT, tmp_path, width)
+    assert result["says"] == [] and console == "" and result["cells"] == len(matrix)
+    assert result["wide"] <= 0 and result["names"][0] in names and len(result["names"]) == 100
 
 
 @pytest.mark.exhaustive
-def test_three_hundred_real_pictures_take_less_than_five_megabytes(shared: Path, tmp_path: Path) -> None:
+def test_a_page_of_three_hundred_real_images_is_below_five_megabytes(shared: Path, tmp_path: Path) -> None:
     from imgclf.training.run import train
 
     weights = shared / "weights" / "mobilenetv2_100_tfslim_in1k.safetensors"
@@ -174,7 +172,7 @@ def test_three_hundred_real_pictures_take_less_than_five_megabytes(shared: Path,
     train(composed("dataset=sports", "model=mobilenetv2", "model.freeze=all", f"model.weights='{weights}'", "report=true",
                    f"data_dir='{shared / 'data' / 'sports'}'", "dataset.test_fraction=0.5", "trainer.max_epochs=1",
                    "dataset.augment=null"), folder, [])  # fmt: skip
-    facts = facts_of((folder / "report.html").read_text(encoding="utf-8"))
-    assert facts["splits"]["test"]["count"] >= 300 and len(facts["pictures"]) >= 300
+    data = page_data_of((folder / "report.html").read_text(encoding="utf-8"))
+    assert data["splits"]["test"]["count"] >= 300 and len(data["images"]) >= 300
     assert (folder / "report.html").stat().st_size < 5e6
     assert json.loads((folder / "environment.json").read_text())["seconds"]["report"] < 20

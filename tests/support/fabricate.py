@@ -6,11 +6,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from imgclf.cli.hydra_app import CONF, to_dict
-from imgclf.images.decode import decode
+from imgclf.cli.compose import compose_config
+from imgclf.images import decode
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -35,10 +34,9 @@ def draw_tree(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def composed(*overrides: str, config: str = "train") -> dict[str, Any]:
-    """The settings that a command line composes."""
-    with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        return to_dict(compose(config, overrides=list(overrides)))
+def composed(*overrides: str, config: str = "train") -> Any:
+    """The settings of a command line: a `RunConfig`, `EvaluateConfig`, `CheckConfig` or `DownloadConfig`."""
+    return compose_config(config, overrides)
 
 
 TINY = (
@@ -63,3 +61,16 @@ def as_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def random_predictions(
+    num_samples: int, num_classes: int, seed: int = 0, missing: tuple[int, ...] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities float32 [N, K] and targets int64 [N]; the `missing` classes are neither a target nor predicted."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(num_samples, num_classes))
+    targets = generator.choice([k for k in range(num_classes) if k not in missing], size=num_samples)
+    logits[np.arange(num_samples), targets] += 1
+    logits[:, list(missing)] = -20
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return probabilities.astype(np.float32), targets.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Runs side by side."""
+"""Runs compared: McNemar's test against the binomial test, the settings that differ, and the files."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from imgclf.sweeps.comparison import mcnemar
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (10, 2), (3, 17), (200, 250)])
-def test_mcnemar_is_the_binomial_test(first: int, second: int) -> None:
+def test_mcnemar_agrees_with_the_binomial_test(first: int, second: int) -> None:
     expected = binomtest(first, first + second).pvalue if first + second else 1.0
     assert mcnemar(first, second) == pytest.approx(expected)
 
 
-def test_runs_are_told_apart(
+def test_compare_prints_and_writes_how_runs_differ(
     run_tiny: Callable[..., Path], tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     worse = run_tiny("trainer.max_epochs=1", "optimizer.lr=1e-5")
@@ -30,23 +30,25 @@ def test_runs_are_told_apart(
     lines = (tmp_path / "out" / "compare.csv").read_text().splitlines()
     assert lines[0].startswith("run,validation,test,epochs") and len(lines) == 3
     assert lines[1].split(",")[0] in str(tiny_run)  # the best by validation first
-    assert "on the same 15 test pictures" in out and "McNemar" in out
+    assert "on the same 15 test images" in out and "McNemar" in out
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_test_set_is_no_duel(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_on_other_test_images_are_not_tested_against_each_other(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
     path = other / "predictions_test.csv"
-    path.write_text(
-        "".join(line.replace("/test/", "/elsewhere/") for line in path.read_text().splitlines(keepends=True))
-    )
+    path.write_text(path.read_text().replace("/test/", "/elsewhere/"))
     assert main([str(tiny_run), str(other)]) == 0
     assert "McNemar" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"val": {"accuracy": 1}}', "[]"])
-def test_what_is_no_run(content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_one_line_and_exit_code_2(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
     assert main([str(tmp_path)]) == 2

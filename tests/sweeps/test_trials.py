@@ -1,4 +1,4 @@
-"""Sweeps: trials in processes of their own, killed for real; the same command again; the leaderboard."""
+"""Trials of a sweep in processes of their own: failing, killed for real, resumed by the same command."""
 
 import csv
 import json
@@ -15,16 +15,12 @@ from typing import Any
 
 import pytest
 
-from imgclf.cli.resolvers import trial_folder
-from imgclf.errors import DataError
-from imgclf.files.trial_record import TrialRecord, find_trials, read_record, write_record
-from imgclf.report.page import sweep_page
-from imgclf.sweep import main
-from imgclf.sweeps.leaderboard import facts, importance, read_sweep
+from imgclf.cli.compose import trial_folder
+from imgclf.files.run_folder import TrialRecord, find_trials, read_record, write_record
+from imgclf.sweeps import read_sweep
 
-from support.browser import browse, needs_browser  # isort: skip
+from support.browser import Tags  # isort: skip
 from support.fabricate import TINY, composed  # isort: skip
-from support.browser import NASTY, Tags
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 
@@ -32,8 +28,8 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /
 def command(colours: Path, folder: Path, *overrides: str) -> list[str]:
     given = {text.partition("=")[0] for text in overrides}
     settings = [text for text in TINY if text.partition("=")[0] not in given]
-    return [sys.executable, "-m", "imgclf.train", "-m", *settings, f"data_dir='{colours}'",
-            f"hydra.sweep.dir={folder}", *overrides]  # fmt: skip
+    words = [sys.executable, "-m", "imgclf.train", "-m", *settings]
+    return [*words, f"data_dir='{colours}'", f"hydra.sweep.dir={folder}", *overrides]
 
 
 def sweep(colours: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -43,8 +39,14 @@ def sweep(colours: Path, folder: Path, *overrides: str) -> subprocess.CompletedP
 
 
 def states(folder: Path) -> dict[str, str]:
-    """{swept values: state}."""
+    """{name of a trial: its state}."""
     return {path.name: record.state for path, record in find_trials(folder)}
+
+
+def written_at(folder: Path) -> dict[str, int]:
+    """{name of a finished trial: when its history was written}."""
+    finished = [path for path, record in find_trials(folder) if record.state == "finished"]
+    return {path.name: (path / "history.csv").stat().st_mtime_ns for path in finished}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def swept(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, sweep(colours, folder, "optimizer.lr=0.01,1e38", "seed=0,1", "optimizer.name=sgd")
 
 
-def test_the_others_go_on_when_trials_fail(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_failed_trials_leave_the_others_alone(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = swept
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     trials = find_trials(folder)
@@ -68,17 +70,18 @@ def test_the_others_go_on_when_trials_fail(swept: tuple[Path, subprocess.Complet
             assert f"imgclf: trial {path.name} failed: " in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("imgclf: ") and "2 of" in done.stderr.splitlines()[-1]
     first = done.stdout.index("failed") if "failed" in done.stdout else -1
-    assert first > done.stdout.index("validation"), "the table comes last, the failures beneath it"
+    assert first > done.stdout.index("validation"), "the table comes last, with the failures below it"
 
 
-def test_a_leaderboard_ends_the_sweep(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_sweep_ends_with_its_leaderboard(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = swept
     board = read_sweep(folder)
-    assert board.keys == ["optimizer.lr", "seed"] and len(board.standings) == 1
-    best = board.standings[0]
-    values = [json.loads((entry.folder / "metrics.json").read_text())["val"]["accuracy"] for entry in best.entries]
+    assert board.keys == ["optimizer.lr", "seed"] and len(board.groups) == 1
+    best = board.groups[0]
+    values = [json.loads((trial.folder / "metrics.json").read_text())["val"]["accuracy"] for trial in best.trials]
     assert len(values) == 2 and best.value == pytest.approx(sum(values) / 2)
-    assert "(2 seeds)" in best.validation and best.validation in done.stdout
+    validation = best.format_accuracy("val")
+    assert "(2 seeds)" in validation and validation in done.stdout
     with (folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "1", "", ""] and {row["seed"] for row in rows} == {"0", "1"}
@@ -86,30 +89,28 @@ def test_a_leaderboard_ends_the_sweep(swept: tuple[Path, subprocess.CompletedPro
     assert Tags((folder / "sweep.html").read_text()).loads == []
 
 
-def test_seeds_differ_and_each_is_set_in_its_trial(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_each_trial_trains_with_its_own_seed(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = swept
-    losses = {json.loads((entry.folder / "history.json").read_text())[0]["train_loss"]
-              for standing in read_sweep(folder).standings for entry in standing.entries}  # fmt: skip
+    ranked = [trial for group in read_sweep(folder).groups for trial in group.trials]
+    losses = {json.loads((trial.folder / "history.json").read_text())[0]["train_loss"] for trial in ranked}
     assert len(losses) == 2
 
 
-def test_the_same_again_does_only_what_is_missing(
+def test_the_same_command_trains_only_missing_trials(
     swept: tuple[Path, subprocess.CompletedProcess[str]], colours: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "again"
     shutil.copytree(swept[0], folder)
-    before = {path.name: (path / "history.csv").stat().st_mtime_ns for path, record in find_trials(folder)
-              if record.state == "finished"}  # fmt: skip
+    before = written_at(folder)
     done = sweep(colours, folder, "optimizer.lr=0.02,0.01", "seed=1,0", "optimizer.name=sgd")
     assert done.stdout.count("finished already") == 2, done.stdout + done.stderr
-    after = {path.name: (path / "history.csv").stat().st_mtime_ns for path, record in find_trials(folder)
-             if record.state == "finished"}  # fmt: skip
+    after = written_at(folder)
     assert len(after) == 4 and before.items() <= after.items()
-    assert done.returncode == 2, "the two that failed lie there still"
+    assert done.returncode == 2, "the two failed trials are still there"
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` started, and those that they did."""
+    """The descendants of the process `pid`."""
     parents = {}
     for path in Path("/proc").iterdir():
         if path.name.isdecimal():
@@ -117,16 +118,16 @@ def children(pid: int) -> list[int]:
                 parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-    found, grown = {pid}, True
+    family, grown = {pid}, True
     while grown:
-        below = {child for child, parent in parents.items() if parent in found}
-        grown = not below <= found
-        found |= below
-    return sorted(found - {pid})
+        below = {child for child, parent in parents.items() if parent in family}
+        grown = not below <= family
+        family |= below
+    return sorted(family - {pid})
 
 
 def trial_process(pid: int) -> int | None:
-    """The one that leads a session of its own."""
+    """The descendant that leads a session of its own."""
     for child in children(pid):
         try:
             if os.getsid(child) == child:
@@ -139,10 +140,10 @@ def trial_process(pid: int) -> int | None:
 def until(what: Callable[[], Any], seconds: float = 90) -> Any:
     """Wait for something true."""
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while not (value := what()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
-    return found
+    return value
 
 
 @pytest.fixture
@@ -151,8 +152,8 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
         with (folder.parent / "err.txt").open("w") as err, (folder.parent / "out.txt").open("w") as out:
-            running.append(subprocess.Popen(words, stdout=out, stderr=err, text=True, cwd=folder.parent,
-                                            start_new_session=True))  # fmt: skip
+            options = {"stdout": out, "stderr": err, "text": True, "cwd": folder.parent}
+            running.append(subprocess.Popen(words, start_new_session=True, **options))
         return running[-1]
 
     yield start
@@ -183,7 +184,7 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
     assert trial
     process.kill()
     process.wait()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 30)  # none is left behind
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 30)  # no process survives
     assert second.is_file() and states(folder) == {first.name: "failed", second.parents[1].name: "running"}
 
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path)
@@ -219,7 +220,7 @@ def test_trials_at_once_share_features_and_cores(
     )
     assert done.returncode == 0, done.stderr
     environments = [json.loads((folder / name / "environment.json").read_text()) for name in states(folder)]
-    # Each picture went through the frozen part in one of the two, and in one only.
+    # Each image went through the frozen part in exactly one of the two.
     assert sum(environment["forwards"]["pictures"] for environment in environments) == 36 + 12 + 15
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert {environment["torch_threads"] for environment in environments} == {max(1, cores // 2)}
@@ -230,9 +231,9 @@ def test_trials_at_once_share_features_and_cores(
 
 
 @pytest.mark.skipif(not find_spec("hydra_plugins.hydra_submitit_launcher"), reason="needs the extra submitit")
-def test_submitit_runs_trials_and_knows_of_failures(colours: Path, tmp_path: Path) -> None:
+def test_submitit_runs_trials_and_reports_failures(colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    done = sweep(colours, folder, "hydra/launcher=local", "loss.label_smoothing=0.1,7")
+    done = sweep(colours, folder, "hydra/launcher=local", "optimizer.name=sgd", "optimizer.lr=0.01,1e38")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert sorted(states(folder).values()) == ["failed", "finished"]
     assert "validation" in done.stdout and "1 of" in done.stderr.splitlines()[-1]
@@ -248,29 +249,30 @@ def test_ray_runs_trials(colours: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not find_spec("optuna"), reason="needs the extra optuna")
-def test_optuna_remembers_and_goes_on(colours: Path, tmp_path: Path) -> None:
+def test_optuna_resumes_its_study(colours: Path, tmp_path: Path) -> None:
     import sqlite3
 
     folder = tmp_path / "sweep"
-    params = "{optimizer.lr: 'tag(log, interval(0.001, 0.1))', loss.label_smoothing: 'choice(0.0, 7.0)'}"
-    space = ("hparams_search=frozen", f"hydra.sweeper.params={params}", "seed=3")
+    # a decay of 1e38 makes the loss infinite
+    params = "{loss.label_smoothing: 'interval(0.0, 0.5)', optimizer.weight_decay: 'choice(0.0, 1e38)'}"
+    space = ("hparams_search=frozen", f"hydra.sweeper.params={params}", "seed=1")
     done = sweep(colours, folder, *space, "trials=3")
-    found = list(states(folder).values())
-    assert len(found) == 3 and set(found) == {"failed", "finished"}, done.stderr
-    assert done.returncode == 2 and f"{found.count('failed')} of" in done.stderr.splitlines()[-1]
+    first = list(states(folder).values())
+    assert len(first) == 3 and set(first) == {"failed", "finished"}, done.stderr
+    assert done.returncode == 2 and f"{first.count('failed')} of" in done.stderr.splitlines()[-1]
 
     again = sweep(colours, folder, *space, "trials=4")
     assert len(states(folder)) == 4, again.stderr
     with sqlite3.connect(folder / "optuna.db") as database:
-        told = dict(database.execute("select state, count(*) from trials group by state").fetchall())
-    assert told.get("COMPLETE", 0) + told.get("FAIL", 0) == 4
+        counts = dict(database.execute("select state, count(*) from trials group by state").fetchall())
+    assert counts.get("COMPLETE", 0) + counts.get("FAIL", 0) == 4
     values = {record.value for _, record in find_trials(folder) if record.value is not None}
     with sqlite3.connect(folder / "optuna.db") as database:
         assert {row[0] for row in database.execute("select value from trial_values")} == values
 
 
-def test_what_falls_behind_is_pruned(run_tiny: Callable[..., Path], tmp_path: Path) -> None:
-    """Five trials had 90 % in every epoch: one that doesn't learn stops at the third, one that does goes on."""
+def test_trials_below_the_median_are_pruned(run_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Five trials have 90 % in every epoch: one that doesn't learn stops at the third, one that learns continues."""
     from imgclf.report.tables import history_csv
 
     settings = composed(*TINY)
@@ -300,7 +302,7 @@ def test_what_falls_behind_is_pruned(run_tiny: Callable[..., Path], tmp_path: Pa
     assert epochs == {"hopeless": 3, "good": 5, "elsewhere": 5}
     assert (tmp_path / "hopeless" / "pruned.txt").read_text().startswith("pruned after epoch 3: val_accuracy 0.")
     write_record(tmp_path / "hopeless", TrialRecord(["optimizer.lr=1e-9"], {"dataset": dataset}, "finished", 0.3))
-    assert {entry.folder.name: entry.state for entry in read_sweep(tmp_path).entries}["hopeless"] == "pruned"
+    assert {trial.folder.name: trial.state for trial in read_sweep(tmp_path).trials}["hopeless"] == "pruned"
 
 
 def test_names_of_trials_are_readable_and_distinct(tmp_path: Path) -> None:
@@ -315,107 +317,4 @@ def test_names_of_trials_are_readable_and_distinct(tmp_path: Path) -> None:
     assert len(trial_folder(",".join(f"key{i}=value" for i in range(100)))) <= 101
     assert trial_folder("").startswith("trial-")
     (tmp_path / trial_folder("a=1,b.c=2")).mkdir()
-    assert trial_folder("a=1,b.c=2", str(tmp_path), "a") == trial_folder("a=1,b.c=2"), "the folder that it has already"
-
-
-def fabricate(folder: Path, choices: dict[str, str], state: str = "finished", value: float = 0.5, **more: Any) -> None:
-    """A trial without its training: its record and metrics, of 100 validation pictures."""
-    path = folder / trial_folder(",".join(f"{key}={text}" for key, text in choices.items()))
-    settings = {"dataset": {"name": choices.get("dataset", "cards")}, "checkpoint": {"monitor": "val_accuracy"}}
-    record = TrialRecord([f"{key}={text}" for key, text in choices.items()], settings, state, value, **more)
-    write_record(path, record)
-    counts = {"correct": round(100 * value), "count": 100, "accuracy": value, "loss": 1.0 - value, "macro_f1": value}
-    if state == "finished":
-        size = round(1000 * float(choices.get("dataset.fraction", 1)))
-        (path / "metrics.json").write_text(
-            json.dumps({"train": {**counts, "count": size, "correct": 0}, "val": counts, "test": counts})
-        )
-
-
-def test_data_sets_are_not_ranked_against_each_other(tmp_path: Path) -> None:
-    for dataset, lr, value in (
-        ("cards", "1e-3", 0.7),
-        ("cards", "1e-2", 0.8),
-        ("sports", "1e-3", 0.9),
-        ("sports", "1e-2", 0.2),
-    ):
-        fabricate(tmp_path, {"dataset": dataset, "optimizer.lr": lr}, value=value)
-    board = read_sweep(tmp_path)
-    assert [(standing.entries[0].dataset, standing.value) for standing in board.standings] == [
-        ("cards", 0.8), ("cards", 0.7), ("sports", 0.9), ("sports", 0.2)]  # fmt: skip
-
-
-def test_what_is_damaged_is_told_and_the_rest_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fabricate(tmp_path, {"seed": "0"})
-    fabricate(tmp_path, {"seed": "1"}, "failed", error="killed")
-    fabricate(tmp_path, {"seed": "2"}, "running")
-    fabricate(tmp_path, {"seed": "3"})
-    damaged = tmp_path / trial_folder("seed=3") / "metrics.json"
-    damaged.write_text("{")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "trial.json").write_text("[]")
-    assert main([str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "50 of 100" in told and "failed, 0 epochs: " in told and ": killed" in told and "running, 0 epochs" in told
-    assert len(read_sweep(tmp_path).standings) == 1
-
-
-def test_a_folder_without_trials_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DataError, match="holds no trials"):
-        read_sweep(tmp_path)
-    assert main([str(tmp_path)]) == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_importance_is_the_explained_share_without_chance() -> None:
-    values = [0.1, 0.1, 0.9, 0.9]
-    assert importance(["a", "a", "b", "b"], values) == 1.0
-    assert importance(["a", "b", "a", "b"], values) == 0.0
-    assert importance(["a", "b", "c", "d"], values) is None, "each level once explains everything, and nothing"
-    assert importance(["a", "a", "b", "b"], [0.5] * 4) is None
-    # epsilon squared = (SSB - (k - 1) MSW) / SST = (0.25 - 0.01) / 0.27, by hand
-    assert importance(["a", "a", "b", "b"], [0.0, 0.1, 0.5, 0.6]) == pytest.approx((0.25 - 0.005) / 0.26)
-    many = [str(10**-k) for k in range(8)]
-    assert importance(many, [0, 0, 0, 0, 1, 1, 1, 1]) == 1.0, "numbers count by their quarter"
-
-
-def test_accuracy_against_the_size_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for fraction, seed, value in (("0.1", "0", 0.4), ("0.1", "1", 0.6), ("1.0", "0", 0.8), ("1.0", "1", 0.9)):
-        fabricate(tmp_path, {"dataset.fraction": fraction, "seed": seed}, value=value)
-    (series,) = read_sweep(tmp_path).sizes
-    assert [point[:2] for point in series["points"]] == [(100, pytest.approx(0.5)), (1000, pytest.approx(0.85))]
-    assert series["points"][0][2] == pytest.approx(2**0.5 / 10)
-    assert main([str(tmp_path)]) == 0 and (tmp_path / "data_size.png").stat().st_size > 5000
-
-
-SCRIPT = """
-  const lines = [...document.querySelectorAll("polyline.trial")];
-  out.lines = lines.length;
-  lines.at(-1).dispatchEvent(new PointerEvent("pointerenter"));
-  out.pointed = document.querySelector(".says").textContent;
-  document.querySelectorAll("table.board th button")[0].click();
-  out.ranks = [...document.querySelectorAll("table.board tbody tr")].map(row => +row.cells[0].textContent);
-  out.images = document.images.length;
-  out.title = document.title;
-  out.heads = [...document.querySelectorAll("h2")].map(head => head.textContent);
-  out.rows = document.querySelectorAll("table.trials tbody tr").length;
-  out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-"""
-
-
-@needs_browser
-@pytest.mark.parametrize("width", [500, 1180])
-def test_a_browser_opens_and_points_at_a_sweep(tmp_path: Path, width: int) -> None:
-    for number in range(12):
-        choices = {
-            "optimizer.lr": str(10.0 ** -(number % 4)),
-            "model": NASTY if number % 2 else "vgg16",
-            "seed": str(number),
-        }
-        fabricate(tmp_path / "sweep", choices, value=0.5 + number / 30)
-    fabricate(tmp_path / "sweep", {"optimizer.lr": "7", "model": NASTY}, "failed", error=NASTY)
-    told, console = browse(sweep_page(facts(read_sweep(tmp_path / "sweep"))), SCRIPT, tmp_path, width)
-    assert told["says"] == [] and console == "" and told["wide"] <= 0
-    assert told["lines"] == 12 and told["rows"] == 13 and told["images"] == 0 and told["title"].startswith("Sweep")
-    assert told["pointed"].startswith("86.7 %: ") and "optimizer.lr=0.001" in told["pointed"]
-    assert told["ranks"] in ([1, 2, 3, 4], [4, 3, 2, 1])
-    assert {"Leaderboard", "Which choices went with what", "What mattered", "All trials"} <= set(told["heads"])
+    assert trial_folder("a=1,b.c=2", str(tmp_path), "a") == trial_folder("a=1,b.c=2"), "the folder that exists already"
