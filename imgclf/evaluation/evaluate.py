@@ -14,8 +14,8 @@ from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError, RunError
 from imgclf.evaluation.accumulators import EpochMetrics
 from imgclf.evaluation.calibration import calibration_error
+from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
-from imgclf.models.image_model import ImageModel
 
 __all__ = [
     "Evaluation",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imgclf.errors import ConfigError
-from imgclf.models.image_model import ImageModel
+from imgclf.models import ImageModel
 from imgclf.models.network import Network
 
 __all__ = ["explain", "overlay"]

@@ -10,10 +10,8 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from imgclf.errors import ConfigError
 from imgclf.inference.predictor import Predictor, choose_device
-from imgclf.models.backbone import check_name
-from imgclf.models.image_model import ImageModel
-from imgclf.models.weights import copy_tensors, pretrained_network, read_note
-from imgclf.preprocess import Preprocess
+from imgclf.models import ImageModel
+from imgclf.models.weights import copy_tensors, describe_weights, pretrained_network
 
 __all__ = ["load_imagenet"]
 
@@ -27,16 +25,12 @@ def load_imagenet(
     Raises `ConfigError` for a network that timm does not have or whose classes are not ImageNet's, `CheckpointError` for
     weights that cannot be read or downloaded.
     """
-    check_name(name)
     place = choose_device(device)
-    preprocess = Preprocess.of(name, resize="crop")
+    if weights and not Path(weights).expanduser().is_file():
+        raise ConfigError(f"--weights {weights}: no such file; expected safetensors or pth")
+    preprocess, keywords = describe_weights(name, weights, resize="crop")
     if weights:
-        if not Path(weights).expanduser().is_file():
-            raise ConfigError(f"--weights {weights}: no such file; expected safetensors or pth")
-        note = read_note(weights, name)
-        if note.pretrained_cfg:
-            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), resize="crop")
-        network = timm.create_model(name, pretrained=False, **note.kwargs)
+        network = timm.create_model(name, pretrained=False, **keywords)
         copy_tensors(network, Path(weights).expanduser(), name)
     else:
         network = pretrained_network(name, {}, preprocess.channels, preprocess.size)

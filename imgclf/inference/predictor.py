@@ -17,8 +17,8 @@ from imgclf.errors import ConfigError, ImageError
 from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
+from imgclf.models import ImageModel, load_image_model
 from imgclf.models.engine import choose_engine
-from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imgclf.models.network import Network
-
 __all__ = ["Bypass", "FrozenStem", "SharedView", "find_frozen_stem"]
 
 TOLERANCE = 1e-6  # of the largest logit; the parts do the same sums in the same order
@@ -76,7 +74,7 @@ class SharedView:
         return copied
 
 
-def find_frozen_stem(network: Network, in_chans: int, size: int) -> FrozenStem | None:
+def find_frozen_stem(network: nn.Module, in_chans: int, size: int) -> FrozenStem | None:
     """Return the deepest cut of `network` that keeps its logits; None where no frozen stem can be cut off.
 
     The network must be in full precision, its parts frozen as in training; it is run on two images of noise.
@@ -111,7 +109,7 @@ def _calls(network: nn.Module, images: Tensor) -> list[str]:
     return list(order)
 
 
-def _candidates(network: Network, calls: list[str]) -> Iterator[tuple[str, ...]]:
+def _candidates(network: nn.Module, calls: list[str]) -> Iterator[tuple[str, ...]]:
     """Yield the paths of the modules before the cut: the deepest cut first, then those nearer to the front."""
     modules = _frozen_before(network, "", calls)
     while any(parameter.numel() for path in modules for parameter in network.get_submodule(path).parameters()):
@@ -147,7 +145,7 @@ def _is_fixed(module: nn.Module) -> bool:
 
 
 def _cut(
-    network: Network, images: Tensor, logits: Tensor, modules: tuple[str, ...], calls: list[str]
+    network: nn.Module, images: Tensor, logits: Tensor, modules: tuple[str, ...], calls: list[str]
 ) -> FrozenStem | None:
     """Return the two parts if together they give the `logits` of the whole network."""
 

@@ -20,11 +20,11 @@ from imgclf.models.checkpoint import (
     checkpoint_errors,
     read_checkpoint,
 )
-from imgclf.models.frozen_stem import Bypass, SharedView
+from imgclf.models.frozen_stem import Bypass, FrozenStem, SharedView, find_frozen_stem
 from imgclf.models.network import Network, build_network
 from imgclf.preprocess import Preprocess
 
-__all__ = ["ImageModel", "build_image_model", "load_image_model"]
+__all__ = ["ImageModel", "load_image_model"]
 
 
 class ImageModel(nn.Module):
@@ -51,6 +51,17 @@ class ImageModel(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
         self._rest: SharedView | None = None
 
+    @classmethod
+    def build(cls, config: ModelConfig, classes: Sequence[str], preprocess: Preprocess, seed: int = 0) -> "ImageModel":
+        """Return the model that `config` describes, with random weights by `seed`; raises `ConfigError`.
+
+        The global random state stays as it is.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network = build_network(config, len(classes), preprocess.channels, preprocess.size)
+        return cls(network, classes, preprocess)
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, C, S, S] -> logits [B, K]."""
         return self.network(self.normalize(images))
@@ -65,6 +76,10 @@ class ImageModel(nn.Module):
         rows = pixels.reshape(batch, height, width * channels).float()
         rows.sub_(self.mean.view(-1).repeat(width)).div_(self.std.view(-1).repeat(width))
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def find_frozen_stem(self) -> FrozenStem | None:
+        """Return the cut between what is frozen of the network and the rest; None where there is none."""
+        return find_frozen_stem(self.network, self.preprocess.channels, self.preprocess.size)
 
     def use_features(self, frozen_modules: Sequence[str]) -> None:
         """Prepare `forward_features` for what the modules `frozen_modules` of the network give (see `FrozenStem`)."""
@@ -103,17 +118,6 @@ class ImageModel(nn.Module):
         return tuple(known)
 
 
-def build_image_model(config: ModelConfig, classes: Sequence[str], preprocess: Preprocess, seed: int = 0) -> ImageModel:
-    """Return the image model that `config` describes, with random weights by `seed`; raises `ConfigError`.
-
-    The global random state stays as it is.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = build_network(config, len(classes), preprocess.channels, preprocess.size)
-    return ImageModel(network, classes, preprocess)
-
-
 def load_image_model(path: str | Path, map_location: Any = "cpu") -> ImageModel:
     """Return the model of a checkpoint, in eval mode, to predict with: its averaged weights where it has them.
 
@@ -124,7 +128,7 @@ def load_image_model(path: str | Path, map_location: Any = "cpu") -> ImageModel:
     with checkpoint_errors(path):
         metadata = check_checkpoint(checkpoint)
         config, preprocess = ModelConfig.from_dict(hparams["model"]), Preprocess.from_dict(hparams["preprocess"])
-        model = build_image_model(config, hparams["classes"], preprocess)
+        model = ImageModel.build(config, hparams["classes"], preprocess)
         prefix = AVERAGED if hparams.get("ema_decay") else TRAINED
         weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
         model.network.load_state_dict(weights)

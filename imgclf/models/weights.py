@@ -19,10 +19,10 @@ from torch import nn
 
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.files.model_file import read_file
-from imgclf.models.backbone import Backbone, size_keywords
+from imgclf.models.backbone import Backbone, check_name, size_keywords
 from imgclf.preprocess import Preprocess
 
-__all__ = ["WeightsNote", "copy_tensors", "load_pretrained", "load_weights", "pretrained_network", "read_note"]
+__all__ = ["copy_tensors", "describe_weights", "load_pretrained", "load_weights", "pretrained_network", "read_note"]
 
 _NOTE_ERRORS = (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError, ConfigError)
 
@@ -60,6 +60,18 @@ def read_note(path: str | Path, backbone: str) -> WeightsNote:
             f"pass model.backbone={note.architecture} or other weights"
         )
     return note
+
+
+def describe_weights(name: str, path: str | Path | None, **changes: Any) -> tuple[Preprocess, dict[str, Any]]:
+    """Return the preprocessing that weights of the network `name` expect, with `changes`, and the keywords that they need.
+
+    `path`: a local file, whose note describes them; None for timm's own. Raises `ConfigError`, `CheckpointError`.
+    """
+    check_name(name)
+    note = read_note(path, name) if path else WeightsNote(None, {}, None)
+    if note.pretrained_cfg:
+        return Preprocess.from_config(dict(note.pretrained_cfg), **changes), dict(note.kwargs)
+    return Preprocess.of(name, **changes), dict(note.kwargs)
 
 
 def load_weights(backbone: Backbone, path: str | Path, name: str) -> None:

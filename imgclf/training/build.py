@@ -18,10 +18,8 @@ from imgclf.config import CacheConfig, LoggerConfig, LossConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import ConfigError, one_line
-from imgclf.models.backbone import check_name
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
-from imgclf.models.weights import read_note
-from imgclf.preprocess import Preprocess
+from imgclf.models.weights import describe_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
 from imgclf.training.checkpointing import AtomicCheckpointIO
@@ -77,14 +75,10 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
     Raises `ConfigError`, `CheckpointError`.
     """
     model, channels = config.model, config.model.in_chans
-    check_name(model.backbone)
     chosen = {"resize": config.resize, **({"size": config.image_size} if config.image_size else {})}
-    preprocess = Preprocess.of(model.backbone, **chosen).with_channels(channels)
-    if model.weights:
-        note = read_note(model.weights, model.backbone)
-        model = replace(model, backbone_kwargs={**model.backbone_kwargs, **note.kwargs})
-        if note.pretrained_cfg:
-            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), **chosen).with_channels(channels)
+    preprocess, keywords = describe_weights(model.backbone, model.weights, **chosen)
+    preprocess = preprocess.with_channels(channels)
+    model = replace(model, backbone_kwargs={**model.backbone_kwargs, **keywords})
     data.connect(preprocess)
     if not model.weights and not model.pretrained:  # the training set alone tells how pixels are distributed
         mean, std = data.statistics(channels)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -20,12 +19,12 @@ from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelC
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
 from imgclf.evaluation import EpochMetrics
+from imgclf.models import ImageModel
 from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, checkpoint_errors, read_checkpoint
-from imgclf.models.image_model import ImageModel, build_image_model
 from imgclf.models.network import Network
 from imgclf.models.weights import load_pretrained, load_weights
 from imgclf.preprocess import Preprocess
-from imgclf.training.optim import build_optimizer, build_schedule, mixup_cutmix
+from imgclf.training.optim import build_ema, build_optimizer, build_schedule, class_weights, mixup_cutmix
 
 __all__ = ["ImageClassifier"]
 
@@ -64,16 +63,23 @@ class ImageClassifier(LightningModule):
         self.scheduler_config = SchedulerConfig.from_dict(scheduler)
         self.loss_config = LossConfig.from_dict(loss)
         self.mixing_config = MixingConfig.from_dict(mixing)
-        self.ema_decay, self.monitor, self.seed = _checked(ema_decay, monitor, seed)
-        self.model = build_image_model(self.model_config, classes, preprocess, seed)
-        self.ema: ModelEmaV3 | None = None
-        if ema_decay:
-            # Warm-up as in Keras and TensorFlow: after n updates the decay is at most (1 + n) / (10 + n).
-            self.ema = ModelEmaV3(self.model, ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-            self.ema.requires_grad_(False)
+        self.monitor, self.seed = monitor, seed
+        if monitor not in MONITORS:
+            raise ConfigError(f"monitor={monitor!r}: expected one of {', '.join(MONITORS)}")
+        groups = {
+            "model": self.model_config.to_dict(),
+            "preprocess": preprocess.to_dict(),
+            "optimizer": self.optimizer_config.to_dict(),
+            "scheduler": self.scheduler_config.to_dict(),
+            "loss": self.loss_config.to_dict(),
+            "mixing": self.mixing_config.to_dict(),
+        }
+        values = {"classes": list(classes), "ema_decay": ema_decay, "monitor": monitor, "seed": seed}
+        self.save_hyperparameters({**groups, **values})
+        self.model = ImageModel.build(self.model_config, classes, preprocess, seed)
+        self.ema = build_ema(self.model, ema_decay) if ema_decay is not None else None
         self.metadata = CheckpointMetadata()
-        self.save_hyperparameters(self._plain_arguments())
-        weights = _class_weights(self.loss_config, len(self.classes))
+        weights = class_weights(self.loss_config, len(self.classes))
         self.register_buffer("class_weights", weights, persistent=False)
         self.eval_metrics = EpochMetrics(len(self.classes))
         self.train_metrics = EpochMetrics(len(self.classes))
@@ -81,21 +87,6 @@ class ImageClassifier(LightningModule):
         self._second_phase = False  # the network is built with the first phase's parts frozen
         self._began = time.perf_counter()
         self._validated: dict[str, float] = {}  # metrics of this epoch's validation
-
-    def _plain_arguments(self) -> dict[str, object]:
-        """Return the constructor's arguments as plain data, as a checkpoint holds them."""
-        return {
-            "model": self.model_config.to_dict(),
-            "classes": list(self.classes),
-            "preprocess": self.preprocess.to_dict(),
-            "optimizer": self.optimizer_config.to_dict(),
-            "scheduler": self.scheduler_config.to_dict(),
-            "loss": self.loss_config.to_dict(),
-            "mixing": self.mixing_config.to_dict(),
-            "ema_decay": self.ema_decay,
-            "monitor": self.monitor,
-            "seed": self.seed,
-        }
 
     @property
     def eval_model(self) -> ImageModel:
@@ -156,9 +147,8 @@ class ImageClassifier(LightningModule):
     def replace_head(self, classes: Sequence[str], head: HeadConfig | Values | None = None) -> "ImageClassifier":
         """Return a copy for other classes: this backbone's weights under a new random head (like this one by default)."""
         model = self.model_config if head is None else replace(self.model_config, head=HeadConfig.from_dict(head))
-        arguments: dict[str, Any] = self._plain_arguments()
         loss = replace(self.loss_config, class_weights=None)
-        other = ImageClassifier(**{**arguments, "model": model, "classes": classes, "loss": loss})
+        other = ImageClassifier(**{**self.hparams, "model": model, "classes": classes, "loss": loss})
         source: Any = self.eval_model.network
         other.network.backbone.load_state_dict(source.backbone.state_dict())
         other._restart_average()
@@ -374,27 +364,3 @@ def _logits(model: ImageModel, batch: Batch) -> Tensor:
         return model.forward_features(batch.features)
     assert batch.images is not None
     return model(batch.images)
-
-
-def _checked(ema_decay: object, monitor: str, seed: object) -> tuple[float | None, str, int]:
-    """Return the arguments; raises `ConfigError` for those outside their range."""
-    if ema_decay is not None and not (isinstance(ema_decay, float) and 0 < ema_decay < 1):
-        raise ConfigError(f"ema_decay={ema_decay!r}: expected null, or a number between 0 and 1")
-    if monitor not in MONITORS:
-        raise ConfigError(f"monitor={monitor!r}: expected one of {', '.join(MONITORS)}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"seed={seed!r}: expected a whole number of at least 0")
-    return ema_decay, monitor, seed
-
-
-def _class_weights(loss: LossConfig, num_classes: int) -> Tensor | None:
-    """Return the weight of each class float32 [K]; raises `ConfigError` unless there is one number for each."""
-    weights = loss.class_weights
-    if weights is None:
-        return None
-    numbers = isinstance(weights, (list, tuple)) and all(isinstance(weight, (int, float)) for weight in weights)
-    if not numbers or len(weights) != num_classes:
-        raise ConfigError(
-            f"loss.class_weights={weights!r}: expected null, or one number for each of {num_classes} classes"
-        )
-    return torch.tensor(weights, dtype=torch.float32)

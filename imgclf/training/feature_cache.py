@@ -15,9 +15,9 @@ from imgclf.data.loader import Features, Loader
 from imgclf.data.pixel_cache import CachedRows, Indices, RowBatches, RowSpec, in_threads, open_store, sample_keys
 from imgclf.errors import CheckpointError
 from imgclf.files.row_store import key_of
+from imgclf.models import ImageModel
 from imgclf.models.engine import BATCH, Engine, build_engine, choose_engine, label_of, run_padded
-from imgclf.models.frozen_stem import FrozenStem, find_frozen_stem
-from imgclf.models.image_model import ImageModel
+from imgclf.models.frozen_stem import FrozenStem
 from imgclf.training.classifier import ImageClassifier
 
 __all__ = ["FeatureCache", "attach_features", "images_seen"]
@@ -67,7 +67,7 @@ class FeatureCache:
 
     def attach(self, classifier: ImageClassifier) -> bool:
         """Let another classifier, such as the best epoch's, use these features; return whether its stem is the same."""
-        stem = find_frozen_stem(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
+        stem = classifier.model.find_frozen_stem()
         if stem is None or _digest(stem) != self.digest:
             return False
         self.classifier, self.stem = classifier, stem
@@ -153,7 +153,7 @@ def attach_features(
     mixes, augments = config.mixing.mixup or config.mixing.cutmix, data.augment and not data.views
     if config.features == "off" or precision is None or mixes or augments:
         return None
-    stem = find_frozen_stem(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
+    stem = classifier.model.find_frozen_stem()
     if stem is None:
         return None
     resumed = engine_label.partition(" ")[0] if engine_label and config.engine == "auto" else None

@@ -1,4 +1,4 @@
-"""The parts of a training step by name: optimizer and learning-rate schedule from timm's factories, MixUp and CutMix."""
+"""The parts of a training step: optimizer, learning-rate schedule, moving average, class weights, MixUp and CutMix."""
 
 from typing import Any, Literal
 
@@ -7,14 +7,16 @@ import torch
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from imgclf.config import MixingConfig, OptimizerConfig, SchedulerConfig
+from imgclf.config import LossConfig, MixingConfig, OptimizerConfig, SchedulerConfig
 from imgclf.errors import ConfigError
+from imgclf.models import ImageModel
 from imgclf.models.network import Network
 
-__all__ = ["build_optimizer", "build_schedule", "mixup_cutmix"]
+__all__ = ["build_ema", "build_optimizer", "build_schedule", "class_weights", "mixup_cutmix"]
 
 # torch updates all of a parameter in one pass over memory for these, on the CPU too: 29 ms instead of 98 per step for Adam
 # on 20 M parameters, 5 instead of 20 for MobileNetV3-small's 142 tensors (one core). They differ by rounding.
@@ -100,6 +102,31 @@ def build_schedule(
         updates_per_epoch=max(1, steps_per_epoch),
     )
     return schedule
+
+
+def build_ema(model: ImageModel, decay: float) -> ModelEmaV3:
+    """Return timm's moving average of the model's weights; raises `ConfigError` unless 0 < `decay` < 1.
+
+    As in TensorFlow the decay is at most (1 + n) / (10 + n) after n updates: pass `step=n + 2` to `update`, because timm's
+    warm-up has 1 - 1 / (1 + (step - 1) / gamma).
+    """
+    if not isinstance(decay, float) or not 0 < decay < 1:
+        raise ConfigError(f"ema_decay={decay!r}: expected null, or a number between 0 and 1")
+    ema = ModelEmaV3(model, decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    return ema.requires_grad_(False)
+
+
+def class_weights(loss: LossConfig, num_classes: int) -> Tensor | None:
+    """Return the weight of each class float32 [K]; raises `ConfigError` unless there is one number for each."""
+    weights = loss.class_weights
+    if weights is None:
+        return None
+    numbers = isinstance(weights, (list, tuple)) and all(isinstance(weight, (int, float)) for weight in weights)
+    if not numbers or len(weights) != num_classes:
+        raise ConfigError(
+            f"loss.class_weights={weights!r}: expected null, or one number for each of {num_classes} classes"
+        )
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def mixup_cutmix(

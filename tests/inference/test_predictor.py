@@ -80,7 +80,7 @@ def test_tta_averages_the_probabilities_over_all_flips(run_tiny: Callable[..., P
 
 
 def test_tta_without_label_preserving_flips_raises_config_error(tiny_run: Path) -> None:
-    with pytest.raises(imgclf.ConfigError, match="names no mirror image"):
+    with pytest.raises(imgclf.ConfigError, match="names no flip that keeps the class"):
         imgclf.load(tiny_run / "checkpoints" / "best.ckpt", tta=True)
 
 
