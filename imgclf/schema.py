@@ -43,7 +43,8 @@ def setting(
         "help": help,
         "choices": tuple(choices),
         "limits": limits,
-        "may_change": may_change,
+        "may_change": may_change or on_resume,
+        "on_resume": on_resume,
         "advanced": advanced,
     }
     if callable(default):

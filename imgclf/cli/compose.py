@@ -105,6 +105,8 @@ def _check_override(schema: type[Settings], word: str) -> str:
         raise ConfigError(f"{key}: unknown key; {schema.suggest(key)}")
     if override.is_delete() and place == "field":
         return f"{key}=null"
+    if place == "optional":  # the group may be null so far, and Hydra only overrides what exists
+        return f"++{word.lstrip('+')}"
     return word.lstrip("+") if place == "field" else word
 
 
@@ -113,18 +115,22 @@ def _choice_groups() -> list[str]:
 
 
 def _locate(schema: type[Settings], key: str) -> str | None:
-    """Return "field" for a key of the schema, "free" for one inside a mapping of any keys, None for an unknown one."""
-    owner, names = schema, key.split(".")
+    """Return "field" for a key of the schema, "optional" for one of a group that may be null, "free" for one inside a mapping
+    of any keys, None for an unknown one.
+    """
+    owner, names, answer = schema, key.split("."), "field"
     for position, name in enumerate(names):
         if name not in owner.field_names():
             return None
         inner, rest = group_of(owner, name), names[position + 1 :]
         if not rest:
-            return "field"
+            return answer
         if inner is None:
             return "free"
         if get_origin(owner.type_of(name)) is dict:  # such as dataset.splits.train.files: any name, then a group
             return "free" if len(rest) == 1 or _locate(inner, ".".join(rest[1:])) else None
+        if type(None) in get_args(owner.type_of(name)):
+            answer = "optional"
         owner = inner
     return None
 
@@ -197,7 +203,9 @@ def _describe(schema: type[Settings], values: dict[Any, Any], indent: str = "") 
             continue
         inner = group_of(schema, str(name))
         if inner is not None and isinstance(value, dict) and get_origin(schema.type_of(str(name))) is not dict:
-            lines += [f"{indent}{name}:", *_describe(inner, value, indent + "  ")]
+            optional = type(None) in get_args(schema.type_of(str(name)))
+            settings = {**inner().to_dict(), **value} if optional else value
+            lines += [f"{indent}{name}:", *_describe(inner, settings, indent + "  ")]
             continue
         shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
         choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
@@ -228,12 +236,15 @@ def _mutable(schema: type[Settings]) -> type:
         return _MUTABLE[schema]
     members: list[tuple[str, Any, Any]] = []
     for item in fields(schema):
-        kind = schema.type_of(item.name)
+        kind, default = schema.type_of(item.name), cast(Any, None)
         if inner := group_of(schema, item.name):
-            optional, mutable = type(None) in get_args(kind), _mutable(inner)
-            kind = dict[str, mutable | None] if get_origin(kind) is dict else mutable | None if optional else mutable  # type: ignore[valid-type]
-            default: Any = field(default_factory=dict) if get_origin(kind) is dict else field(default=None)
-            default = default if optional or get_origin(kind) is dict else field(default_factory=mutable)
+            mutable = _mutable(inner)
+            if get_origin(kind) is dict:
+                kind, default = dict[str, mutable | None], field(default_factory=dict)  # type: ignore[valid-type]
+            elif type(None) in get_args(kind):  # OmegaConf can't merge a mapping into a typed null: checked afterwards
+                kind, default = Any, field(default=None)
+            else:
+                kind, default = mutable, field(default_factory=mutable)
         elif item.default is MISSING:
             default = field(default_factory=cast(Any, item.default_factory))
         else:
