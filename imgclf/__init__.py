@@ -1,60 +1,48 @@
-"""imgclf: image classification by transfer learning. Importing it loads no torch; each name does when it is used."""
+"""imgclf: image classification by transfer learning. Importing it loads no torch; each name loads when it is used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imgclf.data.asl_alphabet import ASLAlphabetDataModule
-    from imgclf.data.cards import CardsDataModule
-    from imgclf.data.datamodule import ImageDataModule
-    from imgclf.data.rock_paper_scissors import RockPaperScissorsDataModule
-    from imgclf.data.sign_mnist import SignMNISTDataModule
-    from imgclf.data.sports import SportsDataModule
-    from imgclf.errors import CheckpointError, ConfigError, DataError, ImageError, ImgclfError, RunError
-    from imgclf.inference.predictor import Predictor, load
-    from imgclf.preprocess import Preprocess
-    from imgclf.training.classifier import ImageClassifier
+    from imgclf.config import DatasetConfig as DatasetConfig
+    from imgclf.data.datamodule import ImageDataModule as ImageDataModule
+    from imgclf.data.datasets import ASLAlphabetDataModule as ASLAlphabetDataModule
+    from imgclf.data.datasets import CardsDataModule as CardsDataModule
+    from imgclf.data.datasets import RockPaperScissorsDataModule as RockPaperScissorsDataModule
+    from imgclf.data.datasets import SignMNISTDataModule as SignMNISTDataModule
+    from imgclf.data.datasets import SportsDataModule as SportsDataModule
+    from imgclf.errors import CheckpointError as CheckpointError
+    from imgclf.errors import ConfigError as ConfigError
+    from imgclf.errors import DataError as DataError
+    from imgclf.errors import ImageError as ImageError
+    from imgclf.errors import ImgclfError as ImgclfError
+    from imgclf.errors import RunError as RunError
+    from imgclf.inference.predictor import Predictor as Predictor
+    from imgclf.inference.predictor import load as load
+    from imgclf.preprocess import Preprocess as Preprocess
+    from imgclf.training.classifier import ImageClassifier as ImageClassifier
 
 _HOMES = {
-    "ASLAlphabetDataModule": "imgclf.data.asl_alphabet",
-    "CardsDataModule": "imgclf.data.cards",
-    "CheckpointError": "imgclf.errors",
-    "ConfigError": "imgclf.errors",
-    "DataError": "imgclf.errors",
-    "ImageClassifier": "imgclf.training.classifier",
-    "ImageDataModule": "imgclf.data.datamodule",
-    "ImageError": "imgclf.errors",
-    "ImgclfError": "imgclf.errors",
-    "Predictor": "imgclf.inference.predictor",
-    "Preprocess": "imgclf.preprocess",
-    "RockPaperScissorsDataModule": "imgclf.data.rock_paper_scissors",
-    "RunError": "imgclf.errors",
-    "SignMNISTDataModule": "imgclf.data.sign_mnist",
-    "SportsDataModule": "imgclf.data.sports",
-    "load": "imgclf.inference.predictor",
+    "imgclf.config": ("DatasetConfig",),
+    "imgclf.data.datamodule": ("ImageDataModule",),
+    "imgclf.data.datasets": (
+        "ASLAlphabetDataModule",
+        "CardsDataModule",
+        "RockPaperScissorsDataModule",
+        "SignMNISTDataModule",
+        "SportsDataModule",
+    ),
+    "imgclf.errors": ("CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError"),
+    "imgclf.inference.predictor": ("Predictor", "load"),
+    "imgclf.preprocess": ("Preprocess",),
+    "imgclf.training.classifier": ("ImageClassifier",),
 }
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "ASLAlphabetDataModule",
-    "CardsDataModule",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "ImageClassifier",
-    "ImageDataModule",
-    "ImageError",
-    "ImgclfError",
-    "Predictor",
-    "Preprocess",
-    "RockPaperScissorsDataModule",
-    "RunError",
-    "SignMNISTDataModule",
-    "SportsDataModule",
-    "load",
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'imgclf' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

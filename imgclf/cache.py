@@ -1,4 +1,4 @@
-"""`python -m imgclf.cache`: what decoded pictures and features are kept, how large they are, and how to be rid of them."""
+"""`imgclf cache`: list or clear cached images and features."""
 
 from __future__ import annotations
 
@@ -10,46 +10,53 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from imgclf.files.atomic import cache_folder
+from imgclf.console import run_command
+from imgclf.errors import ConfigError
+from imgclf.files import cache_folder
 from imgclf.files.row_store import list_stores
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List or clear the cache; returns 1 if something couldn't be cleared. Data sets and drawn demos stay."""
+    """List or clear the cache; returns 1 if something could not be cleared, 2 for an unknown name."""
     parser = argparse.ArgumentParser(
-        prog="imgclf.cache", description="List or clear the decoded pictures and features that runs share."
+        prog="imgclf cache",
+        description="List or clear the cached images and features that runs share. Downloaded data sets stay.",
     )
     parser.add_argument("action", nargs="?", choices=("list", "clear"), default="list")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to clear, as the list calls it (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="entries to list or clear, as listed (default: all)")
     options = parser.parse_args(arguments)
+    return run_command(lambda: _list_or_clear(options.action, options.names))
+
+
+def _list_or_clear(action: str, names: Sequence[str]) -> int:
     root = cache_folder()
-    stores = {f"{path.parent.name}/{path.name}": (path, about, size) for path, about, size in list_stores(root)}
-    if unknown := [name for name in options.names if name not in stores]:
-        print(f"imgclf: {root} holds no {unknown[0]}; python -m imgclf.cache lists what it holds", file=sys.stderr)
-        return 2
-    chosen = {name: stores[name] for name in options.names or stores}
-    if options.action == "clear":
-        left = [name for name, (path, _, size) in chosen.items() if not _clear(name, path, size)]
-        return 1 if left else 0
-    for name, (_, about, size) in chosen.items():
-        print(f"{size / 1e6:>9,.1f} MB  {name}\n{'':>14}{about.get('pictures', '?')}, from {about.get('root', '?')}")
+    stores = {f"{store[0].parent.name}/{store[0].name}": store for store in list_stores(root)}
+    if unknown := [name for name in names if name not in stores]:
+        raise ConfigError(f"{root} holds no {unknown[0]}; `imgclf cache` lists its entries")
+    chosen = {name: stores[name] for name in names or stores}
+    if action == "clear":
+        cleared = [_clear(name, folder, size) for name, (folder, _, size) in chosen.items()]
+        return 0 if all(cleared) else 1
+    for name, (_, metadata, size) in chosen.items():
+        print(f"{size / 1e6:>9,.1f} MB  {name}")
+        print(f"{'':>14}{metadata.get('images', '?')}, from {metadata.get('root', '?')}")
     total = sum(size for _, _, size in chosen.values())
     print(f"{total / 1e6:>9,.1f} MB  in {root}")
     return 0
 
 
-def _clear(name: str, path: Path, size: int) -> bool:
-    """Delete a store that no run is adding to; one that is being read stays whole for its reader on POSIX."""
+def _clear(name: str, folder: Path, size: int) -> bool:
+    """Delete a store unless a run is adding to it; on POSIX a run that is reading it keeps its rows."""
     try:
-        with FileLock(f"{path}.lock", timeout=0):
-            shutil.rmtree(path)
+        with FileLock(f"{folder}.lock", timeout=0):
+            shutil.rmtree(folder)
     except Timeout:
-        print(f"imgclf: {name} is being made by a run; try again when it is done", file=sys.stderr)
+        print(f"imgclf: {name} is in use by a run; try again after it has ended", file=sys.stderr)
         return False
     except OSError as error:
-        print(f"imgclf: {name} can't be cleared ({error.strerror}); delete {path} yourself", file=sys.stderr)
+        print(f"imgclf: {name} cannot be cleared ({error.strerror}); delete {folder} by hand", file=sys.stderr)
         return False
     print(f"cleared {name}, {size / 1e6:,.1f} MB")
     return True

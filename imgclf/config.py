@@ -18,7 +18,8 @@ MONITORS: dict[str, Literal["min", "max"]] = {
     "val_top5": "max",
     "val_macro_f1": "max",
 }
-changeable = partial(setting, may_change=True)  # a resumed run may set another value
+changeable = partial(setting, may_change=True)  # a resumed run may have another value
+overridable = partial(setting, on_resume=True)  # `resume=<folder>` takes it from the command line
 advanced = partial(setting, advanced=True)  # left out of help and config.yaml at its default
 _DATA_DIR = "Folder of the data set; demo: drawn on the spot; null: $IMGCLF_DATA/<dataset>, else the cache folder."
 _ENGINE = "Runtime of frozen layers; auto: OpenVINO on a CPU from 1,000 images on."
@@ -48,17 +49,17 @@ class LayoutConfig(Settings):
 
     path = "dataset.splits"
     kind: str = setting("folders", "Layout of the split.", choices=("folders", "flat", "pixels", "list"))
-    names: list[str] | None = setting(
+    names: list[str] | None = advanced(
         None, "folders, flat: names of the split's folder; '.' is the data folder itself."
     )
-    files: list[str] | None = setting(None, "pixels, list: names of the CSV file; the first that exists is read.")
-    anywhere: bool = setting(False, "Search this split below the data folder too, not only beside train.")
-    pattern: str | None = setting(None, "flat: regular expression for the file's stem with a group (?P<label>...).")
-    rows: list[float] | None = setting(None, "pixels: from which to which fraction of the file the split reaches.")
-    channels: int | None = setting(None, "pixels: 1 (grey) or 3 (RGB); null: by the width of a row.")
-    label_names: dict[str, str] | None = setting(None, "pixels: class name of each label in the file.")
-    path_column: str = setting("path", "list: column of the image paths.")
-    label_column: str = setting("label", "list: column of the labels.")
+    files: list[str] | None = advanced(None, "pixels, list: names of the CSV file; the first that exists is read.")
+    anywhere: bool = advanced(False, "Search this split below the data folder too, not only beside train.")
+    pattern: str | None = advanced(None, "flat: regular expression for the file's stem with a group (?P<label>...).")
+    rows: list[float] | None = advanced(None, "pixels: from which to which fraction of the file the split reaches.")
+    channels: int | None = advanced(None, "pixels: 1 (grey) or 3 (RGB); null: by the width of a row.")
+    label_names: dict[str, str] | None = advanced(None, "pixels: class name of each label in the file.")
+    path_column: str = advanced("path", "list: column of the image paths.")
+    label_column: str = advanced("label", "list: column of the labels.")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class DatasetConfig(Settings):
     test_fraction: float = setting(0.1, "Fraction held out for testing.", low=0, below=1)
     split_seed: int = setting(0, "Seed of the hold-outs; runs with other seeds share them.", low=0)
     fraction: float = setting(1.0, "Fraction of train to use, of each class alike.", above=0, high=1)
-    num_workers: int | None = changeable(None, "DataLoader workers; null: by the number of cores.", low=0)
-    timeout_seconds: float = changeable(300.0, "A worker that is silent for so long ends the run.", above=0)
+    num_workers: int | None = overridable(None, "DataLoader workers; null: by the number of cores.", low=0)
+    timeout_seconds: float = overridable(300.0, "A worker that is silent for so long ends the run.", above=0)
     flips: list[str] | None = changeable(None, "Flips that keep the class: horizontal, vertical; null: known ones.")
     exclude: str | None = changeable(None, "Path of a check.json, whose excluded files are left out.")
 
@@ -210,11 +211,11 @@ class LoggerConfig(Settings):
 
     path = "logger"
     name: str = setting("none", "Tracker.", choices=("none", "csv", "tensorboard", "mlflow", "wandb"))
-    uri: str | None = setting(None, "mlflow: address; null: sqlite:///outputs/mlflow.db, for all runs together.")
-    experiment_name: str = setting("imgclf", "mlflow: name of the experiment.")
-    project: str = setting("imgclf", "wandb: name of the project.")
-    offline: bool = setting(True, "wandb: keep the run on this machine; `wandb sync` sends it later.")
-    options: dict[str, Any] = setting(dict, "More keywords of Lightning's logger.")
+    uri: str | None = advanced(None, "mlflow: address; null: sqlite:///outputs/mlflow.db, for all runs together.")
+    experiment_name: str = advanced("imgclf", "mlflow: name of the experiment.")
+    project: str = advanced("imgclf", "wandb: name of the project.")
+    offline: bool = advanced(True, "wandb: keep the run on this machine; `wandb sync` sends it later.")
+    options: dict[str, Any] = advanced(dict, "More keywords of Lightning's logger.")
 
 
 @dataclass(frozen=True)
@@ -222,12 +223,12 @@ class TrainerConfig(Settings):
     """Arguments of Lightning's Trainer; null means Lightning's own default."""
 
     path = "trainer"
-    accelerator: str = changeable("auto", "Device: auto, cpu, gpu, mps.")
-    devices: Any = changeable(1, "Number of devices, or a list of them; one process each.")
-    num_nodes: int = changeable(1, "Number of machines.", low=1)
-    strategy: str | None = changeable(None, "ddp for several processes; null: Lightning chooses.")
+    accelerator: str = overridable("auto", "Device: auto, cpu, gpu, mps.")
+    devices: Any = overridable(1, "Number of devices, or a list of them; one process each.")
+    num_nodes: int = overridable(1, "Number of machines.", low=1)
+    strategy: str | None = overridable(None, "ddp for several processes; null: Lightning chooses.")
     precision: str = setting("32-true", "Floating-point precision: 32-true, bf16-mixed, 16-mixed.")
-    max_epochs: int = changeable(15, "Number of epochs.")
+    max_epochs: int = overridable(15, "Number of epochs.")
     limit_train_batches: int | float | None = setting(None, "Batches per epoch, or a fraction of them.")
     limit_val_batches: int | float | None = setting(None, "Validation batches, or a fraction of them.")
     limit_test_batches: int | float | None = setting(None, "Batches of the final evaluation, or a fraction of them.")

@@ -1,44 +1,98 @@
-"""What the commands that need no Hydra have in common: a table on the console, and the way an error is told."""
+"""Console output that commands share: errors as one line, tables, progress bars, and silence from other libraries.
 
+rich is imported inside functions: it takes a tenth of a second, which `--help` need not wait for.
+"""
+
+from __future__ import annotations
+
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from imgclf.errors import ConfigError, ImgclfError
 
-__all__ = ["print_table", "run_command"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["make_console", "print_table", "progress_bar", "run_command", "silence_library_logs"]
+
+_NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
+_NOISY_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*number of training batches.*",
+    ".*in eval mode at the start of training.*",
+    ".*GPU available but not used.*",
+    ".*IntermediateResult.*",
+    ".*Checkpoint directory.*exists and is not empty.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*was configured so.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ".*no logger.*",
+    ".*srun.*",
+    ".*`train_dataloader`.*overfit.*",
+    ".*You requested to overfit.*",
+    ".*It is recommended to use `self.log.*sync_dist.*",
+)
 
 
 def run_command(task: Callable[[], int]) -> int:
-    """What `task` returns; what a user can mend is printed as one line and becomes an exit code."""
+    """Return the exit code of `task`; errors that a user can fix are printed to stderr as one line."""
     try:
         return task()
     except ImgclfError as error:
-        print(f"imgclf: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        message, code = str(error), error.exit_code
+    except BrokenPipeError:  # `... | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("imgclf: interrupted by SIGINT", file=sys.stderr)
-        return 130
+        message, code = "interrupted by SIGINT", 130
     except OSError as error:
-        print(f"imgclf: {error.filename or 'the operating system'}: {error.strerror or error}", file=sys.stderr)
-        return ConfigError.exit_code
+        message, code = f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code
+    print(f"imgclf: {message}", file=sys.stderr)
+    return code
+
+
+def make_console(width: int = 120) -> Console:
+    """Return a console for stdout that is `width` columns wide where stdout is not a terminal, such as in a log file."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=width)
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print `rows` under `names`; where nobody looks, such as into a file, as wide as it is."""
-    from rich.console import Console  # here, because it takes a tenth of a second
-    from rich.table import Table
+    """Print `rows` under `names`; 160 columns wide where stdout is not a terminal."""
+    from rich.table import Table  # here, because it takes a tenth of a second
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
     table = Table()
     for name in names:
         table.add_column(Text(name), overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    make_console(160).print(table)
+
+
+@contextmanager
+def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar on stderr if `shown` and stderr is a terminal; yields the function that advances it by n."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def silence_library_logs() -> None:
+    """Hide what Lightning and torch log about themselves; imgclf prints what a user can act on."""
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _NOISY_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

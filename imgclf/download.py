@@ -1,29 +1,23 @@
-"""`python -m imgclf.download dataset=cards`: a data set from Kaggle to where training looks for it."""
+"""`imgclf download dataset=cards`: download a data set from Kaggle to the folder that training reads."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from imgclf.cli.hydra_app import run_app, to_dict
+from imgclf.cli.hydra_app import run_app
+from imgclf.config import DownloadConfig
 from imgclf.errors import ConfigError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 __all__ = ["main"]
 
 
-def main(config: DictConfig) -> None:
-    """Fetch the chosen data set and say where it is; raises `ConfigError` for one that Kaggle isn't known to have."""
-    name = to_dict(config)["dataset"]["name"]
-    from imgclf.data import datamodule_class  # here, because it loads torch
-    from imgclf.fetch.kaggle import download_dataset
+def main(config: DownloadConfig) -> None:
+    """Download the chosen data set and print its folder; raise `ConfigError` for one without a Kaggle handle."""
+    from imgclf.data.datasets import datamodule_class  # here, because it loads torch
+    from imgclf.fetch import download_dataset
 
-    facts = datamodule_class(name)
-    if facts.handle is None:
+    name = config.dataset.name
+    datamodule = datamodule_class(name)
+    if datamodule.handle is None:
         raise ConfigError(f"dataset={name}: no Kaggle handle is known for it; pass data_dir=<its folder> to train")
-    print(f"{name}: {facts.handle} on Kaggle, licence {facts.licence}")
-    print(f"{name} is in {download_dataset(name, facts.handle)}")
+    print(f"{name}: {datamodule.handle} on Kaggle, licence {datamodule.licence}")
+    print(f"{name} is in {download_dataset(name, datamodule.handle)}")
 
 
 if __name__ == "__main__":

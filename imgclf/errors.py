@@ -3,16 +3,16 @@
 ImgclfError            shown as one line, exit code 2
 ├── ConfigError        a setting that can't be used
 ├── DataError          a folder or file of data isn't what it should be
-│   └── ImageError     one picture can't be read; the message names it
+│   └── ImageError     one image can't be read; the message names it
 ├── CheckpointError    a checkpoint or weights file can't be used
-└── RunError           a run can't start, go on or be resumed
+└── RunError           a run can't start, continue or be resumed
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError", "one_line"]
 
 
 class ImgclfError(Exception):
-    """A mistake or mishap on the user's side, told in one line: what came, what was expected, what to do next."""
+    """An error that the user can act upon, in one line: what came, what was expected, what to do next."""
 
     exit_code = 2
 
@@ -26,7 +26,7 @@ class DataError(ImgclfError):
 
 
 class ImageError(DataError):
-    """One picture can't be read; the message begins with its name."""
+    """An image can't be read; the message begins with its name."""
 
 
 class CheckpointError(ImgclfError):
@@ -34,4 +34,9 @@ class CheckpointError(ImgclfError):
 
 
 class RunError(ImgclfError):
-    """A run can't start, go on or be resumed."""
+    """A run can't start, continue or be resumed."""
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Return an error's text on one line of at most `limit` characters; the name of its type where it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

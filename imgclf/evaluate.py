@@ -1,28 +1,21 @@
-"""`python -m imgclf.evaluate checkpoint=best.ckpt split=test`: the numbers that the run had, from the file alone."""
+"""`imgclf evaluate checkpoint=best.ckpt split=test`: the metrics of a checkpoint on a split of data."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from imgclf.cli.hydra_app import output_folder, run_app, task_overrides, to_dict
+from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
 from imgclf.cli.malloc import tune_malloc
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from imgclf.config import EvaluateConfig
 
 __all__ = ["main"]
 
 
-def main(config: DictConfig) -> float:
-    """Measure a checkpoint on a split and write the numbers into the run folder; returns the accuracy.
+def main(config: EvaluateConfig) -> float:
+    """Evaluate a checkpoint on a split and write the results into the run folder; return the accuracy.
 
     Raises `CheckpointError`, `DataError`, `ConfigError`.
     """
-    settings = {**to_dict(config), "typed": task_overrides()}
     tune_malloc()
-    from imgclf.inference.evaluate_checkpoint import evaluate  # here, because it loads torch
+    from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint  # here, because it loads torch
 
-    return evaluate(settings, output_folder())
+    return evaluate_checkpoint(config, output_folder(), task_overrides())
 
 
 if __name__ == "__main__":

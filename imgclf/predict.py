@@ -1,218 +1,221 @@
-"""`python -m imgclf.predict best.ckpt PATH...`: what a checkpoint says of pictures."""
+"""`imgclf predict best.ckpt PATH...`: classify images with a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from imgclf.cli.malloc import tune_malloc
-from imgclf.console import run_command
+from imgclf.config import ENGINES
+from imgclf.console import progress_bar, run_command
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from imgclf.inference.inputs import Picture
-    from imgclf.inference.predictor import Predictor
+    from imgclf.inference import Predictor
+    from imgclf.inference.inputs import InputImage
+    from imgclf.inference.writers import FileWriter, LineWriter
 
 __all__ = ["main"]
 
+USAGE = """imgclf predict [options] best.ckpt PATH...
+       imgclf predict [options] --imagenet NAME PATH..."""
 EPILOG = """
-A PATH is a picture, a folder of pictures, a CSV of pixels, an http(s) address, or - for a list of these on stdin, a line each.
+A PATH is an image, a folder of images, a CSV file of pixels, an http(s) URL, or - to read paths from stdin, one per line.
 
-exit code: 0 all pictures were answered, 1 some couldn't be read (they are named in the end), 2 nothing could be done
+exit code: 0 all images were classified, 1 some could not be read (they are listed at the end), 2 nothing was classified
 """
 TIMEOUT_SECONDS = 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer for each picture; returns 1 if one of them couldn't be read, 2 for a checkpoint that can't be used."""
+    """Classify images; returns 1 if some could not be read, 2 if a checkpoint or an option cannot be used."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    checkpoint, paths = (None, options.paths) if options.imagenet else (options.paths[0], options.paths[1:])
-    if not paths and options.webcam is None:
-        parser.error("no PATH is given: pass pictures, folders, addresses, or - for a list on stdin")
+    if not options.imagenet and not options.paths:
+        parser.error("no checkpoint is given: pass a best.ckpt, or --imagenet NAME")
+    checkpoint = None if options.imagenet else options.paths.pop(0)
+    if not options.paths and options.webcam is None:
+        parser.error("no PATH is given: pass images, folders, URLs, or - for a list on stdin")
     tune_malloc()
-    return run_command(lambda: _predict(options, checkpoint, paths))
+    return run_command(lambda: _predict(options, checkpoint))
 
 
-def _predict(options: argparse.Namespace, checkpoint: str | None, paths: Sequence[str]) -> int:
-    predictor = _predictor(options, checkpoint)
+def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
+    predictor = _load(options, checkpoint)
     if options.webcam is not None:
-        return _watch(predictor, options)
-    return _answer(predictor, options, _pictures(predictor, options, paths))
+        return _predict_camera(predictor, options.webcam, _line_writer(options, predictor))
+    images = _list_images(options, predictor)
+    return _predict_images(predictor, images, _line_writer(options, predictor), _file_writers(options, predictor))
 
 
-def _predictor(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
-    if options.imagenet:
-        from imgclf.inference.imagenet import load_imagenet  # here, because these load torch
+def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
+    from imgclf.inference import load, load_imagenet  # here, because these load torch
 
+    if checkpoint is None:
         if options.tta:
-            raise ConfigError("--tta needs a checkpoint, whose data set says which mirror images show the same")
-        name = _backbone(options.imagenet)
-        return load_imagenet(name, options.weights, options.device, options.engine, options.precision)
+            raise ConfigError("--tta needs a checkpoint, whose data set names its label-preserving flips")
+        backbone = _backbone(options.imagenet)
+        return load_imagenet(backbone, options.weights, options.device, options.engine, options.precision)
     if options.weights:
         raise ConfigError("--weights goes with --imagenet; a checkpoint has its own")
-    from imgclf.inference.predictor import load
-
-    assert checkpoint is not None
     return load(checkpoint, options.device, options.engine, options.precision, options.tta)
 
 
 def _backbone(name: str) -> str:
-    """timm's name for what `model=<name>` would take."""
+    """Return timm's name of the backbone that `model=<name>` stands for; any other name is timm's already."""
     import yaml
 
-    from imgclf.cli.hydra_app import CONF
+    from imgclf.cli.compose import CONF
 
-    known = CONF / "model" / f"{name}.yaml"
-    values = yaml.safe_load(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    path = CONF / "model" / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return str(values.get("backbone", name))
 
 
-def _pictures(predictor: Predictor, options: argparse.Namespace, paths: Sequence[str]) -> list[Picture]:
-    from imgclf.inference.inputs import list_inputs, sample_inputs
+def _list_images(options: argparse.Namespace, predictor: Predictor) -> list[InputImage]:
+    from imgclf.inference import inputs
 
-    words: list[str] = []
-    for path in paths:
-        words += [line for raw in sys.stdin if (line := raw.rstrip("\r\n"))] if path == "-" else [path]
-    pictures = list_inputs(
-        words, predictor.classes, _label_names(predictor, words), options.allow_private, options.timeout
-    )
-    return pictures if options.sample is None else sample_inputs(pictures, options.sample, options.seed)
+    paths: list[str] = []
+    for path in options.paths:
+        paths += [line for raw in sys.stdin if (line := raw.rstrip("\r\n"))] if path == "-" else [path]
+    label_names = _label_names(predictor, paths)
+    images = inputs.list_inputs(paths, predictor.classes, label_names, options.allow_private, options.timeout)
+    return images if options.sample is None else inputs.sample_inputs(images, options.sample, options.seed)
 
 
-def _label_names(predictor: Predictor, words: Sequence[str]) -> dict[str, str]:
-    """What the labels in a CSV stand for, as the checkpoint's data set says."""
-    config = predictor.trained.about.get("config") or {}
-    if not config or not any(word.lower().endswith(".csv") for word in words):
+def _label_names(predictor: Predictor, paths: Sequence[str]) -> dict[str, str]:
+    """Return the class names of the labels in CSV files, from the data set of the checkpoint."""
+    trained = predictor.model.metadata.config
+    if not trained or not any(path.lower().endswith(".csv") for path in paths):
         return {}
-    from imgclf.data import datamodule_class  # here, because it loads Lightning
+    from imgclf.config import DatasetConfig
+    from imgclf.data.datasets import datamodule_class  # here, because it loads Lightning
 
-    splits = config["dataset"].get("splits") or datamodule_class(config["dataset"]["name"]).splits
-    return dict((splits.get("train") or {}).get("label_names") or {})
+    dataset = DatasetConfig.from_dict(trained["dataset"])
+    layout = {**datamodule_class(dataset.name).splits, **dataset.splits}.get("train")
+    return dict(layout.label_names or {}) if layout else {}
 
 
-def _answer(predictor: Predictor, options: argparse.Namespace, pictures: list[Picture]) -> int:
-    """Hand every answer to whoever was asked for; what couldn't be read is named in the end."""
-    from imgclf.inference import writers as showing
-    from imgclf.progress import progress_bar
+def _line_writer(options: argparse.Namespace, predictor: Predictor) -> LineWriter:
+    """Return what prints one line per image."""
+    from imgclf.inference import writers
 
-    write: Any = showing.Table(predictor.classes, options.top, options.threshold)
-    if options.csv:
-        write = showing.CSVRows(predictor.classes, options.threshold)
-    elif options.json:
-        write = showing.JSONLines(predictor.classes, options.top, options.threshold)
-    takers: list[Any] = []
+    kind = writers.CSVWriter if options.csv else writers.JSONWriter if options.json else writers.TableWriter
+    return kind(predictor.classes, options.top, options.threshold)
+
+
+def _file_writers(options: argparse.Namespace, predictor: Predictor) -> list[FileWriter]:
+    """Return what writes the files that the options ask for."""
+    from imgclf.inference import writers
+
+    chosen: list[FileWriter] = []
     if options.grid:
-        takers.append(showing.Grid(options.grid, predictor, options.threshold, options.explain is not None))
+        with_maps = options.explain is not None
+        chosen.append(writers.GridWriter(options.grid, predictor, options.threshold, with_maps))
     if options.save_to:
-        takers.append(showing.SortedCopies(options.save_to, predictor.classes, options.threshold))
+        chosen.append(writers.SortedCopies(options.save_to, predictor.classes, options.threshold))
     if options.explain:
-        takers.append(showing.Maps(options.explain, predictor))
+        chosen.append(writers.SaliencyMaps(options.explain, predictor))
+    return chosen
+
+
+def _predict_images(
+    predictor: Predictor, images: list[InputImage], line_writer: LineWriter, file_writers: Sequence[FileWriter]
+) -> int:
+    """Predict and write each image; returns 1 if some could not be read, after printing their errors."""
     errors: list[str] = []
-    with progress_bar("predicting", len(pictures), shown=not sys.stdout.isatty()) as advance:
-        for answered in predictor.answer(pictures, len(pictures)):
+    with progress_bar("predicting", len(images), shown=not sys.stdout.isatty()) as advance:
+        for prediction in predictor.predict_each(images, len(images)):
             advance(1)
-            if answered.error is not None:
-                errors.append(str(answered.error))
-            if answered.error is None or options.json:
-                write(answered)
-            if answered.error is None:
-                for take in takers:
-                    take(answered)
+            if prediction.error is None:
+                for writer in (line_writer, *file_writers):
+                    writer.write(prediction)
+            else:
+                errors.append(str(prediction.error))
+                if line_writer.prints_errors:
+                    line_writer.write(prediction)
     sys.stdout.flush()
-    for taker in takers:
-        print(f"imgclf: {taker.finish()}", file=sys.stderr)
-    for error in errors:
-        print(f"imgclf: {error}", file=sys.stderr)
-    if errors and len(pictures) > 1:
-        print(f"imgclf: {len(errors):,} of {len(pictures):,} pictures couldn't be read", file=sys.stderr)
+    summaries = [writer.finish() for writer in file_writers]
+    if errors and len(images) > 1:
+        errors.append(f"{len(errors):,} of {len(images):,} images could not be read")
+    for line in (*summaries, *errors):
+        print(f"imgclf: {line}", file=sys.stderr)
     return 1 if errors else 0
 
 
-def _watch(predictor: Predictor, options: argparse.Namespace) -> int:
-    """A line a second on what a camera, or a video file, shows; until its end or Ctrl-C."""
-    import cv2
+def _predict_camera(predictor: Predictor, camera: str, writer: LineWriter) -> int:
+    """Predict one frame per second until the video ends, or Ctrl-C."""
+    from imgclf.inference import inputs
 
-    from imgclf.inference import writers as showing
-    from imgclf.inference.inputs import Picture
-
-    source = int(options.webcam) if options.webcam.isdecimal() else options.webcam
-    camera, write = cv2.VideoCapture(source), showing.Table(predictor.classes, options.top, options.threshold)
-    if not camera.isOpened():
-        raise ConfigError(f"--webcam {source}: there is no such camera or video file; 0 is the first camera")
-    count, last, began = 0, -1, time.monotonic()
-    try:
-        while True:
-            there, frame = camera.read()
-            if not there:
-                break
-            # A film has a clock of its own, a camera doesn't always.
-            passed = camera.get(cv2.CAP_PROP_POS_MSEC) / 1000 if isinstance(source, str) else time.monotonic() - began
-            second = int(passed)
-            if second != last:
-                last, count = second, count + 1
-                name = f"{second // 60:02d}:{second % 60:02d}"
-                for answered in predictor.answer([Picture(name, frame[:, :, ::-1].copy())]):
-                    write(answered)
-    finally:
-        camera.release()
-    if not count:
-        raise ConfigError(f"--webcam {source}: not a single frame came")
+    for frame in inputs.read_camera(camera):
+        for prediction in predictor.predict_each([frame]):  # one at a time: no frame waits for a batch to fill
+            writer.write(prediction)
     return 0
 
 
-def _at_least(least: float, kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
+def _at_least(low: float, kind: type[int] | type[float]) -> Callable[[str], float]:
+    """Return an argparse type: a number of `kind` that is at least `low`."""
+
+    def parse(text: str) -> float:
         value = kind(text)
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"{text}: expected at least {least:g}")
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {low:g}")
         return value
 
-    number.__name__ = kind.__name__  # what argparse calls it
-    return number
+    parse.__name__ = kind.__name__  # the name in argparse's messages
+    return parse
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="imgclf.predict", usage="imgclf.predict [options] best.ckpt PATH...\n       "
-        "imgclf.predict [options] --imagenet NAME PATH...", description="Say what pictures show.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a best.ckpt that imgclf.train wrote, then pictures")
-    lines = parser.add_mutually_exclusive_group()
-    lines.add_argument(
-        "--csv", action="store_true", help="to stdout: file, predicted, and the probability of each class"
+        prog="imgclf predict",
+        usage=USAGE,
+        description="Classify images with a checkpoint.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    lines.add_argument("--json", action="store_true", help="to stdout: an object a picture")
-    parser.add_argument("--top", type=_at_least(1, int), default=3, metavar="K", help="classes a picture (default: 3)")
-    parser.add_argument("--threshold", type=_at_least(0, float), default=0.0, metavar="P",
-                        help="say 'unsure' where the most probable class has less, such as 0.8")  # fmt: skip
-    parser.add_argument("--grid", type=Path, metavar="FILE.png", help="draw the pictures, titled with what was said")
-    parser.add_argument("--save-to", type=Path, metavar="FOLDER", help="copy each picture into a folder of its class")
-    parser.add_argument("--explain", type=Path, metavar="FOLDER", help="draw what in each picture spoke for its class")
-    parser.add_argument("--sample", type=_at_least(1, int), metavar="N", help="take N of the pictures at random")
-    parser.add_argument("--seed", type=_at_least(0, int), default=0, help="of --sample (default: 0)")
-    parser.add_argument("--tta", action="store_true", help="the mean over the mirror images that show the same")
-    parser.add_argument(
-        "--imagenet", metavar="NAME", help="a network's own ImageNet classes, untrained: mobilenetv2, ..."
-    )
-    parser.add_argument("--weights", metavar="FILE", help="of --imagenet (default: those on the hub)")
-    parser.add_argument(
-        "--webcam", nargs="?", const="0", metavar="CAMERA", help="watch a camera (0, 1, ...) or video file"
-    )
-    parser.add_argument(
-        "--allow-private", action="store_true", help="fetch from addresses of this machine and network too"
-    )
-    parser.add_argument("--timeout", type=_at_least(0.1, float), default=TIMEOUT_SECONDS, metavar="SECONDS",
-                        help="for each web address in all (default: 20)")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: cpu)")
-    parser.add_argument("--engine", default="auto", choices=("auto", "eager", "openvino"),
-                        help="what runs the network (default: openvino, if installed, from 1000 pictures on)")  # fmt: skip
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="default: fp32")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a best.ckpt of `imgclf train`, then images")
+    _add_input_options(parser.add_argument_group("input"))
+    _add_network_options(parser.add_argument_group("network"))
+    _add_output_options(parser.add_argument_group("output"))
     return parser
+
+
+def _add_input_options(group: argparse._ArgumentGroup) -> None:
+    add, count, seconds = group.add_argument, _at_least(1, int), _at_least(0.1, float)
+    add("--sample", type=count, metavar="N", help="classify N random images")
+    add("--seed", type=_at_least(0, int), default=0, help="seed of --sample (default: 0)")
+    add("--webcam", nargs="?", const="0", metavar="CAMERA", help="one frame per second of a camera or a video")
+    add("--allow-private", action="store_true", help="allow URLs of this machine and of private networks")
+    default = f"total time per URL (default: {TIMEOUT_SECONDS:g})"
+    add("--timeout", type=seconds, default=TIMEOUT_SECONDS, metavar="SECONDS", help=default)
+
+
+def _add_network_options(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--imagenet", metavar="NAME", help="classify with the ImageNet weights of a network: mobilenetv2, ...")
+    add("--weights", metavar="FILE", help="weights of --imagenet (default: those on the hub)")
+    add("--tta", action="store_true", help="test-time augmentation over label-preserving flips")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    engine = "runtime of the network; auto: openvino, if installed, on a CPU from 1,000 images on (default: auto)"
+    add("--engine", default="auto", choices=ENGINES, help=engine)
+    add("--precision", default="fp32", choices=("fp32", "bf16"), help="floating-point format (default: fp32)")
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    lines = group.add_mutually_exclusive_group()
+    lines.add_argument("--csv", action="store_true", help="CSV to stdout: file, predicted, probability of each class")
+    lines.add_argument("--json", action="store_true", help="JSON to stdout: one object per image")
+    add, fraction = group.add_argument, _at_least(0, float)
+    add("--top", type=_at_least(1, int), default=3, metavar="K", help="classes to print per image (default: 3)")
+    unsure = "predict 'unsure' if the highest probability is below P, such as 0.8"
+    add("--threshold", type=fraction, default=0.0, metavar="P", help=unsure)
+    add("--grid", type=Path, metavar="FILE.png", help="write a grid of images titled with the prediction")
+    add("--save-to", type=Path, metavar="FOLDER", help="copy each image into a folder of its predicted class")
+    add("--explain", type=Path, metavar="FOLDER", help="write a saliency map (HiResCAM) per image")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What happens to a picture's pixels before a network sees them: a fact of the weights, which travels with them."""
+"""Preprocessing of images for a network: a property of its weights, which travels with them."""
 
 import math
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Side length in pixels, normalisation in units of 1 (0 = black, 1 = white), and how a picture becomes a square.
+    """Side length in pixels, normalisation in units of 1 (0 = black, 1 = white), and how an image becomes a square.
 
     `mean` and `std` hold one number a channel: three for RGB, one for grey. `resize` is "squash" (both sides to `size`),
     "crop" (the shorter side to `size / crop_pct`, then the centre) or "letterbox" (the longer side to `size`, the rest
@@ -37,9 +37,8 @@ class Preprocess:
             raise ConfigError(f"resize={self.resize!r}: expected one of {', '.join(RESIZES)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(f"interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
-        numbers = (*self.mean, *self.std)
-        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or not all(map(math.isfinite, numbers)) or (
-            min(self.std) <= 0):  # fmt: skip
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
             raise ConfigError(f"mean={self.mean} std={self.std}: expected one or three numbers each, std above 0")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct={self.crop_pct}: expected a number above 0, up to 1")
@@ -51,7 +50,7 @@ class Preprocess:
 
     @classmethod
     def of(cls, backbone: str, **changes: Any) -> "Preprocess":
-        """The preprocessing that timm's default weights of `backbone` were trained with; builds no network.
+        """Return the preprocessing that timm's default weights of `backbone` were trained with; builds no network.
 
         Raises `ConfigError` when timm knows no weights of that name.
         """
@@ -64,7 +63,7 @@ class Preprocess:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **changes: Any) -> "Preprocess":
-        """The same from a timm `pretrained_cfg` dictionary, such as a weights file may have beside it."""
+        """Return the preprocessing of a timm `pretrained_cfg` dictionary, such as the JSON beside a weights file holds."""
         height = config.get("input_size", (3, 224, 224))[1]
         known = {"size": height, "mean": tuple(config["mean"]), "std": tuple(config["std"])}
         known["crop_pct"] = config.get("crop_pct") or 0.875
@@ -73,18 +72,18 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
-        """The inverse of `to_dict`; raises `ConfigError` for unknown keys or values of the wrong kind."""
+        """Return the preprocessing of a `to_dict` dictionary; raises `ConfigError` for unknown keys or wrong values."""
         try:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"preprocessing {values!r} can't be read: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, as a checkpoint or a JSON file holds them."""
+        """Return plain numbers, strings and lists, as a checkpoint or a JSON file holds them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def with_channels(self, channels: int) -> "Preprocess":
-        """The same for grey (1) or RGB (3) input: the grey values are the means over the channels."""
+        """Return the same for grey (1) or RGB (3) input: grey values are the means over the channels."""
         if channels not in (1, 3):
             raise ConfigError(f"model.in_chans={channels!r}: expected 1 (grey) or 3 (RGB)")
         if channels == self.channels:

@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from imgclf.errors import ConfigError
 
@@ -28,12 +28,14 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     may_change: bool = False,
+    on_resume: bool = False,
     advanced: bool = False,
 ) -> Any:
     """Declare a field of `Settings`: its default, one sentence of help, and the values that it may take.
 
     `choices` lists the words allowed. Numbers lie from `low` to `high`, or strictly `above` and `below`.
-    `may_change`: a resumed run may set another value. `advanced`: left out of help and config.yaml at its default.
+    `may_change`: a resumed run may have another value; `on_resume`: `resume=<folder>` takes it from the command line.
+    `advanced`: left out of help and config.yaml at its default.
     A class or function as the default makes a new value for each instance.
     """
     limits = (("of at least", low), ("at most", high), ("above", above), ("below", below))
@@ -41,7 +43,8 @@ def setting(
         "help": help,
         "choices": tuple(choices),
         "limits": limits,
-        "may_change": may_change,
+        "may_change": may_change or on_resume,
+        "on_resume": on_resume,
         "advanced": advanced,
     }
     if callable(default):
@@ -90,12 +93,31 @@ class Settings:
 
     def is_hidden(self, item: Field[Any]) -> bool:
         """Return whether the field is advanced and has its default."""
-        return bool(item.metadata.get("advanced")) and getattr(self, item.name) == item.default
+        return bool(item.metadata.get("advanced")) and getattr(self, item.name) == default_of(item)
 
     @classmethod
     def field_names(cls) -> list[str]:
         """Return the names of the fields."""
         return [item.name for item in fields(cls)]
+
+    @classmethod
+    def field(cls, name: str) -> Field[Any] | None:
+        """Return the field called `name`, None where there is none."""
+        return next((item for item in fields(cls) if item.name == name), None)
+
+    @classmethod
+    def type_of(cls, name: str) -> Any:
+        """Return the annotated type of the field `name`."""
+        return _types(cls)[name]
+
+    @classmethod
+    def expected(cls, key: str) -> str | None:
+        """Return in words what the value of the dotted `key` must be; None for an unknown key."""
+        first, _, rest = key.partition(".")
+        if first not in cls.field_names():
+            return None
+        inner = group_of(cls, first)
+        return (inner.expected(rest) if inner else None) if rest else _expected(_options(cls.type_of(first)))
 
     @classmethod
     def suggest(cls, key: str) -> str:
@@ -120,17 +142,23 @@ class Settings:
                 yield from ((f"{item.name}.{name}", inner) for name, inner in group.walk())
 
     @classmethod
-    def changeable(cls) -> tuple[str, ...]:
-        """Return the dotted names of the settings that a resumed run may change."""
-        return tuple(name for name, item in cls.walk() if item.metadata.get("may_change"))
+    def keys_with(cls, mark: str) -> tuple[str, ...]:
+        """Return the dotted names of the settings with this mark: may_change, on_resume or advanced."""
+        return tuple(name for name, item in cls.walk() if item.metadata[mark])
 
 
 S = TypeVar("S", bound=Settings)
 
 
+def default_of(item: Field[Any]) -> Any:
+    """Return the default value of a field of settings."""
+    return item.default if item.default is not MISSING else cast(Any, item.default_factory)()
+
+
 def group_of(owner: type[Settings], name: str) -> type[Settings] | None:
     """Return the class of the field `name` where that is a group of settings."""
-    options = _options(_types(owner)[name])
+    options = _options(owner.type_of(name))
+    options = _options(get_args(options[0])[1]) if get_origin(options[0]) is dict else options
     return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, Settings)), None)
 
 
@@ -188,9 +216,9 @@ def _check_limits(value: Any, item: Field[Any], key: str) -> None:
         return
     limits = [(word, limit) for word, limit in item.metadata.get("limits", ()) if limit is not None]
     if not all(_COMPARE[word](value, limit) for word, limit in limits):
-        raise ConfigError(
-            f"{key}={value!r}: expected a number {' and '.join(f'{word} {limit:g}' for word, limit in limits)}"
-        )
+        number = "a number" if "float" in str(item.type) else "a whole number"
+        ends = " and ".join(f"{word} {limit:g}" for word, limit in limits)
+        raise ConfigError(f"{key}={value!r}: expected {number} {ends}")
 
 
 def _plain(value: Any) -> Any:

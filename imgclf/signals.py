@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGINT, SIGTERM and SIGHUP, turned into one exception at a moment that loses nothing."""
+"""SIGINT, SIGTERM and SIGHUP as one exception, raised at a moment at which nothing is lost."""
 
 import multiprocessing
 import os
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Interrupted", "Signals", "catch_signals", "leave_group"]
+__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Interrupted(BaseException):
-    """A signal stopped the run; its text is for the user, and `exit_code` is what a shell expects: 128 + the signal.
+    """A signal stopped the run; its text is for the user, and `exit_code` is 128 + the signal, as shells expect.
 
     Not an `Exception`: in a sweep it ends the whole sweep, and nothing that recovers from failures may swallow it.
     """
@@ -26,10 +26,10 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """What has arrived. `pending` is the first signal that waits for a good moment, or None.
+    """The signals received. `pending` is the first one that waits for a good moment, or None.
 
-    While `deferring`, a signal waits in `pending` for the one who defers to act on it; else it raises `Interrupted` at
-    once. A second SIGINT never waits: it ends the process, and its children with it.
+    While `deferring`, a signal waits in `pending` until the code that defers acts on it; else it raises `Interrupted` at
+    once. A second SIGINT never waits: it ends the process and its children.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Signals:
         self.deferring = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """The handler itself."""
+        """Handle a signal: remember or raise it."""
         if self.pending is not None:
             if signum == signal.SIGINT:
                 _quit(signum)
@@ -47,7 +47,7 @@ class Signals:
             raise Interrupted(signum)
 
     def install(self) -> None:
-        """Become the process's handler, where that is possible: in the main thread, and not for a SIGHUP under nohup."""
+        """Install the handler where possible: in the main thread, and not for a SIGHUP under nohup."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
@@ -57,7 +57,7 @@ class Signals:
 
 @contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Handle the signals inside the block, and leave the handlers as they were behind it."""
+    """Handle the signals inside the block; the former handlers return after it."""
     signals = Signals()
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
@@ -71,8 +71,8 @@ def catch_signals() -> Iterator[Signals]:
 
 
 def leave_group() -> None:
-    """For a worker process: stop when its parent says so, not when a terminal's Ctrl-C goes to the whole group, which
-    would take the batches from under a parent that is about to save.
+    """Let a worker process ignore a terminal's Ctrl-C, which goes to the whole process group: its parent stops it, after
+    it has saved.
     """
     for name in _NAMES:
         if hasattr(signal, name):
@@ -80,6 +80,19 @@ def leave_group() -> None:
     if hasattr(os, "setpgid"):
         with suppress(OSError):
             os.setpgid(0, 0)
+
+
+def exit_with_parent() -> None:
+    """Send this process SIGTERM when its parent process has ended, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _quit(signum: int) -> None:

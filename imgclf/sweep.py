@@ -13,7 +13,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the leaderboard, and write it as CSV and HTML; returns 2 for a folder without a sweep."""
     parser = argparse.ArgumentParser(
-        prog="imgclf.sweep",
+        prog="imgclf sweep",
         description="Rank the trials of a sweep by validation, during the sweep or after it.",
         epilog="Writes sweep.csv and sweep.html there; data_size.png too, where trials differ in dataset.fraction.",
     )

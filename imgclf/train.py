@@ -1,10 +1,8 @@
-"""`python -m imgclf.train dataset=cards model=mobilenetv3`: from a folder of pictures to a tested checkpoint."""
+"""`imgclf train dataset=cards model=mobilenetv3`: from a folder of images to an evaluated checkpoint."""
 
-from __future__ import annotations
+from dataclasses import replace
 
-from typing import TYPE_CHECKING
-
-from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, to_dict, trials_at_once
+from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, trials_at_once
 from imgclf.cli.malloc import tune_malloc
 from imgclf.config import RunConfig
 from imgclf.data.location import require_folder
@@ -12,38 +10,37 @@ from imgclf.errors import ConfigError
 from imgclf.sweeps import finish_sweep, run_trial
 from imgclf.threads import available_cpus
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 __all__ = ["main"]
 
 
-def main(config: DictConfig) -> float | None:
-    """Train, test and save as `config` says; returns the best validation metric, which is what a sweep maximises.
+def main(config: RunConfig) -> float | None:
+    """Train, evaluate and save as `config` says; return the best validation metric, which a sweep optimises.
 
-    Raises `ImgclfError` for whatever the user can mend.
+    Raises `ImgclfError` for whatever the user can correct.
     """
-    settings = to_dict(config)
-    if settings["report"] is None and is_sweep():
-        settings["report"] = False
     if is_sweep():
-        if settings["find"]:
-            raise ConfigError(f"find={settings['find']}: comes before a sweep, not in one; leave out -m")
-        at_once = trials_at_once()
-        threads = max(1, available_cpus() // (at_once if at_once > 0 else available_cpus())) if at_once else None
-        log = bool(at_once and at_once != 1)
-        return run_trial(RunConfig.from_dict(settings), output_folder(), task_overrides(), log=log, threads=threads)
-    if not settings["resume"]:
-        require_folder(settings)
+        return _train_trial(config)
+    if not config.resume:
+        require_folder(config.dataset.name, config.data_dir)
     tune_malloc()
-    if settings["find"]:
+    if config.find:
         from imgclf.training.lr_finder import find  # here, because these load torch
 
-        find(settings, output_folder())
+        find(config, output_folder())
         return None
     from imgclf.training.run import train
 
-    return train(settings, output_folder(), task_overrides())
+    return train(config, output_folder(), task_overrides())
+
+
+def _train_trial(config: RunConfig) -> float | None:
+    """Train one trial of a sweep in a process of its own; trials that run at the same time share the cores."""
+    if config.find:
+        raise ConfigError(f"find={config.find}: use it before a sweep, not in one; leave out -m")
+    at_once, cpus = trials_at_once(), available_cpus()
+    threads = max(1, cpus // (at_once if at_once > 0 else cpus)) if at_once else None
+    config = replace(config, report=bool(config.report))
+    return run_trial(config, output_folder(), task_overrides(), log=bool(at_once and at_once != 1), threads=threads)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`imgclf train ...`: the same as `python -m imgclf.train ...`."""
+"""The `imgclf` command: `imgclf train ...` runs the module `imgclf.train`."""
 
 import os
 import subprocess
@@ -7,30 +7,30 @@ import sys
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "train": "train, test and save a classifier",
-    "check": "look for what is wrong with a data set",
+    "train": "train and test an image classifier",
+    "check": "find unreadable files, duplicates and other faults of a data set",
     "evaluate": "measure a checkpoint on a split",
-    "predict": "classes of pictures, from a checkpoint",
-    "compare": "which of several runs is best, and whether it can be chance",
+    "predict": "classify images with a checkpoint",
+    "compare": "compare runs and test whether the difference is significant",
     "sweep": "rank the trials of a sweep",
-    "cache": "list or clear decoded pictures and features",
-    "download": "fetch a data set from Kaggle",
+    "cache": "list or clear cached images and features",
+    "download": "download a data set from Kaggle",
 }
 
 
 def main() -> None:
-    """Run the module that the first argument names in place of this process.
+    """Replace this process by the module that the first argument names.
 
-    In place of it, because Lightning starts the other processes of a distributed run with this one's command line, and
-    a subcommand would get lost there; signals and exit codes then need no passing on, too.
+    Lightning starts the other processes of a distributed run with the command line of this one, and a subcommand would
+    get lost there. Signals and exit codes need no forwarding either.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: imgclf COMMAND ...\n\n" + "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items()))
-        print("\n`imgclf COMMAND --help` tells more.")
+        lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+        print("usage: imgclf <command> ...\n", *lines, "\n`imgclf <command> --help` lists its options.", sep="\n")
         sys.exit(0)
     if arguments[0] not in COMMANDS:
-        print(f"imgclf: {arguments[0]!r} is no command; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"imgclf: unknown command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     command = [sys.executable, "-m", f"imgclf.{arguments[0]}", *arguments[1:]]
     if os.name == "nt":  # exec there returns to the shell before the command has finished

@@ -1,7 +1,7 @@
-"""glibc's allocator, told to keep what it has: torch maps every large activation afresh otherwise, and pays in page faults.
+"""Tune glibc's malloc to reuse memory: by default each large activation is mapped again, at the price of page faults.
 
-The settings are those of mallopt(3): no mapping of large blocks by themselves, nothing given back before the end, and the
-heap grown by 512 MB at a time. Peak memory rises with it. `IMGCLF_MALLOC=0` leaves the allocator alone.
+The settings are those of mallopt(3): no separate mappings for large blocks, no memory returned before exit, and a heap
+that grows by 512 MB at a time. Peak memory rises. `IMGCLF_MALLOC=0` leaves the allocator as it is.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def tune_malloc() -> bool:
-    """Tune the allocator of this process, and say whether that was done; does nothing but on Linux with glibc.
+    """Tune the allocator of this process, and return whether it was tuned; only Linux with glibc is.
 
-    Call it before torch allocates. Variables that tune malloc from outside are respected.
+    Call it before torch allocates. Environment variables that tune malloc, and a preloaded allocator, take precedence.
     """
     if sys.platform != "linux" or os.environ.get("IMGCLF_MALLOC") == "0":
         return False

@@ -1,52 +1,61 @@
-"""Where the pictures of a split are, for each layout that is known; finding, never decoding.
+"""Layouts of data sets on disk: which files a split holds, with their labels; nothing is decoded.
 
-A layout is plain data, as a YAML holds it: `{kind: folders, names: [valid, val]}`. Each kind has one `_find_*` function
-that looks into one folder and returns what it found there, or None. A new layout is one more such function.
+A layout is a `LayoutConfig`, as a YAML holds it: `{kind: folders, names: [valid, val]}`. Each kind has one `_find_*` function
+that looks into one folder and returns the split's files there, or None. A new layout is one more such function.
 """
 
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from imgclf.config import LayoutConfig
 from imgclf.data.pixel_csv import PixelTable, read_pixel_csv
-from imgclf.data.samples import natural_key
+from imgclf.data.samples import Samples, natural_key
 from imgclf.errors import ConfigError, DataError
 
-__all__ = ["IMAGE_SUFFIXES", "SplitFiles", "find_split", "find_train", "list_images"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SplitFiles",
+    "absent_classes",
+    "class_names",
+    "find_split",
+    "find_train",
+    "label",
+    "list_images",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # beside classes: none
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # never classes
 DEPTH = 3  # levels below the root that are searched
 
 
 @dataclass(frozen=True, eq=False)
 class SplitFiles:
-    """One split as it lies on disk: `items` and their `labels` (text), the `place` to name in messages, every class name
-    that a folder stands for (empty ones too), and the pixels where the items are rows.
+    """One split as it lies on disk: `items` and their `labels` (text), the `location` to name in messages, the `names` of all
+    classes that a folder stands for (empty ones too), and the pixels where the items are rows of a CSV.
     """
 
-    place: Path
-    items: tuple[str, ...]
-    labels: tuple[str, ...]
-    names: tuple[str, ...]
+    location: Path
+    items: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     pixels: npt.NDArray[np.uint8] | None = None
 
 
-def find_train(root: Path, layout: Mapping[str, Any], names: Sequence[str]) -> tuple[Path, SplitFiles] | None:
-    """The training split and the folder it was found from, breadth-first from `root`; None where there is none.
+def find_train(root: Path, layout: LayoutConfig, names: Sequence[str]) -> tuple[Path, SplitFiles] | None:
+    """Return the training split and the folder it was searched from, breadth-first from `root`; None if there is none.
 
-    Of several, the one in a folder called like one of `names` (case, `-`, `_` and spaces ignored) wins; a copy nested in
-    one that fits is never looked at. Raises `DataError` that lists them when several are left.
+    Of several, the one in a folder called like one of `names` (case, `-`, `_` and spaces ignored) wins; nothing inside a
+    folder that fits is searched. Raises `DataError` that lists the candidates when several are left.
     """
-    matches = [(base, found) for base in _folders_below(root, layout) if (found := _find(base, layout))]
+    matches = [(base, files) for base in _folders_below(root, layout) if (files := _find(base, layout))]
     if len(matches) <= 1:
         return matches[0] if matches else None
     wanted = {_plain(name) for name in names}
@@ -57,19 +66,72 @@ def find_train(root: Path, layout: Mapping[str, Any], names: Sequence[str]) -> t
     raise DataError(f"{root} holds several data sets that fit: {listing}; pass one of them as data_dir")
 
 
-def find_split(root: Path, base: Path, layout: Mapping[str, Any]) -> SplitFiles | None:
-    """A validation or test split beside the training split (`base`); None if absent.
+def find_split(root: Path, base: Path, layout: LayoutConfig) -> SplitFiles | None:
+    """Return a validation or test split beside the training split (in `base`); None if absent.
 
-    With `anywhere: true` in the layout it is also sought below `root`: only for names that no other data set has, because
-    another's `test` folder may stand there too.
+    With `anywhere` it is searched for below `root` too: only for names that no other data set has, because another's `test`
+    folder may stand there.
     """
-    if (found := _find(base, layout)) or not layout.get("anywhere"):
-        return found
-    return next((found for folder in _folders_below(root, layout) if (found := _find(folder, layout))), None)
+    if (files := _find(base, layout)) or not layout.anywhere:
+        return files
+    return next((files for folder in _folders_below(root, layout) if (files := _find(folder, layout))), None)
+
+
+def class_names(files: SplitFiles, wanted: Sequence[object] | None) -> tuple[str, ...]:
+    """Return the classes of the training split, or those of them that are `wanted`, sorted by name.
+
+    Raises `ConfigError` for a wanted class that doesn't exist, `DataError` where fewer than two are left.
+    """
+    names = sorted(files.names, key=natural_key if all(name.isdecimal() for name in files.names) else None)
+    if wanted is not None:
+        if odd := [name for name in wanted if isinstance(name, bool) or not isinstance(name, (str, int))]:
+            raise ConfigError(f"dataset.classes holds {odd[0]!r}, which is no text: put the name into quotes")
+        chosen = {str(name) for name in wanted}
+        if absent := sorted(chosen - set(names)):
+            raise ConfigError(
+                f"dataset.classes: {', '.join(absent)} not in {files.location}, which has {', '.join(names)}"
+            )
+        names = [name for name in names if name in chosen]
+    if len(names) < 2:
+        raise DataError(
+            f"{files.location}: {len(names)} class(es) ({', '.join(names)}); a classifier needs at least two"
+        )
+    return tuple(names)
+
+
+def label(files: SplitFiles, classes: tuple[str, ...], split: str, subset: bool) -> Samples:
+    """Return the files of `split` as samples, their labels as indices of `classes`; with `subset`, others are left out.
+
+    Raises `DataError` for a class that train doesn't have, or a class of train without images.
+    """
+    index = {name: target for target, name in enumerate(classes)}
+    if not subset and (unknown := sorted(set(files.names) - set(classes))):
+        raise DataError(
+            f"{files.location}: {split} has class {', '.join(map(repr, unknown))}, which train doesn't have; "
+            "remove it, or name the classes to use in dataset.classes"
+        )
+    keep = [row for row, name in enumerate(files.labels) if name in index]
+    samples = Samples(
+        items=tuple(files.items[row] for row in keep),
+        targets=np.array([index[files.labels[row]] for row in keep], dtype=np.int64),
+        classes=classes,
+        pixels=None if files.pixels is None else files.pixels[keep],
+    )
+    if split == "train" and (empty := absent_classes(samples)):
+        raise DataError(
+            f"{files.location}: no images of class {', '.join(map(repr, empty))}; add some, remove the "
+            "empty folder, or name the classes to use in dataset.classes"
+        )
+    return samples
+
+
+def absent_classes(samples: Samples) -> list[str]:
+    """Return the classes without a sample."""
+    return [name for name, count in zip(samples.classes, samples.counts(), strict=True) if not count]
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The picture files right in `folder`, by name in natural order; hidden files (`.DS_Store`, `._1.jpg`) don't count."""
+    """Return the image files right in `folder` in natural order; hidden files (`.DS_Store`, `._1.jpg`) don't count."""
     return [Path(path) for path in _list_names(folder)]
 
 
@@ -80,98 +142,87 @@ def _list_names(folder: Path) -> list[str]:
     return [start + name for name in sorted(names, key=natural_key)]
 
 
-def _folders_below(root: Path, layout: Mapping[str, Any]) -> Iterator[Path]:
-    """`root` and what lies up to DEPTH levels below it, breadth-first; nothing inside a folder that fits the layout."""
+def _folders_below(root: Path, layout: LayoutConfig) -> Iterator[Path]:
+    """Yield `root` and the folders up to DEPTH levels below it, breadth-first; none inside a folder that fits the layout."""
     level = [root]
     for depth in range(DEPTH + 1):
         deeper: list[Path] = []
         for folder in level:
             yield folder
-            if depth < DEPTH and not _fits(folder, layout):
+            if depth < DEPTH and _find(folder, layout, probe=True) is None:
                 deeper += _subfolders(folder)
         level = deeper
 
 
-def _fits(folder: Path, layout: Mapping[str, Any]) -> bool:
-    return _find(folder, layout, probe=True) is not None
-
-
-def _find(base: Path, layout: Mapping[str, Any], probe: bool = False) -> SplitFiles | None:
-    options = dict(layout)
-    kind = options.pop("kind", None)
-    options.pop("anywhere", None)
-    if kind not in _KINDS:
-        raise ConfigError(f"dataset.splits: kind={kind!r}: expected one of {', '.join(_KINDS)}")
+def _find(base: Path, layout: LayoutConfig, probe: bool = False) -> SplitFiles | None:
+    """Return the split in `base`; with `probe` only whether it is there, without its items."""
+    required, finder = _KINDS[layout.kind]
+    if absent := [name for name in required if not getattr(layout, name)]:
+        raise ConfigError(f"dataset.splits: kind={layout.kind} needs {absent[0]}; got {layout.to_dict()}")
     try:
-        finder = partial(_KINDS[kind], base, probe=probe, **options)
-        return finder()
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise ConfigError(f"dataset.splits: {dict(layout)!r} can't be read: {error}") from None
+        return finder(base, layout, probe)
     except PermissionError as error:
         raise DataError(f"{error.filename}: permission denied; make it readable or pass another data_dir") from None
 
 
-def _find_folders(base: Path, *, probe: bool, names: Sequence[str]) -> SplitFiles | None:
-    """One subfolder a class, holding pictures. `names`: what the split's folder may be called; "." is `base` itself."""
-    for place in _named(base, names):
-        classes = [f for f in _subfolders(place) if place != base or f.name.casefold() not in SPLIT_NAMES]
-        # A folder that is not called "train" must mostly hold pictures: one folder of stray pictures is no class.
-        needed = 1 if place != base else max(2, len(classes) / 2)
-        if sum(_has_images(folder) for folder in classes) < needed:
+def _find_folders(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
+    """One subfolder per class, holding images."""
+    for folder in _named(base, layout.names or ()):
+        classes = [f for f in _subfolders(folder) if folder != base or f.name.casefold() not in SPLIT_NAMES]
+        # A folder that is not called "train" must mostly hold images: one folder of stray images is no class.
+        needed = 1 if folder != base else max(2, len(classes) / 2)
+        if sum(_has_images(one) for one in classes) < needed:
             continue
         if probe:
-            return SplitFiles(place, (), (), ())
-        files = {folder.name: _list_names(folder) for folder in classes}
+            return SplitFiles(folder)
+        files = {one.name: _list_names(one) for one in classes}
         items = tuple(item for name in sorted(files) for item in files[name])
         labels = tuple(name for name in sorted(files) for _ in files[name])
-        return SplitFiles(place, items, labels, tuple(sorted(files)))
+        return SplitFiles(folder, items, labels, tuple(sorted(files)))
     return None
 
 
-def _find_flat(base: Path, *, probe: bool, names: Sequence[str], pattern: str) -> SplitFiles | None:
-    """All pictures in one folder; `pattern` is a regular expression for the file's stem with a group `label`."""
+def _find_flat(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
+    """All images in one folder; `pattern` finds the class in the file's stem."""
+    pattern = layout.pattern or ""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"dataset.splits: pattern={pattern!r} is no regular expression: {error}") from None
     if "label" not in expression.groupindex:
         raise ConfigError(f"dataset.splits: pattern={pattern!r} needs a group (?P<label>...) that catches the class")
-    for place in _named(base, names):
-        if not _has_images(place):
+    for folder in _named(base, layout.names or ()):
+        if not _has_images(folder):
             continue
         if probe:
-            return SplitFiles(place, (), (), ())
-        files = list_images(place)
+            return SplitFiles(folder)
+        files = list_images(folder)
         matches = [expression.match(path.stem) for path in files]
         if unmatched := [path.name for path, match in zip(files, matches, strict=True) if not match]:
             raise DataError(
-                f"{place / unmatched[0]}: the name doesn't fit the pattern {pattern!r} ({len(unmatched)} of "
+                f"{folder / unmatched[0]}: the name doesn't fit the pattern {pattern!r} ({len(unmatched)} of "
                 f"{len(files)} files don't); change the pattern or move the file away"
             )
         labels = tuple(match["label"] for match in matches if match)
-        return SplitFiles(place, tuple(str(path) for path in files), labels, tuple(sorted(set(labels))))
+        return SplitFiles(folder, tuple(str(path) for path in files), labels, tuple(sorted(set(labels))))
     return None
 
 
-def _find_pixels(base: Path, *, probe: bool, files: Sequence[str], rows: Sequence[float] = (0, 1),
-                 channels: int | None = None, label_names: Mapping[str, str] | None = None) -> SplitFiles | None:  # fmt: skip
-    """A CSV with one picture a row. `rows`: from which to which fraction of the file, in its order, the split goes;
-    `label_names`: what the labels in the file stand for (a label outside it is an error).
-    """
-    path = _first_file(base, files)
+def _find_pixels(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
+    """A CSV with one image per row; a label outside `label_names` is an error."""
+    path = _first_file(base, layout.files or ())
     if path is None or probe:
-        return SplitFiles(path, (), (), ()) if path else None
-    table = _table(path, channels, path.stat().st_mtime_ns)
-    part = slice(*(int(fraction * len(table.labels) + 1e-9) for fraction in rows))
-    labels, lines = list(table.labels), table.lines
-    if label_names is not None:
-        for label, line in zip(labels, lines, strict=True):
-            if label not in label_names:
-                raise DataError(f"{path}, line {line}: label {label!r} stands for no class; expected one of "
-                                f"{', '.join(label_names)}")  # fmt: skip
-        labels = [label_names[label] for label in labels]
+        return SplitFiles(path) if path else None
+    table = _table(path, layout.channels, path.stat().st_mtime_ns)
+    part = slice(*(int(fraction * len(table.labels) + 1e-9) for fraction in layout.rows or (0, 1)))
+    labels, lines, names = list(table.labels), table.lines, layout.label_names
+    if names is not None:
+        for text, line in zip(labels, lines, strict=True):
+            if text not in names:
+                raise DataError(
+                    f"{path}, line {line}: label {text!r} stands for no class; expected one of {', '.join(names)}"
+                )
+        labels = [names[text] for text in labels]
     items = tuple(f"{path}:{line}" for line in lines[part])
     return SplitFiles(path, items, tuple(labels[part]), tuple(sorted(set(labels[part]))), table.pixels[part])
 
@@ -182,27 +233,24 @@ def _table(path: Path, channels: int | None, changed: int) -> PixelTable:
     return read_pixel_csv(path, channels)
 
 
-def _find_list(base: Path, *, probe: bool, files: Sequence[str], path_column: str = "path",
-               label_column: str = "label") -> SplitFiles | None:  # fmt: skip
-    """A CSV of `path,label`; paths are relative to the CSV's folder. The header may be left out."""
-    listing = _first_file(base, files)
+def _find_list(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
+    """A CSV of `path,label`; paths are relative to the CSV's folder, and the header may be left out."""
+    listing = _first_file(base, layout.files or ())
     if listing is None or probe:
-        return SplitFiles(listing, (), (), ()) if listing else None
+        return SplitFiles(listing) if listing else None
     try:
         with open(listing, encoding="utf-8-sig", newline="") as file:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{listing}: can't be read as CSV ({error}); expected rows of path,label") from None
-    columns = (0, 1)
-    if (
-        rows
-        and {path_column, label_column} <= (header := {name.strip(): i for i, name in enumerate(rows[0][1])}).keys()
-    ):
-        columns, rows = (header[path_column], header[label_column]), rows[1:]
+    wanted, columns = (layout.path_column, layout.label_column), (0, 1)
+    header = {name.strip(): i for i, name in enumerate(rows[0][1])} if rows else {}
+    if set(wanted) <= header.keys():
+        columns, rows = (header[wanted[0]], header[wanted[1]]), rows[1:]
     items, labels = [], []
     for number, row in rows:
         if len(row) <= max(columns) or not row[columns[1]].strip():
-            raise DataError(f"{listing}, line {number}: {','.join(row)[:60]!r}; expected {path_column},{label_column}")
+            raise DataError(f"{listing}, line {number}: {','.join(row)[:60]!r}; expected {','.join(wanted)}")
         path = listing.parent / row[columns[0]].strip()
         if not path.is_file():
             raise DataError(f"{listing}, line {number}: there is no file {path}; correct the path or drop the line")
@@ -211,13 +259,17 @@ def _find_list(base: Path, *, probe: bool, files: Sequence[str], path_column: st
     return SplitFiles(listing, tuple(items), tuple(labels), tuple(sorted(set(labels))))
 
 
-_KINDS: dict[str, Callable[..., SplitFiles | None]] = {
-    "folders": _find_folders, "flat": _find_flat, "pixels": _find_pixels, "list": _find_list,
-}  # fmt: skip
+# Kind -> the fields that it needs, and its function.
+_KINDS: dict[str, tuple[tuple[str, ...], Callable[[Path, LayoutConfig, bool], SplitFiles | None]]] = {
+    "folders": (("names",), _find_folders),
+    "flat": (("names", "pattern"), _find_flat),
+    "pixels": (("files",), _find_pixels),
+    "list": (("files",), _find_list),
+}
 
 
 def _named(base: Path, names: Sequence[str]) -> Iterator[Path]:
-    """The folders in `base` that are called like one of `names`, whatever the case; "." is `base` itself."""
+    """Yield the folders in `base` that are called like one of `names`, whatever the case; "." is `base` itself."""
     folders = {folder.name.casefold(): folder for folder in _subfolders(base)}
     for name in names:
         if name == ".":
@@ -243,7 +295,7 @@ def _first_file(base: Path, files: Sequence[str]) -> Path | None:
 
 
 def _is_image(name: str) -> bool:
-    return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122, one call a file
+    return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122, one call per file
 
 
 def _hidden(name: str) -> bool:

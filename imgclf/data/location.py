@@ -1,45 +1,42 @@
-"""Where a data set lies; loads no torch, so that a folder that isn't there is told at once."""
+"""Where a data set lies; loads no torch, so that a missing folder is reported at once."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from imgclf.data import KNOWN
 from imgclf.errors import DataError
-from imgclf.files.atomic import cache_folder
 
-__all__ = ["locate", "missing", "require_folder"]
+__all__ = ["KNOWN", "locate", "missing", "require_folder"]
+
+KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
 
 
 def locate(name: str, data_dir: str | None) -> Path:
-    """The folder of the data set `name`: `data_dir` ("demo": drawn on first use), else `$IMGCLF_DATA/<name>`, else where
-    `imgclf.download` puts it.
+    """Return the folder of the data set `name`: `data_dir` ("demo": drawn on first use), else `$IMGCLF_DATA/<name>`, else
+    where `imgclf download` puts it.
     """
     if data_dir == "demo":
-        from imgclf.demo.datasets import demo_folder  # here, because drawing takes more than finding
+        from imgclf.demo import demo_folder  # here, because drawing takes more than locating
 
         return demo_folder(name)
     if data_dir:
         return Path(data_dir).expanduser().absolute()
     if root := os.environ.get("IMGCLF_DATA"):
         return Path(root).expanduser().absolute() / name
-    return cache_folder() / "data" / name
+    from imgclf.fetch import destination  # here, because it loads the HTTP client
+
+    return destination(name)
 
 
-def require_folder(settings: Mapping[str, Any]) -> None:
-    """Raise `DataError` if the folder of `settings`' data set isn't there; what is in it others look at."""
-    name, data_dir = settings["dataset"]["name"], settings["data_dir"]
+def require_folder(name: str, data_dir: str | None) -> None:
+    """Raise `DataError` if the folder of the data set doesn't exist; its contents are not examined."""
     if data_dir != "demo" and not (root := locate(name, data_dir)).is_dir():
         state = "is a file" if root.exists() else "doesn't exist"
         raise DataError(missing(name, f"looked in {root}, which {state}"))
 
 
-def missing(name: str, what: str, handle: str | None = None) -> str:
-    """The message for data that isn't where it was looked for, with the ways on; `handle`: its name on Kaggle."""
-    way = (
-        f" Kaggle has it{f' as {handle}' * bool(handle)}: `python -m imgclf.download dataset={name}`."
-        if name in KNOWN
-        else ""
+def missing(name: str, problem: str, handle: str | None = None) -> str:
+    """Return the message for data that isn't where it was looked for, with the ways out; `handle`: its name on Kaggle."""
+    kaggle = (
+        f" Kaggle has it{f' as {handle}' * bool(handle)}: `imgclf download dataset={name}`." if name in KNOWN else ""
     )
-    return f"{name}: {what}; pass data_dir=<folder> or set IMGCLF_DATA.{way} data_dir=demo needs no data."
+    return f"{name}: {problem}; pass data_dir=<folder> or set IMGCLF_DATA.{kaggle} data_dir=demo needs no data."

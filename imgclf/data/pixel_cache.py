@@ -1,4 +1,4 @@
-"""Pictures decoded once: rows of a store that are made when a run first needs them, and by no run a second time."""
+"""Images decoded once: rows of a store that are filled when a run first needs them, and shared by later runs."""
 
 import os
 import time
@@ -11,97 +11,101 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imgclf.config import CacheConfig
+from imgclf.console import progress_bar
 from imgclf.data.samples import Samples
-from imgclf.errors import ConfigError, RunError
+from imgclf.errors import RunError
 from imgclf.files.atomic import cache_folder
 from imgclf.files.row_store import DiskStore, MemoryStore, RowStore, key_of
-from imgclf.images.decode import DECODER, read_image
-from imgclf.images.fitting import fit
+from imgclf.images import __version__ as decoder
+from imgclf.images import fit, read_image
 from imgclf.preprocess import Preprocess
-from imgclf.progress import progress_bar
 from imgclf.threads import available_cpus, prefetch_map
 
-__all__ = ["CacheConfig", "Cached", "in_threads", "pixel_cache", "sample_keys"]
+__all__ = ["CachedRows", "RowSpec", "in_threads", "open_store", "pixel_cache", "read_pixels", "sample_keys"]
 
-CHUNK = 64  # pictures that are decoded, then written: 10 MB of 224 x 224
+CHUNK = 64  # images that are decoded, then written: 10 MB of 224 x 224
 COMMIT_SECONDS = 20.0  # what a killed process loses at most
 
 Indices = npt.NDArray[np.int64]
-Making = Generator[npt.NDArray[Any], None, None]  # rows [n, ...], some at a time
+RowBatches = Generator[npt.NDArray[Any], None, None]  # rows [n, ...], some at a time
 
 
 @dataclass(frozen=True)
-class CacheConfig:
-    """Where rows are kept: `place` is "disk", "ram" or "off"; `budget_gb` is what all of them may take.
-
-    Raises `ConfigError` for values outside these.
+class RowSpec:
+    """What rows hold: their `kind` ("pixels", "features"), the data set's `name`, the `identity` of everything that they depend
+    on, `shape` and `dtype` of a row, and `description` for people who list the cache.
     """
 
-    place: str = "disk"
-    budget_gb: float = 32.0
-
-    def __post_init__(self) -> None:
-        if self.place not in ("disk", "ram", "off"):
-            raise ConfigError(f"cache={self.place!r}: expected disk, ram or off")
-        if not isinstance(self.budget_gb, (int, float)) or isinstance(self.budget_gb, bool) or not self.budget_gb >= 0:
-            raise ConfigError(f"cache_gb={self.budget_gb!r}: expected a number of gigabytes of at least 0")
-
-    def store(self, kind: str, name: str, identity: Sequence[object], shape: tuple[int, ...], dtype: str, capacity: int,
-              about: dict[str, Any]) -> RowStore | None:  # fmt: skip
-        """The store of `kind` for everything in `identity`; None when nothing is kept. `capacity`: rows in memory."""
-        if self.place == "off":
-            return None
-        budget = self.budget_gb * 1e9
-        if self.place == "ram":
-            return MemoryStore(shape, dtype, capacity, min(budget, free_memory() / 2))
-        digest = key_of(*(repr(part).encode() for part in identity)).hex()[:16]
-        folder = cache_folder() / kind / f"{name}-{digest}"
-        return DiskStore(folder, shape, dtype, {"kind": kind, "data": name, **about}, budget)
+    kind: str
+    name: str
+    identity: Sequence[object]
+    shape: tuple[int, ...]
+    dtype: str
+    description: dict[str, str]
 
 
-class Cached:
-    """N things, each a row of `store` that is made when it is first prepared.
+def open_store(cache: CacheConfig, spec: RowSpec, capacity: int) -> RowStore | None:
+    """Return the store of the rows; None when nothing is cached. `capacity`: rows in memory, for cache=ram."""
+    if cache.kind == "off":
+        return None
+    budget = cache.budget_gb * 1e9
+    if cache.kind == "ram":
+        return MemoryStore(spec.shape, spec.dtype, capacity, min(budget, free_memory() / 2))
+    digest = key_of(*(repr(part).encode() for part in spec.identity)).hex()[:16]
+    folder = cache_folder() / spec.kind / f"{spec.name}-{digest}"
+    return DiskStore(folder, spec.shape, spec.dtype, {"kind": spec.kind, "data": spec.name, **spec.description}, budget)
 
-    `keys` names the rows of some indices by what they are made of; `make` makes them, some at a time, in order.
-    `numbers` int64 [N] says where each lies in `rows`, -1 where it doesn't.
+
+class CachedRows:
+    """N items, each a row of `store` that is computed when it is first prepared.
+
+    `keys` gives the keys of the rows at some indices; `compute` computes rows in order, some at a time. `numbers` int64 [N]
+    holds the position of each row in `rows`, -1 where it isn't there.
     """
 
-    def __init__(self, store: RowStore, count: int, what: str, keys: Callable[[Indices], list[bytes]],
-                 make: Callable[[Indices], Making]) -> None:  # fmt: skip
-        self.store, self.what, self.keys, self.make = store, what, keys, make
+    def __init__(
+        self,
+        store: RowStore,
+        count: int,
+        kind: str,
+        keys: Callable[[Indices], list[bytes]],
+        compute: Callable[[Indices], RowBatches],
+    ) -> None:
+        self.store, self.kind, self.keys, self.compute = store, kind, keys, compute
         self.numbers: Indices = np.full(count, -1, dtype=np.int64)
         self.rows = store.rows
-        self.made = 0
+        self.computed = 0
         self._refused = False
 
     def prepare(self, indices: Indices, stop: Callable[[], bool] = lambda: False) -> None:
-        """Make the rows of `indices` that are nowhere yet; ends early, with what is done, when `stop` says so.
+        """Compute the rows of `indices` that are missing; ends early, keeping what is done, when `stop` returns true.
 
-        Says in a line what was made, or why nothing can be kept. An error of `make` is raised behind what is done.
+        Prints one line with what was computed, or why nothing can be cached. An error of `compute` is raised after what is
+        done has been committed.
         """
         if self._refused or not (self.numbers[indices] < 0).any():
             return
-        began, made = time.perf_counter(), self.made
+        began, before = time.perf_counter(), self.computed
         try:
             with self.store.lock:
-                self._fill(*self._find(indices), stop)
+                self._fill(*self._missing(indices), stop)
         except OSError as error:  # a full disk, a folder that can't be written, a cache that was cleared meanwhile
-            self.numbers[:] = -1  # what wasn't committed another process may write over
+            self.numbers[:] = -1  # another process may overwrite what wasn't committed
             self._refuse(error.strerror or str(error))
-        if (count := self.made - made) and not made:
-            seconds = time.perf_counter() - began
-            size = count * self.store.row_bytes / 1e6
-            print(f"{self.what}: {count:,} made in {seconds:.1f} s, {size:,.0f} MB", flush=True)
+        if (count := self.computed - before) and not before:
+            seconds, size = time.perf_counter() - began, count * self.store.row_bytes / 1e6
+            print(f"{self.kind}: {count:,} computed in {seconds:.1f} s, {size:,.0f} MB", flush=True)
 
-    def _find(self, indices: Indices) -> tuple[Indices, list[bytes]]:
-        """Look the rows up; the indices and keys of those that must be made.
+    def _missing(self, indices: Indices) -> tuple[Indices, list[bytes]]:
+        """Look the rows up; return the indices and keys of those that must be computed.
 
-        The keys are from before the making: a file that changes meanwhile is then made anew next time, never mistaken.
+        The keys are taken before the computing: a file that changes meanwhile is decoded again next time, never mistaken.
         """
         wanted = indices[self.numbers[indices] < 0]
         keys = self.keys(wanted)
         numbers = self.store.find(keys)
-        if self.store.rows is not self.rows:  # another file: what was known of the old one counts no more
+        if self.store.rows is not self.rows:  # another file: what was known of the old one is void
             self.numbers[:] = -1
             self.rows, wanted = self.store.rows, indices
             keys = self.keys(wanted)
@@ -112,17 +116,17 @@ class Cached:
     def _fill(self, missing: Indices, keys: list[bytes], stop: Callable[[], bool]) -> None:
         if not len(missing):
             return
-        if why := self.store.room(len(missing)):
-            self._refuse(why)
+        if reason := self.store.shortage(len(missing)):
+            self._refuse(reason)
             return
         committed, done = time.perf_counter(), 0
         try:
-            with progress_bar(self.what, len(missing)) as advance, closing(self.make(missing)) as rows:
-                for some in rows:
-                    part = slice(done, done := done + len(some))
-                    self.numbers[missing[part]] = self.store.add(keys[part], some)
-                    self.made += len(some)
-                    advance(len(some))
+            with progress_bar(self.kind, len(missing)) as advance, closing(self.compute(missing)) as batches:
+                for rows in batches:
+                    part = slice(done, done := done + len(rows))
+                    self.numbers[missing[part]] = self.store.add(keys[part], rows)
+                    self.computed += len(rows)
+                    advance(len(rows))
                     if time.perf_counter() - committed > COMMIT_SECONDS:
                         self.store.commit()
                         committed = time.perf_counter()
@@ -131,34 +135,38 @@ class Cached:
         finally:
             self.store.commit()
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, reason: str) -> None:
         self._refused = True
-        print(f"{self.what}: not kept, {why}; python -m imgclf.cache lists and clears what is", flush=True)
+        print(f"{self.kind}: not cached, {reason}; `imgclf cache` lists and clears the cache", flush=True)
 
 
-def pixel_cache(samples: Samples, preprocess: Preprocess, keeping: CacheConfig, name: str, root: Path,
-                timeout_seconds: float) -> Cached | None:  # fmt: skip
-    """The pictures of `samples` as `preprocess` fits them: rows uint8 [S, S, C]. None where nothing is to be kept: the
-    pictures are in memory at that size already, or `keeping` says so.
+def pixel_cache(
+    samples: Samples, preprocess: Preprocess, cache: CacheConfig, dataset: tuple[str, Path], timeout_seconds: float
+) -> CachedRows | None:
+    """Return the images of `samples`, fitted by `preprocess`, as cached rows uint8 [S, S, C]; `dataset` is its name and root.
+
+    None where nothing is cached: the images are in memory at that size already, or `cache` is off.
     """
-    side, channels = preprocess.size, preprocess.channels
-    shape = (side, side, channels)
+    (name, root), shape = dataset, (preprocess.size, preprocess.size, preprocess.channels)
     if samples.pixels is not None and samples.pixels.shape[1:] == shape:
         return None
     # Normalisation isn't in the pixels, but a letterbox is filled with the mean.
-    fitted = (shape, preprocess.resize, preprocess.interpolation, preprocess.crop_pct,
-              preprocess.mean if preprocess.resize == "letterbox" else None)  # fmt: skip
-    about = {"root": str(root), "pictures": f"{side} x {side} x {channels}, {preprocess.resize}"}
-    store = keeping.store("pixels", name, ("pixels", str(root), fitted, DECODER), shape, "uint8", len(samples), about)
+    mean = preprocess.mean if preprocess.resize == "letterbox" else None
+    fitted = (shape, preprocess.resize, preprocess.interpolation, preprocess.crop_pct, mean)
+    description = {"root": str(root), "images": f"{' x '.join(map(str, shape))}, {preprocess.resize}"}
+    spec = RowSpec("pixels", name, ("pixels", str(root), fitted, decoder), shape, "uint8", description)
+    store = open_store(cache, spec, len(samples))
     if store is None:
         return None
-    return Cached(store, len(samples), "pixels", lambda indices: sample_keys(samples, root, indices),
-                  lambda indices: in_threads(lambda part: read_pixels(samples, preprocess, part), indices, CHUNK,
-                                             timeout_seconds))  # fmt: skip
+
+    def compute(indices: Indices) -> RowBatches:
+        return in_threads(lambda part: read_pixels(samples, preprocess, part), indices, CHUNK, timeout_seconds)
+
+    return CachedRows(store, len(samples), "pixels", lambda indices: sample_keys(samples, root, indices), compute)
 
 
 def sample_keys(samples: Samples, root: Path, indices: Indices) -> list[bytes]:
-    """What each sample is made of: a file's path below `root`, size and time of change, or the pixels themselves."""
+    """Return a key per sample: of a file's path below `root`, size and time of change, or of the pixels themselves."""
     if samples.pixels is not None:
         shape = repr(samples.pixels.shape[1:]).encode()
         return [key_of(shape, np.ascontiguousarray(samples.pixels[index]).tobytes()) for index in indices]
@@ -169,13 +177,13 @@ def sample_keys(samples: Samples, root: Path, indices: Indices) -> list[bytes]:
             status = Path(item).stat()
             change = f"{status.st_size} {status.st_mtime_ns}".encode()
         except OSError:
-            change = b""  # whoever reads it says so
+            change = b""  # its reader reports it
         keys.append(key_of(os.path.relpath(item, root).encode(errors="surrogateescape"), change))
     return keys
 
 
 def read_pixels(samples: Samples, preprocess: Preprocess, indices: Indices) -> npt.NDArray[np.uint8]:
-    """The pictures of some samples, decoded and fitted: uint8 [n, S, S, C]."""
+    """Return the images of some samples, decoded and fitted: uint8 [n, S, S, C]."""
     images = np.empty((len(indices), preprocess.size, preprocess.size, preprocess.channels), dtype=np.uint8)
     for row, index in enumerate(indices):
         if samples.pixels is None:
@@ -185,22 +193,25 @@ def read_pixels(samples: Samples, preprocess: Preprocess, indices: Indices) -> n
     return images
 
 
-def in_threads(function: Callable[[Indices], npt.NDArray[Any]], indices: Indices, chunk: int,
-               timeout_seconds: float | None = None) -> Making:  # fmt: skip
-    """`function` of each `chunk` of `indices`, in order, one chunk a core ahead.
+def in_threads(
+    function: Callable[[Indices], npt.NDArray[Any]], indices: Indices, chunk: int, timeout_seconds: float | None = None
+) -> RowBatches:
+    """Yield `function` of each `chunk` of `indices`, in order, one chunk per core ahead.
 
-    Raises `RunError` when nothing comes for `timeout_seconds`.
+    Raises `RunError` when no result arrives for `timeout_seconds`.
     """
     parts = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
     try:
         yield from prefetch_map(function, parts, available_cpus() + 1, timeout_seconds)
     except TimeoutError:
-        raise RunError(f"decoding hangs: nothing came for {timeout_seconds:g} s, most likely because of a file on a drive or "
-                       "network that doesn't answer; a larger dataset.timeout_seconds waits longer") from None  # fmt: skip
+        raise RunError(
+            f"decoding hangs: no image for {timeout_seconds:g} s, most likely because a drive or network doesn't answer; "
+            "a larger dataset.timeout_seconds waits longer"
+        ) from None
 
 
 def free_memory() -> float:
-    """Bytes of memory that are free now, infinite where the system doesn't say."""
+    """Return the bytes of free memory, infinite where the system doesn't tell."""
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):

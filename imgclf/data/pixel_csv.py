@@ -1,4 +1,4 @@
-"""Pictures as rows of numbers: one label and the pixels of a square a line, as in sign-MNIST's CSV files."""
+"""Images as rows of a CSV file: one label and the pixels of a square per line, as in sign-MNIST."""
 
 import csv
 import math
@@ -24,7 +24,7 @@ _NUMBER_LABEL = re.compile(r"\+?([0-9]{1,18})(\.0*)?")
 
 @dataclass(frozen=True)
 class PixelTable:
-    """N pictures: `pixels` uint8 [N, S, S, C], `labels` as text, `lines` [N] where each stands in the file, from 1."""
+    """N images: `pixels` uint8 [N, S, S, C], `labels` as text, `lines` [N] their line numbers in the file, from 1."""
 
     pixels: np.ndarray
     labels: list[str]
@@ -32,11 +32,11 @@ class PixelTable:
 
 
 def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) -> PixelTable:
-    """Read a CSV file of square pictures, one a row, with or without a header.
+    """Read a CSV file of square images, one per row, with or without a header.
 
     A row is the label and S * S grey values, or 3 * S * S values r, g, b, r, g, b ... from the top left, row by row; no
     number is both, so the width says which, and `channels` (1 or 3) only refuses the other. The first row is a header
-    when it has a cell `label` or holds no number after its first cell. The label column is the one called `label`, else
+    when it has a cell `label` or no number after its first cell. The label column is the one called `label`, else
     the first. Labels are any text; numbers among them lose leading zeros and a ".0". Pixels are whole numbers from 0 to
     255: "12.0" is refused, since a file of floats may hold another scale. Blank lines are skipped.
 
@@ -60,7 +60,7 @@ def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) ->
         raise DataError(f"{path}: isn't CSV ({error}), expected rows of a label and pixels") from None
     pixels, labels, lines = rows
     if not len(pixels):
-        raise DataError(f"{path}: line {start} is a header and no row follows, expected a label and pixels a row")
+        raise DataError(f"{path}: line {start} is a header and no row follows, expected a label and pixels per row")
     names = {label: _label(path, label, lines, labels) for label in set(labels)}
     return PixelTable(pixels.reshape(-1, *shape), [names[label] for label in labels], lines)
 
@@ -78,7 +78,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _rows(file: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """The line that each row begins on, and its cells; without blank lines."""
+    """Yield (line number, cells) of each row; blank lines are skipped."""
     reader = csv.reader(file)
     line = 1
     for cells in reader:
@@ -88,7 +88,7 @@ def _rows(file: IO[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _first_row(path: Path, file: IO[str]) -> tuple[int, list[str], bool]:
-    """Line number and cells of the first row, and whether it is a header."""
+    """Return line number and cells of the first row, and whether it is a header."""
     head = file.read(4096)
     if "\0" in head:
         raise DataError(f"{path}: is a binary file, expected a CSV file of pixels")
@@ -105,7 +105,7 @@ def _first_row(path: Path, file: IO[str]) -> tuple[int, list[str], bool]:
 
 
 def _shape(path: Path, line: int, pixels: int, channels: int | None) -> tuple[int, int, int]:
-    """(S, S, C) of a row of so many pixels."""
+    """Return (S, S, C) of a row with this number of pixels."""
     for count in (1, 3):
         side = math.isqrt(pixels // count)
         if pixels and side * side * count == pixels:
@@ -119,7 +119,7 @@ def _shape(path: Path, line: int, pixels: int, channels: int | None) -> tuple[in
 
 
 def _read_fast(path: Path, header: bool, column: int, width: int) -> tuple[np.ndarray, list[str], np.ndarray] | None:
-    """All rows by NumPy's parser, or None when a single cell or line is unusual, for `_read_slowly` to judge."""
+    """Read all rows by NumPy's parser; None when a cell or line is unusual, which `_read_slowly` then judges."""
     fields = [
         ("before", np.uint8, (column,)),
         ("label", f"U{_LABEL_LENGTH}"),
@@ -149,7 +149,7 @@ def _read_fast(path: Path, header: bool, column: int, width: int) -> tuple[np.nd
 
 
 def _read_slowly(path: Path, header: bool, column: int, width: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """The same row by row; raises `DataError` at the first cell or row that is wrong."""
+    """Read all rows one by one; raises `DataError` at the first wrong cell or row."""
     pixels, labels, lines = [], [], []
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = _rows(file)
@@ -179,7 +179,7 @@ def _refuse_width(path: Path, line: int, cells: int, width: int, *, last: bool) 
 
 
 def _label(path: Path, label: str, lines: np.ndarray, labels: list[str]) -> str:
-    """The label as the table gives it."""
+    """Return the label without surplus white space, leading zeros or a trailing .0."""
     text = " ".join(label.split())
     if not text:
         raise DataError(f"{path}: line {lines[labels.index(label)]} has no label, expected a number or a class name")

@@ -1,4 +1,4 @@
-"""Which pictures there are and what each one shows; nothing here opens, moves or decodes a file."""
+"""Samples: which images a split has and the class of each; no file is opened, moved or decoded."""
 
 import os
 import re
@@ -18,7 +18,7 @@ Indices = npt.NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Samples:
     """N samples of K classes: `items` are file paths, or `file.csv:12` for row-wise pixels; `targets` int64 [N] index
-    `classes`; `pixels` is uint8 [N, S, S, C] when the pictures are in memory already, else None.
+    `classes`; `pixels` is uint8 [N, S, S, C] when the images are in memory, else None.
     """
 
     items: tuple[str, ...]
@@ -30,7 +30,7 @@ class Samples:
         return len(self.items)
 
     def take(self, indices: Sequence[int] | Indices) -> "Samples":
-        """The samples at `indices`, in that order, with the same classes."""
+        """Return the samples at `indices`, in that order, with the same classes."""
         indices = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
@@ -40,23 +40,21 @@ class Samples:
         )
 
     def counts(self) -> Indices:
-        """How many samples each class has: int64 [K]."""
+        """Return the number of samples per class: int64 [K]."""
         return np.bincount(self.targets, minlength=len(self.classes)).astype(np.int64)
 
 
-def hold_out(samples: Samples, fraction: float, seed: int, how: str = "random") -> tuple[Samples, Samples]:
+def hold_out(samples: Samples, fraction: float, seed: int, method: str = "random") -> tuple[Samples, Samples]:
     """Split off `fraction` of every class, and return (the rest, the held-out part); each keeps the original order.
 
-    `how` is "random", or "blocks": one run of neighbouring file numbers a class, so that the near-identical frames of a
-    video don't stand on both sides. A class of one sample keeps it; a class of more gives at least one and keeps one.
-    Raises `ConfigError` for another `how` or a fraction outside 0 to 1.
+    `method` is "random", or "blocks": one run of neighbouring file numbers per class, so that near-identical frames of a
+    video aren't on both sides. A class of one sample keeps it; a larger class gives at least one and keeps one.
+    Raises `ConfigError` for another method or a fraction outside 0 to 1.
     """
-    if how not in ("random", "blocks"):
-        raise ConfigError(f"dataset.holdout={how!r}: expected random or blocks")
+    if method not in ("random", "blocks"):
+        raise ConfigError(f"dataset.holdout={method!r}: expected random or blocks")
     if not 0 <= fraction < 1:
-        raise ConfigError(
-            f"a hold-out of {fraction!r} was asked for: expected a fraction from 0 up to, not including, 1"
-        )
+        raise ConfigError(f"hold-out fraction {fraction!r}: expected a number of at least 0 and below 1")
     held = np.zeros(len(samples), dtype=bool)
     for target in range(len(samples.classes)):
         members = np.flatnonzero(samples.targets == target)
@@ -64,7 +62,7 @@ def hold_out(samples: Samples, fraction: float, seed: int, how: str = "random") 
         if count <= 0:
             continue
         generator = np.random.default_rng([seed, target])
-        if how == "random":
+        if method == "random":
             held[generator.permutation(members)[:count]] = True
         else:
             in_order = sorted(members, key=lambda index: natural_key(os.path.basename(samples.items[index])))  # noqa: PTH119
@@ -74,7 +72,7 @@ def hold_out(samples: Samples, fraction: float, seed: int, how: str = "random") 
 
 
 def subsample(samples: Samples, fraction: float, seed: int) -> Samples:
-    """A stratified `fraction` of the samples, in their order; for one seed, a smaller fraction is part of a larger one.
+    """Return a stratified `fraction` of the samples, in their order; for one seed, a smaller one is part of a larger one.
 
     Every class keeps at least one sample. Raises `ConfigError` for a fraction outside 0 (excluded) to 1.
     """
@@ -89,11 +87,11 @@ def subsample(samples: Samples, fraction: float, seed: int) -> Samples:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts "A2" before "A10": runs of digits compare as numbers."""
+    """Return a sort key that puts "A2" before "A10": runs of digits compare as numbers."""
     parts = re.findall(r"\d+|\D+", name)
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
 def round_half_up(value: float) -> int:
-    """The nearest whole number, halves up: Python's own `round` takes 2.5 to 2, and a reader expects 3."""
+    """Return the nearest whole number, halves up: Python's own `round` takes 2.5 to 2, and a reader expects 3."""
     return int(np.floor(value + 0.5 + 1e-9))

@@ -14,8 +14,8 @@ from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError, RunError
 from imgclf.evaluation.accumulators import EpochMetrics
 from imgclf.evaluation.calibration import calibration_error
+from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
-from imgclf.models.image_model import Answering
 
 __all__ = [
     "Evaluation",
@@ -33,24 +33,23 @@ Indices = NDArray[np.int64]
 ForwardFn = Callable[[torch.Tensor], torch.Tensor]
 
 
-def build_forward(classifier: Answering, wanted: str, count: int, precision: str = "fp32") -> ForwardFn:
+def build_forward(model: ImageModel, wanted: str, count: int, precision: str = "fp32") -> ForwardFn:
     """Return the function from uint8 [B, C, S, S] to logits float32 [B, K] for `count` images in all.
 
     Its engine is `wanted`, or the choice of `imgclf.models.engine`; raises `ConfigError` for one that can't be used.
     """
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"precision={precision!r}: expected fp32 or bf16")
-    name = choose_engine(wanted, classifier.device, count)
+    name = choose_engine(wanted, model.device, count)
     if (name, precision) == ("eager", "fp32"):
-        return lambda images: classifier(images.to(classifier.device, non_blocking=True)).float()
-    engine = build_engine(name, classifier.predictor, classifier.mean, classifier.std, classifier.preprocess.size,
-                          precision)  # fmt: skip
+        return lambda images: model(images.to(model.device, non_blocking=True)).float()
+    engine = build_engine(name, model, precision)
     return lambda images: torch.cat([engine(part) for part in torch.split(images, engine.batch)])
 
 
 @torch.inference_mode()
 def predict_logits(
-    classifier: Answering,
+    model: ImageModel,
     batches: Iterable[Batch],
     limit: int | None = None,
     forward: ForwardFn | None = None,
@@ -61,15 +60,20 @@ def predict_logits(
     Cached features always go through PyTorch. With `flips` ("horizontal", "vertical") the result is the logarithm of
     the mean probabilities over an image and its mirror images.
     """
-    classifier.eval()
-    eager = build_forward(classifier, "eager", 0)
-    logits = [np.zeros((0, len(classifier.classes)), dtype=np.float32)]
+    model.eval()
+    eager = build_forward(model, "eager", 0)
+    logits = [np.zeros((0, len(model.classes)), dtype=np.float32)]
     for number, batch in enumerate(batches):
         if limit is not None and number >= limit:
             break
-        chosen = eager if forward is None or batch.images.is_floating_point() else forward
+        if batch.images is None:
+            assert batch.features is not None
+            features = batch.features.to(model.device, non_blocking=True)
+            logits.append(model.forward_features(features).float().cpu().numpy())
+            continue
+        chosen = forward or eager
         part = chosen(batch.images)  # [B, K]
-        if flips and not batch.images.is_floating_point():
+        if flips:
             views = [part, *(chosen(batch.images.flip(axes)) for axes in _mirrors(flips))]
             part = torch.stack([view.log_softmax(dim=1) for view in views]).logsumexp(dim=0) - math.log(len(views))
         logits.append(part.cpu().numpy())
@@ -118,29 +122,29 @@ class Evaluation:
 
 
 def evaluate_split(
-    classifier: Answering,
+    model: ImageModel,
     loader: Loader,
     limit: int | None = None,
     forward: ForwardFn | None = None,
     flips: Sequence[str] = (),
 ) -> Evaluation:
     """Return the predictions and metrics of the first `limit` batches of a split; see `predict_logits`."""
-    logits = predict_logits(classifier, loader, limit, forward, flips)  # [N, K]
-    return compute_metrics(classifier, loader.samples, loader.permutation(0)[: len(logits)], logits)
+    logits = predict_logits(model, loader, limit, forward, flips)  # [N, K]
+    return compute_metrics(model, loader.samples, loader.permutation(0)[: len(logits)], logits)
 
 
 @torch.inference_mode()
-def compute_metrics(classifier: Answering, samples: Samples, order: Indices, logits: Floats) -> Evaluation:
+def compute_metrics(model: ImageModel, samples: Samples, order: Indices, logits: Floats) -> Evaluation:
     """Return the metrics of logits [N, K] of the samples `order`.
 
     The loss is the mean cross-entropy plus the head's L2 term, as in validation; `ece` is the expected calibration
     error. A temperature adds `calibrated_loss` and `calibrated_ece` and calibrates the probabilities; accuracies stay.
     """
     targets = samples.targets[order]
-    probabilities, penalty = softmax(logits), classifier.predictor.head.penalty().item()
+    probabilities, penalty = softmax(logits), model.penalty().item()
     metrics, matrix = metrics_from_probabilities(probabilities, targets, _cross_entropy(logits, targets) + penalty)
     metrics["ece"] = calibration_error(probabilities, targets)
-    if (temperature := classifier.temperature) != 1.0:
+    if (temperature := model.temperature) != 1.0:
         probabilities = softmax(logits, temperature)
         metrics["temperature"] = temperature
         metrics["calibrated_loss"] = _cross_entropy(logits / temperature, targets) + penalty

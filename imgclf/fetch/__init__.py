@@ -1,1 +1,6 @@
-"""What comes over the network or out of an archive."""
+"""Data over the network and out of archives."""
+
+from imgclf.fetch.http import fetch_image, is_url
+from imgclf.fetch.kaggle import destination, download_dataset
+
+__all__ = ["destination", "download_dataset", "fetch_image", "is_url"]

@@ -1,54 +1,244 @@
-"""A file from the web: whole under its final name, or not there; what has come is kept for resuming."""
+"""HTTP requests to untrusted addresses: bounded redirects, no credentials for other hosts, and one image within limits.
 
-import os
+`open_url` is the redirect policy of every request. `fetch_image` adds what an address from a stranger needs: a deadline,
+a size limit, and a check of every host against private addresses (server-side request forgery).
+"""
+
+import ipaddress
+import re
+import socket
+import ssl
+import threading
 import time
-from pathlib import Path
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from functools import cache
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from urllib.parse import quote, urljoin, urlsplit
 
-from imgclf.errors import DataError
-from imgclf.fetch.http_client import BrokenOffError, FetchError, checked
-from imgclf.fetch.http_part import Part, Progress, digest_of, locked_part
+from imgclf.errors import DataError, ImageError, one_line
 
-__all__ = ["download_url"]
+__all__ = ["FetchError", "check_url", "fetch_image", "is_public", "is_url", "open_url", "status_error"]
 
-_BACKOFF_SECONDS = 1.0  # before the second attempt; doubled before each later one
+Send = Callable[[str, dict[str, str]], HTTPResponse]  # one request to an address, with headers
+
+_MAX_REDIRECTS = 5
+_MAX_IMAGE_BYTES = 32 * 2**20  # after decompression
+_CHUNK_BYTES = 1 << 16
+_REDIRECTS = {301, 302, 303, 307, 308}
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_FOR_ANY_HOST = {"Accept", "Accept-Encoding", "If-Range", "Range", "User-Agent"}  # headers that may follow a redirect
+_UNQUOTED = "%/:?#[]@!$&'()*+,;=~"  # characters of an address that stay unencoded
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def download_url(
-    url: str,
-    path: str | os.PathLike[str],
-    *,
-    sha256: str | None = None,
-    size: int | None = None,
-    headers: dict[str, str] | None = None,
-    timeout_seconds: float = 30,
-    attempts: int = 4,
-    progress: Progress | None = None,
-) -> Path:
-    """Download an http(s) `url` to `path`, unless a file that fits `size` and `sha256` is there, and return `path`.
+class FetchError(DataError):
+    """The server did not deliver; `status` is its HTTP status, 0 without a response."""
 
-    The bytes gather in `path` + ".part" and get the name when they are whole and on the disk; a broken download goes on
-    from there if the server has the same file still (its ETag or Last-Modified). `timeout_seconds` bounds each silence.
-    `headers` go to the host of `url` alone. Raises DataError in one line that names the url; a wrong checksum deletes
-    the part.
-    """
-    path, shown = Path(path), checked(url)
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def is_url(text: str) -> bool:
+    """Return whether `text` is a web address rather than a file name."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
+
+
+def check_url(url: str) -> str:
+    """Return `url` for messages, without its query, which may hold a secret; raise DataError unless it is plain http(s)."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.is_file() and size in (None, path.stat().st_size)
-        if there and (sha256 is None or digest_of(path, "sha256") == sha256.lower()):
-            return path
-        with locked_part(path, shown) as file:
-            part = Part(url, path, file, {**(headers or {}), "Accept-Encoding": "identity"}, size, timeout_seconds)
-            for attempt in range(1, attempts + 1):
-                try:
-                    part.fetch(progress)
-                    break
-                except BrokenOffError as error:
-                    if attempt == attempts:
-                        kept = f"; {part.have} bytes are kept, run it again to go on from there" if part.have else ""
-                        raise FetchError(f"{shown}: {error} (attempt {attempt} of {attempts}){kept}") from error
-                    time.sleep(_BACKOFF_SECONDS * 2 ** (attempt - 1))
-            part.finish(sha256)
-    except OSError as error:
-        raise DataError(f"{shown}: can't be written to {path}: {error.strerror}; make room and run it again") from error
-    return path
+        parts = urlsplit(url)
+        plain = "@" not in parts.netloc and parts.port != 0 and re.fullmatch(r"[!-~]+", url)
+        if parts.scheme in ("http", "https") and parts.hostname and plain:
+            return f"{parts.scheme}://{parts.netloc}{parts.path}"
+    except ValueError:
+        pass
+    expected = "an address like https://host/file, without user, password, spaces or accents"
+    raise DataError(f"{_masked(url)}: expected {expected}")
+
+
+def open_url(send: Send, url: str, headers: dict[str, str]) -> HTTPResponse:
+    """Return the response of `send` behind at most five redirects, with any other status.
+
+    Redirects lead to http(s) only, never from https to http, and `headers` stay with the first host. Raises FetchError
+    for a refused redirect.
+    """
+    headers = {"User-Agent": "imgclf", "Accept-Encoding": "identity", **headers}
+    for _ in range(_MAX_REDIRECTS + 1):
+        response = send(url, headers)
+        if response.status not in _REDIRECTS:
+            return response
+        with response:
+            target = _redirect_target(url, response.headers.get("Location", ""))
+        if urlsplit(target)[:2] != urlsplit(url)[:2]:
+            headers = {name: value for name, value in headers.items() if name in _FOR_ANY_HOST}
+        url = target
+    raise FetchError(f"redirects more than {_MAX_REDIRECTS} times")
+
+
+def _redirect_target(url: str, location: str) -> str:
+    """Return the address that `location`, a redirect's header, means at `url`; raise FetchError for a refused one."""
+    try:
+        target = urljoin(url, quote(location, safe=_UNQUOTED, encoding="iso-8859-1"))
+        check_url(target)
+    except (DataError, ValueError) as error:
+        raise FetchError(f"redirects to an address that is refused ({one_line(error)})") from None
+    if (urlsplit(url).scheme, urlsplit(target).scheme) == ("https", "http"):
+        raise FetchError("redirects from https to http, which is refused")
+    return target
+
+
+def status_error(status: int) -> FetchError:
+    """Return the error for a response without the expected body."""
+    return FetchError(f"the server returned {status} {_PHRASES.get(status, '')}".rstrip(), status)
+
+
+def _masked(url: str) -> str:
+    """Return `url` quoted, without user and password, in at most 200 characters."""
+    return repr(re.sub(r"//[^/]*@", "//...@", url)[:200])
+
+
+def fetch_image(url: str, *, allow_private: bool = False, timeout_seconds: float = 20.0) -> bytes:
+    """Return the body at `url`, at most 32 MiB after decompression, within `timeout_seconds` in all.
+
+    Each host on the way is looked up once and connected to at the address that was checked; an address that is not
+    public (loopback, private, link-local, reserved, also inside an IPv6 address) is refused unless `allow_private`.
+    Proxies of the environment are not used: they would connect to unchecked addresses. Raises ImageError, which begins
+    with the address.
+    """
+    address, shown = _to_ascii(url)
+    client = _CheckedClient(allow_private, time.monotonic() + timeout_seconds)
+    body: Future[bytes] = Future()
+
+    def work() -> None:
+        try:
+            body.set_result(_read_body(client, address))
+        except BaseException as error:
+            body.set_exception(error)
+        finally:
+            client.close()
+
+    # In a thread: the lookup of a name cannot be interrupted, only abandoned.
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return body.result(timeout_seconds)
+    except (FutureTimeoutError, TimeoutError):
+        late = f"no complete response after {timeout_seconds:g} seconds; try again, or save the image to a file"
+        raise ImageError(f"{shown}: {late}") from None
+    except FetchError as error:
+        raise ImageError(f"{shown}: {error}") from None
+    except (OSError, HTTPException, ValueError, zlib.error) as error:
+        raise ImageError(f"{shown}: can't be fetched ({one_line(error)})") from None
+    finally:
+        client.close()
+
+
+def _to_ascii(url: str) -> tuple[str, str]:
+    """Return the address with its host in IDNA and its path percent-encoded, and the address for messages."""
+    address = url.strip()
+    try:
+        host = urlsplit(address).hostname or ""
+        if not host.isascii():
+            address = address.replace(host, host.encode("idna").decode(), 1)
+        address = quote(address, safe=_UNQUOTED)
+        return address, check_url(address)
+    except ValueError as error:
+        raise ImageError(f"{_masked(url)}: not a web address ({one_line(error)})") from None
+    except DataError as error:
+        raise ImageError(str(error)) from None
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address belongs to the public internet; an IPv4 address inside an IPv6 one counts as itself."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+class _CheckedClient:
+    """HTTP client that connects only to checked addresses, and cuts every connection on `close`."""
+
+    def __init__(self, allow_private: bool, deadline: float) -> None:
+        self.allow_private, self.deadline = allow_private, deadline
+        self._sockets: list[socket.socket] = []
+
+    def send(self, url: str, headers: dict[str, str]) -> HTTPResponse:
+        """Return the response to a GET of `url`."""
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        if parts.scheme == "https":
+            connection: HTTPConnection = HTTPSConnection(host, port, context=_tls_context())
+            connection.sock = _tls_context().wrap_socket(self._connect(host, port), server_hostname=host)
+            self._sockets.append(connection.sock)
+        else:
+            connection = HTTPConnection(host, port)
+            connection.sock = self._connect(host, port)
+        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
+        return connection.getresponse()
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline; raise TimeoutError behind it."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def close(self) -> None:
+        """Cut every connection, so that the thread ends with its caller."""
+        for connected in self._sockets:
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+            connected.close()
+
+    def _connect(self, host: str, port: int) -> socket.socket:
+        """Return a connection to `host`; all its addresses are checked before the first one is used."""
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for *_, address in addresses:
+            if not self.allow_private and not is_public(str(address[0])):
+                reason = f"{host} is the private address {address[0]}, which is refused"
+                raise FetchError(f"{reason}; --allow-private permits it")
+        failure = OSError(f"{host} has no address")
+        for family, kind, protocol, _, address in addresses:
+            connected = socket.socket(family, kind, protocol)
+            self._sockets.append(connected)
+            connected.settimeout(self.seconds_left())
+            try:
+                connected.connect(address)
+                return connected
+            except OSError as error:
+                failure = error
+        raise failure
+
+
+def _read_body(client: _CheckedClient, url: str) -> bytes:
+    with open_url(client.send, url, {"Accept": "image/*"}) as response:
+        if response.status != HTTPStatus.OK:
+            raise status_error(response.status)
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+            raise FetchError(f"the server compresses it by {encoding[:20]!r}, which was not requested")
+        unpack = zlib.decompressobj(47) if encoding != "identity" else None  # 47: zlib or gzip, by the header
+        body = bytearray()
+        while chunk := response.read1(_CHUNK_BYTES):
+            client.seconds_left()
+            body += unpack.decompress(chunk, _MAX_IMAGE_BYTES + 1 - len(body)) if unpack else chunk
+            if len(body) > _MAX_IMAGE_BYTES:
+                raise FetchError(f"has more than {_MAX_IMAGE_BYTES // 2**20} MiB; save it smaller")
+        if response.length:
+            raise FetchError(f"the connection ended {response.length} bytes early; try again")
+        return bytes(body)

@@ -1,25 +1,25 @@
-"""Where imgclf keeps things, and the one way it writes a file: whole under its final name, or not at all."""
+"""The cache folder, and atomic writes: a file is whole under its final name, or it is not there."""
 
 import os
 from pathlib import Path
 
-__all__ = ["cache_folder", "sweep_leftovers", "write_atomically"]
+__all__ = ["cache_folder", "delete_leftovers", "write_atomically"]
 
-_PREFIX, _SUFFIX = ".imgclf-", ".tmp"  # a leftover of a killed write is recognised by both
+_PREFIX, _SUFFIX = ".imgclf-", ".tmp"  # both mark a temporary file, which a killed write leaves behind
 
 
 def cache_folder() -> Path:
-    """The one cache folder: `$IMGCLF_CACHE`, else `$XDG_CACHE_HOME/imgclf`, else `~/.cache/imgclf`; not created here."""
+    """Return the cache folder: `$IMGCLF_CACHE`, else `$XDG_CACHE_HOME/imgclf`, else `~/.cache/imgclf`; it may not exist."""
     if chosen := os.environ.get("IMGCLF_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "imgclf"
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path` so that a reader, a crash or a full disk meets the old file or the new one.
+    """Write `data` (text as UTF-8) to `path`; after a crash or on a full disk the file is either the old or the new one.
 
-    The temporary file stands in the same folder, because a rename is atomic within one file system only; it is synced
-    before the rename, because a rename may reach the disk before the data does.
+    The temporary file is in the same folder, because a rename is atomic within one file system only. It is synced
+    before the rename, because the rename may reach the disk before the data does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +41,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
             os.close(folder)
 
 
-def sweep_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Delete what killed writes left in `folder`, and return the deleted paths."""
-    leftovers = [path for path in Path(folder).glob(f"{_PREFIX}*{_SUFFIX}") if path.is_file()]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return leftovers
+def delete_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Delete the temporary files that killed writes left in `folder`."""
+    for path in Path(folder).glob(f"{_PREFIX}*{_SUFFIX}"):
+        if path.is_file():
+            path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Rows of numbers on disk, found by what they were made from: appended under a lock, mapped for reading, never half there.
+"""Append-only, content-addressed row store: crash-safe writes, memory-mapped reads.
 
-A store is a folder. `rows-<generation>.bin` holds the rows, one behind the other; `index.bin` says which rows count: a
-16-byte key and the CRC-32 of each, behind a checksum of the whole. Rows reach the disk before the index does, and the index
-is replaced in one step, so that whatever a crash leaves behind is not used: rows without an index entry, an index without its
-rows, or an index that isn't whole, all of which are made anew.
+A store is a folder. `rows-<generation>.bin` holds the rows; `index.bin` lists the valid ones: a 16-byte key and the CRC-32
+of each, preceded by a checksum of the whole index. Rows are synced before the index is replaced atomically, so a crash
+leaves only data that is never used: rows without an index entry, an index without its rows, or a damaged index. All three
+are written again.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
+from numpy.typing import NDArray
 
-from imgclf.files.atomic import sweep_leftovers, write_atomically
+from imgclf.files.atomic import delete_leftovers, write_atomically
 
 __all__ = ["KEY_BYTES", "DiskStore", "MappedRows", "MemoryStore", "RowStore", "Rows", "key_of", "list_stores"]
 
@@ -29,64 +29,34 @@ KEY_BYTES = 16
 KINDS = ("features", "pixels")  # folders of the cache folder that hold stores
 _ENTRY = np.dtype([("key", f"V{KEY_BYTES}"), ("crc", "<u4")])
 _MAGIC = b"imgclf rows 1\n"
-_SPARE = 2**28  # bytes of the disk that no store fills
+_RESERVED_BYTES = 2**28  # of the disk, left free
+_CHECKED_AT_ONCE = 256  # rows; 256 images of 224 x 224 take 38 MB
 
-Indices = npt.NDArray[np.int64]
+Array = NDArray[Any]  # rows are uint8 or float32
+Indices = NDArray[np.int64]
 
 
 def key_of(*parts: bytes) -> bytes:
-    """16 bytes that only the same parts in the same order share (BLAKE2b)."""
+    """Return the 16-byte digest (BLAKE2b) of `parts`, which depends on their order and boundaries."""
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
 
 
-class Rows(Protocol):
-    """What rows are read by, in any process; two with the same `token` read the same."""
-
-    token: str
-
-    def take(self, numbers: Indices) -> npt.NDArray[Any]:
-        """A copy of the rows with these numbers: [n, ...]."""
-
-
-class RowStore(Protocol):
-    """Where rows of one shape and dtype are kept; numbers of rows stay valid with the `rows` of the same moment.
-
-    `lock` is held from `find` to `commit`, so that no two processes make the same rows.
-    """
-
-    lock: AbstractContextManager[Any]
-    row_bytes: int
-
-    @property
-    def rows(self) -> Rows:
-        """What other processes read by."""
-
-    def find(self, keys: Sequence[bytes]) -> Indices:
-        """The number of each key's row, -1 for one that isn't there, or isn't whole: int64 [n]."""
-
-    def add(self, keys: Sequence[bytes], rows: npt.NDArray[Any]) -> Indices:
-        """Keep `rows` [n, ...] under `keys`, and return their numbers; raises `OSError` when there is no room."""
-
-    def commit(self) -> None:
-        """Let the rows that were added outlive the process."""
-
-    def room(self, rows: int) -> str | None:
-        """Why so many more rows don't fit, in words; None when they do."""
-
-
 class MappedRows:
-    """Read-only rows of one store's file, for any process: it is mapped when first read, and again when it has grown."""
+    """Read-only rows of a store's file, for any process; mapped at the first read, and again after the file has grown.
+
+    Two with the same `token` read the same rows.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
         self.token = str(path)
-        self._map: npt.NDArray[Any] | None = None
+        self._map: Array | None = None
 
-    def take(self, numbers: Indices) -> npt.NDArray[Any]:
-        """A copy of the rows with these numbers: [n, ...]."""
+    def take(self, numbers: Indices) -> Array:
+        """Return a copy of the rows `numbers`: [n, ...]."""
         if self._map is None or (len(numbers) and numbers.max() >= len(self._map)):
             size = int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
             count = self.path.stat().st_size // size
@@ -95,27 +65,30 @@ class MappedRows:
 
 
 class DiskStore:
-    """The rows in `folder`; `about` is what a person should know of them, kept beside them as JSON.
+    """Rows of one shape and dtype in `folder`, with `metadata` for people beside them as JSON.
 
-    `budget_bytes`: what all stores beside this one may take together. Several processes may use a store at a time: hold
-    `lock` from `find` to `commit`, so that no two make the same rows.
+    `budget_bytes` limits all stores of the cache folder together. Several processes may use a store: hold `lock` from
+    `find` to `commit`, so that no two compute the same rows. Row numbers are valid with the `rows` of the same moment.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: str, about: Mapping[str, Any],
-                 budget_bytes: float) -> None:  # fmt: skip
+    _generation: str
+    _numbers: dict[bytes, int]
+    _crcs: list[int]
+    _checked: set[int]
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], dtype: str, metadata: Mapping[str, str], budget_bytes: float
+    ) -> None:
         self.folder, self.shape, self.dtype, self.budget_bytes = folder, shape, dtype, budget_bytes
-        self.about = dict(about)
+        self.metadata = dict(metadata)
         self.row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.lock: AbstractContextManager[Any] = FileLock(str(folder) + ".lock")
-        self._generation = ""
+        self.lock: AbstractContextManager[object] = FileLock(str(folder) + ".lock")
         self._rows: MappedRows | None = None
-        self._numbers: dict[bytes, int] = {}
-        self._crcs: list[int] = []
-        self._checked: set[int] = set()
+        self._reset("")
 
     @property
     def rows(self) -> MappedRows:
-        """What other processes read by; it stays valid when the store is cleared."""
+        """The rows, to hand to other processes; they stay readable after the store is cleared."""
         if self._rows is None or self._rows.path != self._path:
             self._rows = MappedRows(self._path, self.shape, self.dtype)
         return self._rows
@@ -125,29 +98,32 @@ class DiskStore:
         return self.folder / f"rows-{self._generation}.bin"
 
     def find(self, keys: Sequence[bytes]) -> Indices:
-        """The number of each key's row, -1 for one that isn't there, or isn't whole: int64 [n].
+        """Return the row number of each key, -1 for a missing or damaged row: int64 [n].
 
-        A row is compared with its checksum when it is found for the first time.
+        A row is compared with its CRC the first time it is looked up.
         """
         self._refresh()
         numbers = np.array([self._numbers.get(key, -1) for key in keys], dtype=np.int64)
         rows = self.rows
-        for start in range(0, len(numbers), 256):  # 256 pictures of 224 x 224 take 38 MB
-            part = numbers[start : start + 256]
-            fresh = np.array([n for n in part.tolist() if n >= 0 and n not in self._checked], dtype=np.int64)
-            for number, row in zip(fresh.tolist(), rows.take(fresh), strict=True):
+        for start in range(0, len(numbers), _CHECKED_AT_ONCE):
+            part = numbers[start : start + _CHECKED_AT_ONCE]
+            unchecked = np.array([n for n in part.tolist() if n >= 0 and n not in self._checked], dtype=np.int64)
+            for number, row in zip(unchecked.tolist(), rows.take(unchecked), strict=True):
                 if zlib.crc32(row) == self._crcs[number]:
                     self._checked.add(number)
                 else:
                     part[part == number] = -1
         return numbers
 
-    def add(self, keys: Sequence[bytes], rows: npt.NDArray[Any]) -> Indices:
-        """Append `rows` [n, ...]; they count from the next `commit` on. Raises `OSError` when the disk is full."""
+    def add(self, keys: Sequence[bytes], rows: Array) -> Indices:
+        """Append `rows` [n, ...], valid after the next `commit`, and return their numbers.
+
+        Raises `OSError` if the disk is full or the store has been cleared.
+        """
         assert rows.shape[1:] == self.shape and rows.dtype == np.dtype(self.dtype) and len(keys) == len(rows)
         first, rows = len(self._crcs), np.ascontiguousarray(rows)
-        with open(self._path, "r+b") as file:  # never made anew here: somebody may have cleared the cache meanwhile
-            file.truncate(first * self.row_bytes)  # behind the last row that counts lies what a crash left
+        with open(self._path, "r+b") as file:  # not created here: another process may have cleared the cache
+            file.truncate(first * self.row_bytes)  # drops what a crash left behind the last valid row
             file.seek(first * self.row_bytes)
             file.write(rows.data)
         numbers = np.arange(first, first + len(rows), dtype=np.int64)
@@ -162,86 +138,91 @@ class DiskStore:
             os.fsync(file.fileno())
         entries = np.zeros(len(self._crcs), _ENTRY)
         entries["crc"] = self._crcs
-        for key, number in self._numbers.items():  # a row that was made anew has lost its key to the new one
+        for key, number in self._numbers.items():  # a replaced row keeps an empty key
             entries["key"][number] = np.void(key)
         body = self._generation.encode() + b"\n" + entries.tobytes()
         write_atomically(self.folder / "index.bin", _MAGIC + hashlib.blake2b(body).digest() + body)
 
-    def room(self, rows: int) -> str | None:
-        """Why so many more rows don't fit, in words; None when they do."""
-        needed = rows * self.row_bytes
+    def shortage(self, count: int) -> str | None:
+        """Return why `count` more rows do not fit; None if they fit."""
+        needed = count * self.row_bytes
         used = sum(size for _, _, size in list_stores(self.folder.parents[1]))
-        free = shutil.disk_usage(_existing(self.folder)).free - _SPARE
+        existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = max(shutil.disk_usage(existing).free - _RESERVED_BYTES, 0)
         if used + needed > self.budget_bytes:
-            return (f"{needed / 1e9:.2f} GB more than the {used / 1e9:.2f} GB that are kept would be beyond "
-                    f"cache_gb={self.budget_bytes / 1e9:g}")  # fmt: skip
-        return f"{needed / 1e9:.2f} GB are needed, {max(free, 0) / 1e9:.2f} GB are free" if needed > free else None
+            limit = f"cache_gb={self.budget_bytes / 1e9:g}"
+            return f"{needed / 1e9:.2f} GB more than the {used / 1e9:.2f} GB in use would exceed {limit}"
+        return f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free" if needed > free else None
 
     def _refresh(self) -> None:
-        """Take over what other processes have added, or begin anew where nothing can be used."""
+        """Read the rows that other processes have added; start an empty generation if the index is unusable."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = self._read_index()
-        if found is None:
-            sweep_leftovers(self.folder)
-            for path in self.folder.glob("rows-*.bin"):
-                path.unlink(missing_ok=True)
-            self._generation, found = os.urandom(8).hex(), np.zeros(0, _ENTRY)
-            self._numbers, self._crcs, self._checked = {}, [], set()
-            self._path.touch()
-            write_atomically(self.folder / "about.json", json.dumps(self.about, indent=2) + "\n")
-            self.commit()
-        if len(found) > len(self._crcs):
-            self._crcs = found["crc"].tolist()
-            empty = bytes(KEY_BYTES)
-            keys = (entry.tobytes() for entry in found["key"])
-            self._numbers = {key: number for number, key in enumerate(keys) if key != empty}
+        entries = self._read_index()
+        if entries is None:
+            self._start_generation()
+        elif len(entries) > len(self._crcs):
+            self._crcs = entries["crc"].tolist()
+            keys = (entry.tobytes() for entry in entries["key"])
+            self._numbers = {key: number for number, key in enumerate(keys) if key != bytes(KEY_BYTES)}
 
-    def _read_index(self) -> npt.NDArray[Any] | None:
-        """The index on disk, None when there is none that is whole and has its rows."""
+    def _read_index(self) -> Array | None:
+        """Return the index on disk; None unless it is whole and all of its rows exist."""
         try:
             data = (self.folder / "index.bin").read_bytes()
         except FileNotFoundError:
             return None
-        start = len(_MAGIC) + 64
+        start = len(_MAGIC) + 64  # bytes of a BLAKE2b digest
         body = data[start:]
         if data[:start] != _MAGIC + hashlib.blake2b(body).digest():
             return None
         name, _, rest = body.partition(b"\n")
-        entries = np.frombuffer(rest, _ENTRY)
-        path = self.folder / f"rows-{name.decode()}.bin"
+        generation, entries = name.decode(), np.frombuffer(rest, _ENTRY)
+        path = self.folder / f"rows-{generation}.bin"
         if not path.is_file() or path.stat().st_size < len(entries) * self.row_bytes:
             return None
-        if name.decode() != self._generation:  # another process began anew, or this one begins
-            self._generation = name.decode()
-            self._numbers, self._crcs, self._checked = {}, [], set()
+        if generation != self._generation:
+            self._reset(generation)
         return entries
+
+    def _start_generation(self) -> None:
+        delete_leftovers(self.folder)
+        for path in self.folder.glob("rows-*.bin"):
+            path.unlink(missing_ok=True)
+        self._reset(os.urandom(8).hex())
+        self._path.touch()
+        write_atomically(self.folder / "about.json", json.dumps(self.metadata, indent=2) + "\n")
+        self.commit()
+
+    def _reset(self, generation: str) -> None:
+        self._generation = generation
+        self._numbers, self._crcs, self._checked = {}, [], set()
 
 
 class MemoryStore:
-    """The same in this process's memory, for as long as it lives: up to `capacity` rows, which take memory as they come."""
+    """The same interface in this process's memory: up to `capacity` rows, whose memory is allocated as they are added."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, capacity: int, budget_bytes: float) -> None:
         self.shape, self.dtype, self.capacity, self.budget_bytes = shape, dtype, capacity, budget_bytes
         self.row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        # Shared with the processes that fork later, so that they see what is added; pages come as they are written.
+        # A shared mapping: processes that fork later see the rows that are added.
         self._memory = mmap.mmap(-1, max(1, capacity * self.row_bytes))
-        self.array: npt.NDArray[Any] = np.frombuffer(self._memory, dtype, capacity * int(np.prod(shape)))
+        self.array: Array = np.frombuffer(self._memory, dtype, capacity * int(np.prod(shape)))
         self.array = self.array.reshape(capacity, *shape)
-        self.lock: AbstractContextManager[Any] = nullcontext()
+        self.lock: AbstractContextManager[object] = nullcontext()
         self.token = ""
         self._numbers: dict[bytes, int] = {}
 
     @property
     def rows(self) -> "MemoryStore":
-        """What processes that fork from this one read by."""
+        """The rows, for processes that fork from this one."""
         return self
 
     def find(self, keys: Sequence[bytes]) -> Indices:
-        """The number of each key's row, -1 for one that isn't there: int64 [n]."""
+        """Return the row number of each key, -1 for a missing row: int64 [n]."""
         return np.array([self._numbers.get(key, -1) for key in keys], dtype=np.int64)
 
-    def add(self, keys: Sequence[bytes], rows: npt.NDArray[Any]) -> Indices:
-        """Keep `rows` [n, ...] under `keys`, and return their numbers."""
+    def add(self, keys: Sequence[bytes], rows: Array) -> Indices:
+        """Store `rows` [n, ...] under `keys`, and return their numbers."""
         first = len(self._numbers)
         self.array[first : first + len(rows)] = rows
         numbers = np.arange(first, first + len(rows), dtype=np.int64)
@@ -249,38 +230,38 @@ class MemoryStore:
         return numbers
 
     def commit(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing: the rows end with the process."""
 
-    def take(self, numbers: Indices) -> npt.NDArray[Any]:
-        """A copy of the rows with these numbers: [n, ...]."""
+    def take(self, numbers: Indices) -> Array:
+        """Return a copy of the rows `numbers`: [n, ...]."""
         return self.array[numbers]
 
-    def room(self, rows: int) -> str | None:
-        """Why so many more rows don't fit, in words; None when they do."""
-        needed = (len(self._numbers) + rows) * self.row_bytes
+    def shortage(self, count: int) -> str | None:
+        """Return why `count` more rows do not fit; None if they fit."""
+        needed = (len(self._numbers) + count) * self.row_bytes
         if needed <= self.budget_bytes:
             return None
-        return f"{needed / 1e9:.2f} GB would be beyond cache_gb={self.budget_bytes / 1e9:g}"
+        return f"{needed / 1e9:.2f} GB would exceed cache_gb={self.budget_bytes / 1e9:g}"
 
 
-def list_stores(root: Path) -> list[tuple[Path, dict[str, Any], int]]:
-    """(folder, about, bytes) of every store in the cache folder `root`, in the order of their names."""
+RowStore: TypeAlias = DiskStore | MemoryStore
+Rows: TypeAlias = MappedRows | MemoryStore
+
+
+def list_stores(root: Path) -> list[tuple[Path, dict[str, str], int]]:
+    """Return (folder, metadata, bytes) of each store in the cache folder `root`, sorted by folder."""
     stores = []
     for path in sorted(path for kind in KINDS for path in root.glob(f"{kind}/*/about.json")):
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            about = {}
-        stores.append((path.parent, about, sum(map(_size, path.parent.glob("*.bin")))))
+            metadata = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            metadata = {}
+        stores.append((path.parent, metadata, sum(map(_size, path.parent.glob("*.bin")))))
     return stores
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # a run may be clearing or renewing it
+    except OSError:  # another process may be clearing or renewing the store
         return 0
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

@@ -1,11 +1,11 @@
-"""A run's folder: claimed by one run alone, with what was asked for and where it ran."""
+"""A run's folder: created for one run, with its settings, where it ran, and its record as a trial of a sweep."""
 
 import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ from typing import Any
 import yaml
 
 from imgclf.errors import RunError
-from imgclf.files.atomic import sweep_leftovers, write_atomically
+from imgclf.files.atomic import delete_leftovers, write_atomically
+from imgclf.threads import available_cpus
 
-__all__ = ["create_run_folder", "describe_environment", "finished_epochs", "require_unused", "write_environment"]
+__all__ = [
+    "PRUNED", "TrialRecord", "create_run_folder", "describe_environment", "find_trials", "finished_epochs", "read_record",
+    "require_unused", "write_environment", "write_record",
+]  # fmt: skip
 
-PACKAGES = (
+PACKAGES = [
     "imgclf",
     "torch",
     "torchvision",
@@ -27,21 +31,25 @@ PACKAGES = (
     "torchmetrics",
     "numpy",
     "pillow",
-)
+]
+_TRIAL = "trial.json"
+PRUNED = "pruned.txt"  # beside it, in a trial that was stopped because others were better
+STATES = ("running", "finished", "failed", "interrupted")
+Plain = dict[str, Any]
 
 
 def require_unused(folder: Path) -> None:
-    """Raise `RunError` if a run lives in `folder`."""
+    """Raise `RunError` if `folder` holds a run."""
     if (folder / "config.yaml").exists():
         raise RunError(
-            f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to go on with that run"
+            f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to resume that run"
         )
 
 
-def create_run_folder(folder: Path, config: dict[str, Any], overrides: list[str], resuming: bool) -> None:
-    """Make `folder` this run's own and write `config.yaml` and `overrides.yaml` into it; a resumed run keeps the latter.
+def create_run_folder(folder: Path, config: Plain, overrides: list[str], resuming: bool) -> None:
+    """Create `folder` for one run and write `config.yaml` and `overrides.yaml`; a resumed run keeps the latter.
 
-    Raises `RunError` when a run lives there already, unless it is being resumed: of two that start at once, one wins.
+    Raises `RunError` when the folder holds a run already, unless that is resumed: of two that start at once, one wins.
     """
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     try:
@@ -55,18 +63,16 @@ def create_run_folder(folder: Path, config: dict[str, Any], overrides: list[str]
         require_unused(folder)
         raise
     except OSError as error:
-        raise RunError(
-            f"{folder}: can't be written ({error.strerror}); pass hydra.run.dir=<a folder of yours>"
-        ) from None
+        raise RunError(f"{folder}: cannot write there ({error.strerror}); pass another hydra.run.dir") from None
     if not resuming:
         write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
     for part in (folder, folder / "checkpoints"):
-        sweep_leftovers(part)
+        delete_leftovers(part)
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, commit, hardware and command: what somebody needs to repeat the run."""
-    import torch
+def describe_environment() -> Plain:
+    """Return versions, commit, hardware and command: what is needed to repeat the run."""
+    import torch  # here, because the commands that only read records do without it
 
     cuda = torch.cuda.is_available()
     return {
@@ -76,32 +82,70 @@ def describe_environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cpus(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     }
 
 
 def write_environment(folder: Path, seconds: dict[str, float], epochs: int, forwards: int | None = None) -> None:
-    """Write `environment.json`, with the wall time of each part in seconds and the epochs that are trained and tested:
-    the last file of a run, by which `finished_epochs` knows it. `forwards`: how many pictures were run through a frozen part.
+    """Write `environment.json`, with the wall time of each part in seconds and the number of epochs trained and tested.
+
+    It is the last file of a run, by which `finished_epochs` recognises it. `forwards`: images computed by a frozen part.
     """
     values = {
         **describe_environment(),
         "epochs": epochs,
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
-        **({} if forwards is None else {"forwards": {"pictures": forwards}}),
+        **({} if forwards is None else {"forwards": {"images": forwards}}),
     }
     write_atomically(folder / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_epochs(folder: Path) -> int | None:
-    """How many epochs the run in `folder` had when it was finished; None for a run that never was."""
+    """Return the number of epochs of the finished run in `folder`; None for an unfinished one."""
     try:
         epochs = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["epochs"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return epochs if isinstance(epochs, int) else None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial of a sweep: the `overrides` that identify it and its whole `settings` as plain data.
+
+    `state` is one of `STATES`, `value` the metric that the sweep optimises, `error` the reason of a failure, `seconds` the
+    wall time of all attempts.
+    """
+
+    overrides: list[str]
+    settings: Plain = field(repr=False)
+    state: str = "running"
+    value: float | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+def read_record(folder: Path) -> TrialRecord | None:
+    """Return the trial's record in `folder`; None where no readable one exists."""
+    try:
+        record = TrialRecord(**json.loads((folder / _TRIAL).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    right = record.state in STATES and isinstance(record.overrides, list) and isinstance(record.settings, dict)
+    return record if right and isinstance(record.seconds, (int, float)) else None
+
+
+def write_record(folder: Path, record: TrialRecord) -> None:
+    """Replace the record in `folder`."""
+    write_atomically(folder / _TRIAL, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def find_trials(folder: Path) -> list[tuple[Path, TrialRecord]]:
+    """Return (folder, record) of every trial of the sweep in `folder`, by name."""
+    records = ((path.parent, read_record(path.parent)) for path in sorted(folder.glob(f"*/{_TRIAL}")))
+    return [(path, record) for path, record in records if record is not None]
 
 
 def _version(name: str) -> str | None:
@@ -112,19 +156,18 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of imgclf's own checkout, with "+" where it has changes; None outside one."""
-    here = Path(__file__).parents[2]
-    if not (here / ".git").exists():
+    """Return the commit of imgclf's own checkout, with "+" where it has changes; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
         return None
+    git = ["git", "-C", str(root)]
+    options: Plain = {"capture_output": True, "text": True, "timeout": 10, "check": True}
     try:
-        git = ["git", "-C", str(here)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changes = subprocess.run(
-            [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True
-        )
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], **options).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    return commit + ("+" if changes else "")
 
 
 def _processor() -> str:

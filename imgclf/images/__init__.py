@@ -1,1 +1,11 @@
 """Bytes to uint8 RGB, and to the square that a network takes."""
+
+import PIL
+
+from imgclf.images.decode import as_pixels, decode, describe, read_image
+from imgclf.images.pixels import fit
+
+__all__ = ["as_pixels", "decode", "describe", "fit", "read_image"]
+
+# Names the pixels that a file becomes: raise the number with every change of them, so that caches are made again.
+__version__ = f"1, Pillow {PIL.__version__}"

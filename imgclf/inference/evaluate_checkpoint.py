@@ -1,102 +1,98 @@
-"""Measuring a checkpoint on data, from plain settings."""
+"""A checkpoint's metrics on a split: of the data that it was trained on, or of other data with the same classes."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from imgclf.data.datamodule import SPLITS
-from imgclf.errors import CheckpointError, ConfigError, DataError
-from imgclf.evaluation import evaluate_split
-from imgclf.evaluation.evaluate import build_forward
+from imgclf.config import DatasetConfig, EvaluateConfig
+from imgclf.console import silence_library_logs
+from imgclf.data.datamodule import ImageDataModule
+from imgclf.data.datasets import build_data
+from imgclf.errors import CheckpointError, DataError
+from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.run_folder import describe_environment, require_unused
-from imgclf.report.summary import print_metrics, print_per_class, silence_library_logs
-from imgclf.report.tables import metrics_json, write_evaluation
-from imgclf.training.build import build_data
-from imgclf.training.classifier import ImageClassifier
+from imgclf.inference.predictor import choose_device
+from imgclf.models.image_model import ImageModel, load_image_model
+from imgclf.report import write_evaluation
+from imgclf.report.summary import print_metrics, print_per_class
+from imgclf.report.tables import metrics_json
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate_checkpoint"]
 
 
-def evaluate(settings: dict[str, Any], folder: Path) -> float:
-    """Measure `settings["checkpoint"]` on a split; writes metrics.json, predictions, per-class table and the report
-    into `folder`, and returns the accuracy. Raises `DataError` when the data has other classes than the checkpoint.
+def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
+    """Evaluate `config.checkpoint` on a split; write metrics.json, predictions, per-class table and the report into `folder`,
+    and return the accuracy. Raises `DataError` when the data has other classes than the checkpoint.
     """
     began = time.perf_counter()
     silence_library_logs()
     require_unused(folder)
-    split = settings["split"]
-    if split not in SPLITS:
-        raise ConfigError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    classifier = ImageClassifier.load_from_checkpoint(settings["checkpoint"]).to(_device(settings["device"]))
-    data = build_data(_data_settings(settings, classifier))
-    if data.classes != classifier.classes:
-        raise DataError(_difference(data.classes, classifier.classes, settings["checkpoint"], data.root))
-    data.preprocess = classifier.preprocess
+    split = config.split
+    model = load_image_model(config.checkpoint).to(choose_device(config.device))
+    data = _data_for(config, model, overrides)
     if not len(data.samples[split]):
-        raise DataError(f"{data.root}: no pictures for split={split}; choose another split or data_dir")
-    answer = build_forward(classifier, settings["engine"], len(data.samples[split]), settings["precision"])
-    flips = classifier.flips() if settings["tta"] else ()
-    measured = evaluate_split(classifier, data.loader(split), None, answer, flips)
-    write_evaluation(folder, split, measured)
-    metrics_json(folder / "metrics.json", {split: measured.metrics})
-    print_per_class(split, measured.matrix, classifier.classes)
-    print_metrics({split: measured.metrics})
-    if settings["report"]:
+        raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")
+    forward = build_forward(model, config.engine, len(data.samples[split]), config.precision)
+    flips = model.flips() if config.tta else ()
+    evaluation = evaluate_split(model, data.loader(split), None, forward, flips)
+    write_evaluation(folder, split, evaluation)
+    metrics_json(folder / "metrics.json", {split: evaluation.metrics})
+    print_per_class(split, evaluation.matrix, model.classes)
+    print_metrics({split: evaluation.metrics})
+    if config.report:
         from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": {"total": round(time.perf_counter() - began, 3)}}
         measured_at = time.perf_counter()
-        backbone, config = classifier.hparams["model"]["backbone"], classifier.about.get("config") or {}
-        history, train_metrics = classifier.history, classifier.training_means() if classifier.history else {}
-        write_report(
-            folder,
-            ReportInputs(
-                classifier, backbone, data, {split: measured}, environment, config, history, train_metrics
-            ),
-        )
+        trained, history = model.metadata.config or {}, model.metadata.history
+        train_metrics = model.metadata.metrics.get("train", {})
+        inputs = ReportInputs(model, data, {split: evaluation}, environment, trained, history, train_metrics)
+        write_report(folder, inputs)
         print(f"report.html in {time.perf_counter() - measured_at:.1f} s")
     print(f"everything is in {folder}", flush=True)
-    return float(measured.metrics["accuracy"])
+    return float(evaluation.metrics["accuracy"])
 
 
-def _data_settings(settings: dict[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
-    """What the checkpoint was trained on, where the command line doesn't say otherwise.
+def _data_for(config: EvaluateConfig, model: ImageModel, overrides: Sequence[str]) -> ImageDataModule:
+    """Return the data to evaluate on, prepared for the model; raises `DataError` unless it has the model's classes."""
+    dataset, data_dir, seed = _dataset_of(config, model, overrides)
+    data = build_data(dataset, data_dir, seed)
+    if data.classes != model.classes:
+        raise DataError(_difference(data.classes, model.classes, config.checkpoint, data.root))
+    data.connect(model.preprocess)
+    return data
 
-    Of the same data set the splits must be the same too, or a checkpoint is tested on what it was trained on: only what
-    was typed differs.
+
+def _dataset_of(
+    config: EvaluateConfig, model: ImageModel, overrides: Sequence[str]
+) -> tuple[DatasetConfig, str | None, int]:
+    """Return data set, folder and seed: the checkpoint's own, where the command line doesn't state another.
+
+    Of the same data set the splits must be the same too, or a checkpoint is tested on what it was trained on: only the
+    settings that were typed differ.
     """
-    trained, chosen = classifier.about.get("config"), settings.get("dataset")
+    trained, chosen = model.metadata.config, config.dataset
     if trained is None:
         if chosen is None:
-            raise CheckpointError(
-                f"{settings['checkpoint']}: doesn't say what it was trained on; pass dataset= and data_dir="
-            )
-        return {"dataset": chosen, "seed": 0, "data_dir": settings["data_dir"]}
-    dataset, data_dir = trained["dataset"], settings["data_dir"]
-    if chosen is not None and chosen["name"] != dataset["name"]:
-        return {"dataset": chosen, "seed": trained["seed"], "data_dir": data_dir}
-    keys = [typed.lstrip("+").partition("=")[0].removeprefix("dataset.") for typed in settings.get("typed", ())]
-    dataset = {**dataset, **{key: chosen[key] for key in keys if chosen and key in chosen}}
-    return {"dataset": dataset, "seed": trained["seed"], "data_dir": data_dir or classifier.about["data"]["root"]}
+            raise CheckpointError(f"{config.checkpoint}: it names no data set; pass dataset= and data_dir=")
+        return chosen, config.data_dir, 0
+    own, seed = DatasetConfig.from_dict(trained["dataset"]), int(trained["seed"])
+    if chosen is not None and chosen.name != own.name:
+        return chosen, config.data_dir, seed
+    keys = [typed.lstrip("+").partition("=")[0].removeprefix("dataset.").partition(".")[0] for typed in overrides]
+    changes = {key: getattr(chosen, key) for key in keys if chosen and key in DatasetConfig.field_names()}
+    return replace(own, **changes), config.data_dir or model.metadata.data.root, seed
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}; pass device=cpu") from None
-
-
-def _difference(found: tuple[str, ...], known: tuple[str, ...], checkpoint: str, root: Path) -> str:
-    new, gone = sorted(set(found) - set(known)), sorted(set(known) - set(found))
+def _difference(ours: tuple[str, ...], known: tuple[str, ...], checkpoint: str, root: Path) -> str:
+    new, gone = sorted(set(ours) - set(known)), sorted(set(known) - set(ours))
     parts = [
         f"only in the data: {', '.join(new[:5])}" * bool(new),
         f"only in the checkpoint: {', '.join(gone[:5])}" * bool(gone),
     ]
-    return (f"{root} has {len(found)} classes and {checkpoint} {len(known)}, and they differ ("
-            f"{'; '.join(part for part in parts if part) or 'the same names in another order'}); pass the data it was "
-            "trained for, or choose with dataset=<name> dataset.classes=[...]")  # fmt: skip
+    difference = "; ".join(part for part in parts if part) or "the same names in another order"
+    return (
+        f"{root} has {len(ours)} classes and {checkpoint} {len(known)}, and they differ ({difference}); pass the data "
+        "it was trained on, or choose with dataset=<name> dataset.classes=[...]"
+    )

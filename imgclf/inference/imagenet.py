@@ -1,4 +1,4 @@
-"""A network as its authors published it, untrained on anything of the user's: the 1,000 classes of ImageNet by name."""
+"""Predictions with the published ImageNet weights of a timm network, without a checkpoint: 1,000 classes by name."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,79 +7,47 @@ from typing import Any
 import timm
 import torch
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from torch import Tensor, nn
 
 from imgclf.errors import ConfigError
-from imgclf.inference.predictor import Predictor, to_device
-from imgclf.models.backbone import check_name
-from imgclf.models.weights import copy_tensors, pretrained_network, read_note
-from imgclf.preprocess import Preprocess
+from imgclf.inference.predictor import Predictor, choose_device
+from imgclf.models import ImageModel
+from imgclf.models.weights import copy_tensors, describe_weights, pretrained_network
 
-__all__ = ["ImageNetNetwork", "load_imagenet"]
-
-
-class ImageNetNetwork(nn.Module):
-    """A timm network with its own head, that answers like a `TrainedNetwork`."""
-
-    temperature = 1.0
-
-    def __init__(self, network: Any, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
-        super().__init__()
-        self.network, self.preprocess, self.classes = network, preprocess, classes
-        self.history: list[dict[str, Any]] = []
-        self.about: dict[str, Any] = {}
-        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.mean.device
-
-    @property
-    def predictor(self) -> Any:
-        """The network that answers."""
-        return self.network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> logits [B, 1000]."""
-        return self.network((images.float() - self.mean) / self.std)
+__all__ = ["load_imagenet"]
 
 
-def load_imagenet(name: str, weights: str | None = None, device: str = "cpu", engine: str = "auto",
-                  precision: str = "fp32") -> Predictor:  # fmt: skip
-    """timm's network `name` with its ImageNet weights, from the file `weights` or else the hub; pictures are cropped as the
-    weights say. Raises `ConfigError` for a network that timm doesn't have or whose classes aren't ImageNet's, and
-    `CheckpointError` for weights that can't be had.
+def load_imagenet(
+    name: str, weights: str | None = None, device: str = "auto", engine: str = "auto", precision: str = "fp32"
+) -> Predictor:
+    """Load timm's network `name` with its ImageNet weights, from the file `weights` or else the hub; images are cropped as
+    for the weights. `device`, `engine` and `precision` are those of `imgclf.load`.
+
+    Raises `ConfigError` for a network that timm does not have or whose classes are not ImageNet's, `CheckpointError` for
+    weights that cannot be read or downloaded.
     """
-    check_name(name)
-    preprocess = Preprocess.of(name, resize="crop")
+    place = choose_device(device)
+    if weights and not Path(weights).expanduser().is_file():
+        raise ConfigError(f"--weights {weights}: no such file; expected safetensors or pth")
+    preprocess, keywords = describe_weights(name, weights, resize="crop")
     if weights:
-        if not Path(weights).expanduser().is_file():
-            raise ConfigError(f"--weights {weights}: there is no such file; expected safetensors or pth")
-        note = read_note(weights, name)
-        if note.pretrained_cfg:
-            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), resize="crop")
-        network = timm.create_model(name, pretrained=False, **note.kwargs)
+        network = timm.create_model(name, pretrained=False, **keywords)
         copy_tensors(network, Path(weights).expanduser(), name)
     else:
         network = pretrained_network(name, {}, preprocess.channels, preprocess.size)
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    trained = to_device(ImageNetNetwork(network, preprocess, _class_names(network, name)).eval(), device)
-    return Predictor(trained, weights or name, engine, precision)
+    model = ImageModel(network, _class_names(network, name), preprocess).eval().to(place)
+    return Predictor(model, weights or name, engine, precision)
 
 
 def _class_names(network: Any, name: str) -> tuple[str, ...]:
-    """The words of WordNet; where two classes share one (crane: bird and machine) its number there follows."""
+    """Return the WordNet name of each class; one that several classes share (crane: bird and machine) has its id behind it."""
     subset = infer_imagenet_subset(network)
     if subset is None:
         raise ConfigError(
-            f"--imagenet {name}: its {network.num_classes} classes aren't ImageNet's; choose another network"
+            f"--imagenet {name}: its {network.num_classes} classes are not those of ImageNet; choose another network"
         )
     info = ImageNetInfo(subset)
     words = [info.index_to_description(index).partition(",")[0] for index in range(network.num_classes)]
-    many = Counter(words)
-    return tuple(f"{word} ({info.index_to_label_name(index)})" if many[word] > 1 else word
-                 for index, word in enumerate(words))  # fmt: skip
+    wnids = [info.index_to_label_name(index) for index in range(network.num_classes)]
+    uses = Counter(words)
+    return tuple(f"{word} ({wnid})" if uses[word] > 1 else word for word, wnid in zip(words, wnids, strict=True))

@@ -1,125 +1,158 @@
-"""What people hand over to be classified, one by one: files, folders, rows of a CSV, web addresses, arrays."""
+"""Inputs of a prediction, as a sequence of images: files, folders, CSV rows, URLs, arrays, and frames of a camera."""
 
 import os
-import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from imgclf.data.layouts import list_images
 from imgclf.data.pixel_csv import read_pixel_csv
-from imgclf.errors import DataError, ImageError
-from imgclf.fetch.web_image import fetch_image, is_url
+from imgclf.errors import ConfigError, DataError, ImageError, one_line
+from imgclf.fetch import fetch_image, is_url
 
-__all__ = ["Picture", "RemoteImage", "each_input", "is_one", "list_inputs", "sample_inputs"]
+__all__ = ["InputImage", "RemoteImage", "each_input", "is_single", "list_inputs", "read_camera", "sample_inputs"]
 
 
 class RemoteImage:
-    """A picture behind a web address; `read` fetches it once, and `forget` lets its bytes go."""
+    """An image behind a URL: `read` downloads it once, `release` frees its bytes."""
 
     def __init__(self, url: str, allow_private: bool = False, timeout_seconds: float = 20.0) -> None:
         self.url, self.allow_private, self.timeout_seconds = url, allow_private, timeout_seconds
         self._body: bytes | None = None
 
     def read(self) -> bytes:
-        """The bytes at the address; raises `ImageError`."""
+        """Return the bytes behind the URL; raises `ImageError`."""
         if self._body is None:
             self._body = fetch_image(self.url, allow_private=self.allow_private, timeout_seconds=self.timeout_seconds)
         return self._body
 
-    def forget(self) -> None:
-        """Thousands of pictures must not gather in memory."""
+    def release(self) -> None:
+        """Free the bytes, so that memory does not grow with the number of images."""
         self._body = None
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """`source`: a path, a `RemoteImage`, an image in memory, or the `ImageError` that came in its place; `true`: its class, where
-    that is known.
+class InputImage:
+    """An image to classify. `source`: a path, a `RemoteImage`, the bytes of a file, an image in memory, or the
+    `ImageError` of an image that cannot be read; `true_class`: its class where the folder or the label names one.
     """
 
     name: str
-    source: Any
-    true: str | None = None
+    source: object
+    true_class: str | None = None
 
 
-def is_one(pictures: Any) -> bool:
-    """Whether this is one picture, not many."""
-    if isinstance(pictures, str) and is_url(pictures):
+def is_single(images: object) -> bool:
+    """Return whether `images` is one image, not several."""
+    if isinstance(images, str) and is_url(images):
         return True
-    if isinstance(pictures, (str, os.PathLike)):
-        return not Path(pictures).is_dir()
-    if isinstance(pictures, (np.ndarray, torch.Tensor)):
-        return pictures.ndim <= 3
-    return isinstance(pictures, bytes) or not isinstance(pictures, Iterable)
+    if isinstance(images, (str, os.PathLike)):
+        return not Path(images).is_dir()
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return images.ndim <= 3
+    return isinstance(images, bytes) or not isinstance(images, Iterable)
 
 
-def each_input(pictures: Any) -> Iterator[Picture]:
-    """One or many, in order; a folder stands for the pictures in it and below it."""
-    if isinstance(pictures, (str, os.PathLike)):
-        yield from _named(pictures)
-    elif is_one(pictures):
-        yield Picture("picture 0", pictures)
-    else:
-        for number, picture in enumerate(pictures):
-            if isinstance(picture, (str, os.PathLike)):
-                yield from _named(picture)
+def each_input(images: object) -> Iterator[InputImage]:
+    """Yield each of one or several images in order; a folder yields the images in it and below it."""
+    if isinstance(images, (str, os.PathLike)):
+        yield from _named_inputs(images)
+    elif isinstance(images, Iterable) and not is_single(images):
+        for number, image in enumerate(images):
+            if isinstance(image, (str, os.PathLike)):
+                yield from _named_inputs(image)
             else:
-                yield Picture(f"picture {number}", picture)
+                yield InputImage(f"image {number}", image)
+    else:
+        yield InputImage("image 0", images)
 
 
-def list_inputs(words: Iterable[str], classes: Collection[str] = (), label_names: Mapping[str, str] | None = None,
-                  allow_private: bool = False, timeout_seconds: float = 20.0) -> list[Picture]:  # fmt: skip
-    """What the words of a command line mean: files, folders, CSV files of pixels, web addresses. A file's class is known
-    where the folder that holds it is called like one of `classes`, a row's by its label, or by what `label_names` makes
-    of that. Nothing is opened but CSV files; what isn't there has an error as its source.
+def list_inputs(
+    paths: Iterable[str],
+    classes: Collection[str] = (),
+    label_names: Mapping[str, str] | None = None,
+    allow_private: bool = False,
+    timeout_seconds: float = 20.0,
+) -> list[InputImage]:
+    """List the images of a command line: files, folders, CSV files of pixels, URLs.
+
+    The true class of a file is the name of its folder, if `classes` has it; that of a CSV row is its label, translated by
+    `label_names`. Only CSV files are read; a missing file or an empty folder becomes an input with an `ImageError`.
     """
-    known, found = set(classes), []
-    for word in words:
-        if is_url(word):
-            found.append(Picture(word, RemoteImage(word, allow_private, timeout_seconds)))
-        elif word.lower().endswith(".csv"):
-            found += _rows(Path(word), known, label_names or {})
+    known, inputs = set(classes), []
+    for path in paths:
+        if is_url(path):
+            inputs.append(InputImage(path, RemoteImage(path, allow_private, timeout_seconds)))
+        elif path.lower().endswith(".csv"):
+            inputs += _csv_inputs(Path(path), known, label_names or {})
         else:
-            for picture in _named(word):
-                folder = Path(picture.name).absolute().parent.name
-                found.append(Picture(picture.name, picture.source, folder if folder in known else None))
-    return found
+            for image in _named_inputs(path):
+                folder = Path(image.name).absolute().parent.name
+                inputs.append(InputImage(image.name, image.source, folder if folder in known else None))
+    return inputs
 
 
-def sample_inputs(pictures: list[Picture], count: int, seed: int) -> list[Picture]:
-    """`count` of them at random, or all if there are no more, in their order; a function of `seed` and how many there are."""
-    chosen = np.random.default_rng(seed).permutation(len(pictures))[:count]
-    return [pictures[index] for index in sorted(chosen.tolist())]
+def sample_inputs(images: list[InputImage], count: int, seed: int) -> list[InputImage]:
+    """Return `count` random images in their order, or all if there are fewer; depends on `seed` and their number only."""
+    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+    return [images[index] for index in sorted(chosen.tolist())]
 
 
-def _named(path: str | os.PathLike[str]) -> Iterator[Picture]:
+def read_camera(camera: str) -> Iterator[InputImage]:
+    """Yield one frame per second of a camera ("0", "1", ...) or a video file, named by its time as MM:SS.
+
+    Raises `ConfigError` if it cannot be opened or has no frames.
+    """
+    source = int(camera) if camera.isdecimal() else camera
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        raise ConfigError(f"--webcam {camera}: no such camera or video file; 0 is the first camera")
+    last, began = -1, time.monotonic()
+    try:
+        while True:
+            succeeded, frame = capture.read()
+            if not succeeded:
+                break
+            # The time of a video file is its own; cameras do not always report one.
+            is_file = isinstance(source, str)
+            second = int(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 if is_file else time.monotonic() - began)
+            if second != last:
+                last = second
+                yield InputImage(f"{second // 60:02d}:{second % 60:02d}", frame[:, :, ::-1].copy())
+    finally:
+        capture.release()
+    if last < 0:
+        raise ConfigError(f"--webcam {camera}: no frame could be read; pass another camera or video file")
+
+
+def _named_inputs(path: str | os.PathLike[str]) -> Iterator[InputImage]:
     if isinstance(path, str) and is_url(path):
-        yield Picture(path, RemoteImage(path))
+        yield InputImage(path, RemoteImage(path))
         return
     path = Path(path)
     if not path.is_dir():
-        yield Picture(str(path), path)
+        yield InputImage(str(path), path)
         return
     folders = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
     files = [file for folder in folders for file in list_images(folder)]
     if not files:
-        message = f"{path}: no pictures in this folder or below it; expected files such as .jpg or .png"
-        yield Picture(str(path), ImageError(message))
-    yield from (Picture(str(file), file) for file in files)
+        message = f"{path}: no images in this folder or below it; expected files such as .jpg or .png"
+        yield InputImage(str(path), ImageError(message))
+    yield from (InputImage(str(file), file) for file in files)
 
 
-def _rows(path: Path, known: set[str], label_names: Mapping[str, str]) -> list[Picture]:
+def _csv_inputs(path: Path, known: set[str], label_names: Mapping[str, str]) -> list[InputImage]:
     try:
         table = read_pixel_csv(path)
     except DataError as error:
-        return [Picture(str(path), ImageError(re.sub(r"\s+", " ", str(error))))]
+        return [InputImage(str(path), ImageError(one_line(error)))]
     names = [label_names.get(label, label) for label in table.labels]
     return [
-        Picture(f"{path}:{line}", pixels, name if name in known else None)
+        InputImage(f"{path}:{line}", pixels, name if name in known else None)
         for line, pixels, name in zip(table.lines.tolist(), table.pixels, names, strict=True)
     ]

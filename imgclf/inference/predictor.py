@@ -1,4 +1,4 @@
-"""A trained classifier for other scripts: `imgclf.load("best.ckpt").predict("picture.jpg")`."""
+"""Predictions from a checkpoint in Python: `imgclf.load("best.ckpt").predict("image.jpg")`."""
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -15,178 +15,192 @@ from numpy.typing import NDArray
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
 from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
-from imgclf.images.decode import as_pixels, read_image
-from imgclf.images.fitting import fit
-from imgclf.inference.inputs import Picture, RemoteImage, each_input, is_one
+from imgclf.images import as_pixels, fit, read_image
+from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
+from imgclf.models import ImageModel, load_image_model
 from imgclf.models.engine import choose_engine
-from imgclf.models.image_model import TrainedNetwork, restore
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
     from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["Prediction", "Predictor", "load"]
+__all__ = ["Prediction", "Predictor", "choose_device", "load"]
 
-AHEAD = 64  # pictures that are decoded while the network is busy: 10 MB of 224 x 224
+PREFETCHED = 64  # images decoded while the network computes: 10 MB of 224 x 224
+DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A picture's `probabilities` float32 [K] and the `pixels` uint8 [S, S, C] that the network saw; for one that can't be
-    read NaNs, None, and the `error`.
+    """`probabilities` float32 [K] of an image, and its `pixels` uint8 [S, S, C] as the network saw them; NaN, None and the
+    `error` for an image that cannot be read.
     """
 
-    picture: Picture
+    image: InputImage
     probabilities: NDArray[np.float32]
     pixels: NDArray[np.uint8] | None
     error: ImageError | None
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", engine: str = "auto",
-         precision: str = "fp32", tta: bool = False) -> "Predictor":  # fmt: skip
-    """The classifier in a checkpoint that `imgclf.train` wrote; needs nothing but the file, and runs no code in it.
+def load(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    engine: str = "auto",
+    precision: str = "fp32",
+    tta: bool = False,
+) -> "Predictor":
+    """Load the classifier from a checkpoint of `imgclf train`; needs no other file, and runs no code from it.
 
-    `engine`: what runs it, see `imgclf.models.engine`; `precision`: fp32 or bf16; `tta`: answer with the mean over the
-    picture and the mirror images of it that show the same, as its data set says.
+    `device`: see `choose_device`; `engine`: auto, eager or openvino, see `imgclf.models.engine`; `precision`: fp32 or bf16;
+    `tta`: average the probabilities over the label-preserving flips of the data set (test-time augmentation).
 
-    Raises `CheckpointError` for any other or a damaged file, `ConfigError` for a device that isn't there.
+    Raises `CheckpointError` for another or a damaged file, `ConfigError` for a device that this machine lacks.
     """
-    trained = to_device(restore(TrainedNetwork, path), device)
-    return Predictor(trained, path, engine, precision, trained.flips() if tta else ())
+    model = load_image_model(path).to(choose_device(device))
+    return Predictor(model, path, engine, precision, model.flips() if tta else ())
 
 
-def to_device(network: Any, device: str | torch.device) -> Any:
-    """`network` on `device`; raises `ConfigError` for one that isn't there."""
+def choose_device(name: str | torch.device) -> torch.device:
+    """Return the device `name`; "auto" is CUDA if there is a GPU, else MPS, else the CPU.
+
+    Raises `ConfigError` for a device that this machine lacks.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
     try:
-        return network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        if "devic" not in str(error).lower() and "cuda" not in str(error).lower():
-            raise
-        raise ConfigError(
-            f"device={str(device)!r}: {str(error).splitlines()[0]}; pass cpu, or what this machine has"
-        ) from None
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={str(name)!r}: no such device; expected {DEVICES}") from None
+    if device.type not in available:
+        raise ConfigError(f"device={str(name)!r}: not supported; expected {DEVICES}")
+    if not available[device.type]:
+        raise ConfigError(f"device={str(name)!r}: not available on this machine; pass device=cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={str(name)!r}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+    return device
 
 
 class Predictor:
-    """Answers for pictures: paths, folders, web addresses, PIL images, numpy arrays or torch tensors, one or many.
+    """Predicts the classes of images: paths, folders, URLs, PIL images, NumPy arrays or torch tensors, one or several.
 
-    Arrays are [H, W] or [H, W, 3], tensors [C, H, W]; uint8, or floats from 0 to 1. A sequence, or an array or tensor with
-    one axis more, is many; a folder stands for the pictures in it and below it, in natural order.
+    Arrays are [H, W] or [H, W, 3], tensors [C, H, W]; uint8, or floats from 0 to 1. A sequence is several images, and so is
+    an array or tensor with one more axis. A folder stands for the images in it and below it, in natural order.
     """
 
-    def __init__(self, trained: Any, path: str | Path, engine: str = "auto", precision: str = "fp32",
-                 flips: Sequence[str] = ()) -> None:  # fmt: skip
-        self.trained: Any = trained  # a TrainedNetwork, or what answers like one
+    def __init__(
+        self, model: ImageModel, path: str | Path, engine: str = "auto", precision: str = "fp32", flips: Sequence[str] = ()
+    ) -> None:
+        self.model = model
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
         self._engines: dict[str, ForwardFn] = {}
 
     @cached_property
     def classifier(self) -> "ImageClassifier":
-        """The same as an `ImageClassifier`, to train on or to give to a Trainer; read from the file when first asked for."""
+        """The same checkpoint as an `ImageClassifier`, for training or a Trainer; read from the file at first use."""
         from imgclf.training.classifier import ImageClassifier  # here, because it loads Lightning
 
-        return ImageClassifier.load_from_checkpoint(self.path).to(self.trained.device)
+        return ImageClassifier.load_from_checkpoint(self.path).to(self.model.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of the columns of `predict_proba`."""
-        return self.trained.classes
+        """Class names, in the order of the columns of `predict_proba`."""
+        return self.model.classes
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row an epoch, with the columns of `history.csv`."""
-        return self.trained.history
+        """One row per epoch, with the columns of `history.csv`."""
+        return self.model.metadata.history
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the run measured: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
-        return self.trained.about.get("metrics", {})
+        """Metrics of the run: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
+        return self.model.metadata.metrics
 
-    def predict(self, pictures: Any, *, errors: str = "raise", batch_size: int = 32) -> Any:
-        """The class name of one picture, or a list of them for many, in order.
+    def predict(self, images: object, *, errors: str = "raise", batch_size: int = 32) -> Any:
+        """Return the class name of one image, or a list of them for several, in order.
 
-        `errors="return"` puts the `ImageError` in the place of a picture that can't be read, which otherwise is raised.
+        With `errors="return"` an image that cannot be read yields its `ImageError`; by default it is raised.
         """
-        answers: list[Any] = []
-        for _, probabilities, error in self.stream(pictures, errors=errors, batch_size=batch_size):
-            answers.append(self.classes[int(probabilities.argmax())] if error is None else error)
-        return answers[0] if is_one(pictures) else answers
+        results: list[str | ImageError] = []
+        for _, probabilities, error in self.stream(images, errors=errors, batch_size=batch_size):
+            results.append(self.classes[int(probabilities.argmax())] if error is None else error)
+        return results[0] if is_single(images) else results
 
-    def predict_proba(self, pictures: Any, *, errors: str = "raise", batch_size: int = 32) -> NDArray[np.float32]:
-        """Probabilities float32 [N, K]; a row of NaN for a picture that can't be read, with `errors="return"`."""
-        rows = [row for _, row, _ in self.stream(pictures, errors=errors, batch_size=batch_size)]
+    def predict_proba(self, images: object, *, errors: str = "raise", batch_size: int = 32) -> NDArray[np.float32]:
+        """Return probabilities float32 [N, K]; with `errors="return"` an image that cannot be read has a row of NaN."""
+        rows = [row for _, row, _ in self.stream(images, errors=errors, batch_size=batch_size)]
         return np.stack(rows) if rows else np.zeros((0, len(self.classes)), dtype=np.float32)
 
-    def stream(self, pictures: Any, *, errors: str = "raise",
-               batch_size: int = 32) -> Iterator[tuple[str, NDArray[np.float32], ImageError | None]]:  # fmt: skip
-        """(name, probabilities float32 [K], None) for each picture in order, or (name, NaNs, the error); holds one batch
-        in memory at a time. A folder without pictures is a picture that can't be read.
+    def stream(
+        self, images: object, *, errors: str = "raise", batch_size: int = 32
+    ) -> Iterator[tuple[str, NDArray[np.float32], ImageError | None]]:
+        """Yield (name, probabilities float32 [K], None) of each image in order, or (name, NaN, error); one batch at a time
+        is in memory. A folder without images counts as an image that cannot be read.
         """
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: expected raise or return")
-        listed = list(each_input(pictures)) if _can_count(pictures) else None
-        answers = self.answer(each_input(pictures) if listed is None else listed, len(listed or ()), batch_size)
-        with closing(answers):
-            for answered in answers:
-                if answered.error is not None and errors == "raise":
-                    raise answered.error
-                yield answered.picture.name, answered.probabilities, answered.error
+        # Paths and arrays are listed before they are read, so that their number can choose the engine; generators cannot.
+        countable = isinstance(images, (str, os.PathLike, list, tuple, np.ndarray, torch.Tensor))
+        inputs = list(each_input(images)) if countable else each_input(images)
+        count = len(inputs) if isinstance(inputs, list) else 0
+        with closing(self.predict_each(inputs, count, batch_size)) as predictions:
+            for prediction in predictions:
+                if prediction.error is not None and errors == "raise":
+                    raise prediction.error
+                yield prediction.image.name, prediction.probabilities, prediction.error
 
-    def answer(
-        self, pictures: Iterable[Picture], count: int = 0, batch_size: int = 32
+    def predict_each(
+        self, images: Iterable[InputImage], count: int = 0, batch_size: int = 32
     ) -> Generator[Prediction, None, None]:
-        """Each of the `pictures` in order, answered; `count` is how many there are, as far as one knows. Holds a batch in
-        memory at a time, and `AHEAD` pictures that are decoded already.
+        """Yield the prediction for each image in order; `count`: number of images, if known, which may choose the engine.
+
+        In memory are one batch, and `PREFETCHED` decoded images.
         """
-        pending: list[tuple[Picture, NDArray[np.uint8] | ImageError]] = []
+        batch: list[tuple[InputImage, NDArray[np.uint8] | ImageError]] = []
         engine = self._engine_for(count)
-        decoded = prefetch_map(lambda picture: (picture, self._pixels(picture)), pictures, AHEAD)
-        with closing(decoded):
+        with closing(prefetch_map(lambda image: (image, self._pixels(image)), images, PREFETCHED)) as decoded:
             for entry in decoded:
-                pending.append(entry)
-                if len(pending) == batch_size:
-                    yield from self._answer(pending, engine)
-                    pending = []
-        yield from self._answer(pending, engine)
+                batch.append(entry)
+                if len(batch) == batch_size:
+                    yield from self._predict_batch(batch, engine)
+                    batch = []
+        yield from self._predict_batch(batch, engine)
 
     def _engine_for(self, count: int) -> ForwardFn:
-        name = choose_engine(self.engine, self.trained.device, count)
+        name = choose_engine(self.engine, self.model.device, count)
         if name not in self._engines:
-            self._engines[name] = build_forward(self.trained, name, count, self.precision)
+            self._engines[name] = build_forward(self.model, name, count, self.precision)
         return self._engines[name]
 
-    def _pixels(self, picture: Picture) -> NDArray[np.uint8] | ImageError:
-        """uint8 [S, S, C], by the decoder that training used."""
-        source, preprocess = picture.source, self.trained.preprocess
+    def _pixels(self, image: InputImage) -> NDArray[np.uint8] | ImageError:
+        """Return uint8 [S, S, C], decoded as in training, or the error of an image that cannot be read."""
+        source, preprocess = image.source, self.model.preprocess
         try:
             if isinstance(source, ImageError):
                 return source
             if isinstance(source, RemoteImage):
-                return read_image(source.read(), preprocess, picture.name)
+                return read_image(source.read(), preprocess, image.name)
             if isinstance(source, (str, os.PathLike, bytes)):
-                return read_image(source, preprocess, picture.name)
+                return read_image(source, preprocess, image.name)
             return fit(as_pixels(source), preprocess)
         except ImageError as error:
             return error
 
-    def _answer(self, pending: Sequence[tuple[Picture, NDArray[np.uint8] | ImageError]], answer: ForwardFn
-                ) -> Iterator[Prediction]:  # fmt: skip
-        good = [pixels for _, pixels in pending if not isinstance(pixels, ImageError)]
-        rows = iter(())
-        if good:
-            images = torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2)  # [B, C, S, S]
-            nothing = torch.zeros(len(good), dtype=torch.int64)
-            logits = predict_logits(self.trained, [Batch(images, nothing, nothing)], None, answer, self.flips)
-            rows = iter(softmax(logits, self.trained.temperature))
-        for picture, pixels in pending:
+    def _predict_batch(
+        self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], forward: ForwardFn
+    ) -> Iterator[Prediction]:
+        readable = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
+        rows: Iterator[NDArray[np.float32]] = iter(())
+        if readable:
+            images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)  # [B, C, S, S]
+            nothing = torch.zeros(len(readable), dtype=torch.int64)
+            logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
+            rows = iter(softmax(logits, self.model.temperature))
+        for image, pixels in batch:
             if isinstance(pixels, ImageError):
-                yield Prediction(picture, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels)
+                yield Prediction(image, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels)
             else:
-                yield Prediction(picture, next(rows), pixels, None)
-            if isinstance(picture.source, RemoteImage):
-                picture.source.forget()
-
-
-def _can_count(pictures: Any) -> bool:
-    """Whether the pictures can be listed before they are read: names can, whatever a generator may give can't."""
-    return isinstance(pictures, (str, os.PathLike, list, tuple, np.ndarray, torch.Tensor))
+                yield Prediction(image, next(rows), pixels, None)
+            if isinstance(image.source, RemoteImage):
+                image.source.release()

@@ -1,12 +1,12 @@
-"""What becomes of answers: lines on stdout, a grid of pictures, copies sorted by class, and maps of where they come from."""
+"""Output of predictions: lines on stdout, a grid of images, copies sorted by class, and saliency maps."""
 
 import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,123 +14,128 @@ import torch
 from numpy.typing import NDArray
 
 from imgclf.evaluation.saliency import explain, overlay
-from imgclf.files.atomic import write_atomically
-from imgclf.images.decode import as_pixels, decode
-from imgclf.inference.inputs import Picture, RemoteImage
+from imgclf.files import write_atomically
+from imgclf.images import as_pixels, decode
+from imgclf.inference.inputs import InputImage, RemoteImage
 from imgclf.inference.predictor import Prediction, Predictor
 from imgclf.report.page import shrunk
 
-__all__ = ["UNSURE", "CSVRows", "Grid", "JSONLines", "Maps", "SortedCopies", "Table", "verdict"]
+if TYPE_CHECKING:
+    from imgclf.report.grid import Tile
+
+__all__ = ["CSVWriter", "GridWriter", "JSONWriter", "LineWriter", "SaliencyMaps", "SortedCopies", "TableWriter"]
 
 UNSURE = "unsure"
-TILES, TILE_SIDE = 100, 224  # of a grid: more are too small to look at
+MAX_TILES, TILE_SIDE = 100, 224  # of a grid: more tiles are too small to look at
 
 
-def verdict(answered: Prediction, classes: Sequence[str], threshold: float = 0.0) -> str:
-    """The class that is said: the most probable one, or "unsure" where that is below `threshold`."""
-    best = int(answered.probabilities.argmax())
-    return classes[best] if answered.probabilities[best] >= threshold else UNSURE
+def predicted_class(prediction: Prediction, classes: Sequence[str], threshold: float = 0.0) -> str:
+    """Return the most probable class, or "unsure" if its probability is below `threshold`."""
+    best = int(prediction.probabilities.argmax())
+    return classes[best] if prediction.probabilities[best] >= threshold else UNSURE
 
 
-def _best(answered: Prediction, count: int) -> list[int]:
-    return [int(index) for index in np.argsort(-answered.probabilities, kind="stable")[:count]]
+class LineWriter:
+    """Prints one line per image to stdout."""
 
-
-class Table:
-    """A line a picture: its most probable classes, then its name, and its class where that is known and another."""
-
-    def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
-        self.classes, self.top, self.threshold = classes, min(top, len(classes)), threshold
-        self.width = min(max(map(len, classes)), 28)
-
-    def __call__(self, answered: Prediction) -> None:
-        """Print it."""
-        cells = [f"{self.classes[i]:<{self.width}} {answered.probabilities[i]:6.1%}" for i in _best(answered, self.top)]
-        said, true = verdict(answered, self.classes, self.threshold), answered.picture.true
-        if self.threshold:
-            cells.insert(0, f"{UNSURE if said == UNSURE else '':<{len(UNSURE)}}")
-        truth = f"   (is {true})" if true is not None and true != self.classes[_best(answered, 1)[0]] else ""
-        print(f"{'   '.join(cells)}   {answered.picture.name}{truth}", flush=True)
-
-
-class CSVRows:
-    """A row a picture on stdout, as it is answered: file, predicted, then a column a class."""
-
-    def __init__(self, classes: Sequence[str], threshold: float) -> None:
-        self.classes, self.threshold = classes, threshold
-        self.writer = csv.writer(sys.stdout, lineterminator="\n")
-        self.writer.writerow(["file", "predicted", *classes])
-
-    def __call__(self, answered: Prediction) -> None:
-        """Print it."""
-        values = [f"{value:.7g}" for value in answered.probabilities.tolist()]
-        self.writer.writerow([answered.picture.name, verdict(answered, self.classes, self.threshold), *values])
-
-
-class JSONLines:
-    """An object a picture on stdout: file, predicted, probability, top, true where it is known; or file and error."""
+    prints_errors = False  # otherwise an image that cannot be read has no line
 
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         self.classes, self.top, self.threshold = classes, top, threshold
 
-    def __call__(self, answered: Prediction) -> None:
-        """Print it."""
-        picture, probabilities = answered.picture, answered.probabilities
-        facts: dict[str, Any] = {"file": picture.name}
-        if answered.error is not None:
-            facts["error"] = str(answered.error)
+    def write(self, prediction: Prediction) -> None:
+        """Print the line."""
+        raise NotImplementedError
+
+
+class TableWriter(LineWriter):
+    """Prints the most probable classes, the name, and the true class if it is known and differs."""
+
+    def write(self, prediction: Prediction) -> None:
+        """Print the line, with class names padded to a column."""
+        width = min(max(map(len, self.classes)), 28)
+        image, probabilities = prediction.image, prediction.probabilities
+        best = _top_classes(prediction, self.top)
+        cells = [f"{self.classes[i]:<{width}} {probabilities[i]:6.1%}" for i in best]
+        if self.threshold:
+            predicted = predicted_class(prediction, self.classes, self.threshold)
+            cells.insert(0, f"{UNSURE if predicted == UNSURE else '':<{len(UNSURE)}}")
+        is_wrong = image.true_class is not None and image.true_class != self.classes[best[0]]
+        print(f"{'   '.join(cells)}   {image.name}{f'   (is {image.true_class})' * is_wrong}", flush=True)
+
+
+class CSVWriter(LineWriter):
+    """Prints CSV: file, predicted, then the probability of each class."""
+
+    def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
+        super().__init__(classes, top, threshold)
+        self.rows = csv.writer(sys.stdout, lineterminator="\n")
+        self.rows.writerow(["file", "predicted", *classes])
+
+    def write(self, prediction: Prediction) -> None:
+        """Print the row."""
+        values = [f"{value:.7g}" for value in prediction.probabilities.tolist()]
+        predicted = predicted_class(prediction, self.classes, self.threshold)
+        self.rows.writerow([prediction.image.name, predicted, *values])
+
+
+class JSONWriter(LineWriter):
+    """Prints a JSON object: file, predicted, probability, top, and true if known; or file and error."""
+
+    prints_errors = True
+
+    def write(self, prediction: Prediction) -> None:
+        """Print the object."""
+        record: dict[str, object] = {"file": prediction.image.name}
+        if prediction.error is not None:
+            record["error"] = str(prediction.error)
         else:
-            best = _best(answered, self.top)
-            facts["predicted"] = verdict(answered, self.classes, self.threshold)
-            facts["probability"] = round(float(probabilities[best[0]]), 6)
-            facts["top"] = [{"class": self.classes[i], "probability": round(float(probabilities[i]), 6)} for i in best]
-            if picture.true is not None:
-                facts["true"] = picture.true
-        print(json.dumps(facts, ensure_ascii=False), flush=True)
+            best = _top_classes(prediction, self.top)
+            rounded = [round(value, 6) for value in prediction.probabilities.tolist()]
+            record["predicted"] = predicted_class(prediction, self.classes, self.threshold)
+            record["probability"] = rounded[best[0]]
+            record["top"] = [{"class": self.classes[i], "probability": rounded[i]} for i in best]
+            if prediction.image.true_class is not None:
+                record["true"] = prediction.image.true_class
+        print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
-class Grid:
-    """The first `TILES` pictures side by side in one PNG, each titled with what was said of it."""
+class GridWriter:
+    """Draws the first `MAX_TILES` images in one PNG, each titled with its prediction."""
 
-    def __init__(self, path: Path, predictor: Predictor, threshold: float, explained: bool) -> None:
-        self.path, self.predictor, self.threshold, self.explained = path, predictor, threshold, explained
-        self.tiles: list[Any] = []
-        self.left_out = 0
+    def __init__(self, path: Path, predictor: Predictor, threshold: float, with_maps: bool) -> None:
+        self.path, self.predictor, self.threshold, self.with_maps = path, predictor, threshold, with_maps
+        self.tiles: list[Tile] = []
+        self.omitted = 0
 
-    def __call__(self, answered: Prediction) -> None:
-        """Take it in."""
-        from imgclf.report.grid import Tile  # here, because it loads matplotlib
-
-        if answered.pixels is None or len(self.tiles) >= TILES:
-            self.left_out += answered.pixels is not None
-            return
-        heat = _map(self.predictor, answered) if self.explained else None
-        image = answered.pixels if heat is not None else shrunk(_as_it_is(answered.picture), TILE_SIDE)
-        said = verdict(answered, self.predictor.classes, self.threshold)
-        probability = float(answered.probabilities.max())
-        self.tiles.append(Tile(image, said, probability, answered.picture.true, heat))
+    def write(self, prediction: Prediction) -> None:
+        """Add a tile."""
+        if len(self.tiles) >= MAX_TILES:
+            self.omitted += 1
+        else:
+            self.tiles.append(_make_tile(prediction, self.predictor, self.threshold, self.with_maps))
 
     def finish(self) -> str:
-        """Write it, and say so in a line."""
-        from imgclf.report.grid import plot_grid
+        """Write the PNG, and return a summary line."""
+        from imgclf.report.grid import plot_grid  # here, because it loads matplotlib
 
         if not self.tiles:
-            return f"{self.path}: not written, no picture was answered"
+            return f"{self.path}: not written, because no image could be read"
         plot_grid(self.tiles, self.path)
-        more = f"; {self.left_out:,} more don't fit (--sample takes some at random)" if self.left_out else ""
-        return f"{self.path}: {len(self.tiles)} pictures{more}"
+        omitted = f"; {self.omitted:,} more do not fit (--sample takes random ones)" if self.omitted else ""
+        return f"{self.path}: {len(self.tiles)} images{omitted}"
 
 
 class SortedCopies:
-    """A copy of each picture in a folder of its class below `folder`; nothing is overwritten."""
+    """Copies each image into a folder of its predicted class below `folder`; never overwrites a file."""
 
     def __init__(self, folder: Path, classes: Sequence[str], threshold: float) -> None:
         self.folder, self.classes, self.threshold, self.count = folder, classes, threshold, 0
 
-    def __call__(self, answered: Prediction) -> None:
-        """Copy it."""
-        source = answered.picture.source
-        name = re.sub(r"[^\w.()+ -]+", "_", answered.picture.name.rstrip("/").rpartition("/")[2]).lstrip(".")[-120:]
+    def write(self, prediction: Prediction) -> None:
+        """Copy the image."""
+        image, source = prediction.image, prediction.image.source
+        name = re.sub(r"[^\w.()+ -]+", "_", image.name.rstrip("/").rpartition("/")[2]).lstrip(".")[-120:]
         if isinstance(source, (str, Path)):
             data = Path(source).read_bytes()
         elif isinstance(source, RemoteImage):
@@ -138,61 +143,73 @@ class SortedCopies:
         else:
             _, encoded = cv2.imencode(".png", np.ascontiguousarray(as_pixels(source)[:, :, ::-1]))
             data, name = encoded.tobytes(), f"{name}.png"
-        said = re.sub(r"[/\\\0]", "_", verdict(answered, self.classes, self.threshold))
-        write_atomically(_free(self.folder / (said if said not in (".", "..") else "_"), name or "picture"), data)
+        folder = re.sub(r"[/\\\0]", "_", predicted_class(prediction, self.classes, self.threshold))
+        folder = "_" if folder in (".", "..") else folder
+        write_atomically(_unused_path(self.folder / folder, name or "image"), data)
         self.count += 1
 
     def finish(self) -> str:
-        """Say in a line what was done."""
-        return f"{self.folder}: {self.count:,} copies, by class"
+        """Return a summary line."""
+        return f"{self.folder}: {self.count:,} copies, sorted by class"
 
 
-class Maps:
-    """For each picture a PNG in `folder` with the picture as the network saw it, and where in it lies what speaks for what
-    was said.
-    """
+class SaliencyMaps:
+    """Writes one PNG per image to `folder`: the image as the network saw it beside the saliency map of its prediction."""
 
     def __init__(self, folder: Path, predictor: Predictor) -> None:
         self.folder, self.predictor, self.count = folder, predictor, 0
 
-    def __call__(self, answered: Prediction) -> None:
-        """Write it."""
-        from imgclf.report.grid import Tile, plot_grid
+    def write(self, prediction: Prediction) -> None:
+        """Write the PNG."""
+        from imgclf.report.grid import plot_grid
 
-        assert answered.pixels is not None
-        said = verdict(answered, self.predictor.classes)
-        tile = Tile(answered.pixels, said, float(answered.probabilities.max()), answered.picture.true,
-                    _map(self.predictor, answered))  # fmt: skip
-        stem = re.sub(r"[^\w()+ -]+", "_", Path(answered.picture.name).stem)[-80:] or "picture"
-        plot_grid([tile], _free(self.folder, f"{self.count:05d}_{stem}.png"))
+        stem = re.sub(r"[^\w()+ -]+", "_", Path(prediction.image.name).stem)[-80:] or "image"
+        tile = _make_tile(prediction, self.predictor, threshold=0.0, with_map=True)
+        plot_grid([tile], _unused_path(self.folder, f"{self.count:05d}_{stem}.png"))
         self.count += 1
 
     def finish(self) -> str:
-        """Say in a line what was done."""
-        return f"{self.folder}: {self.count:,} maps"
+        """Return a summary line."""
+        return f"{self.folder}: {self.count:,} saliency maps"
 
 
-Consumer = Callable[[Prediction], None]
+FileWriter: TypeAlias = GridWriter | SortedCopies | SaliencyMaps
 
 
-def _map(predictor: Predictor, answered: Prediction) -> NDArray[np.uint8]:
-    """The overlay uint8 [S, S, 3] for the most probable class."""
-    assert answered.pixels is not None
-    images = torch.from_numpy(answered.pixels[None]).permute(0, 3, 1, 2)  # [1, C, S, S]
-    target = torch.tensor([int(answered.probabilities.argmax())])
-    return overlay(answered.pixels, explain(predictor.trained, images, target)[0])
+def _top_classes(prediction: Prediction, count: int) -> list[int]:
+    return [int(index) for index in np.argsort(-prediction.probabilities, kind="stable")[:count]]
 
 
-def _as_it_is(picture: Picture) -> NDArray[np.uint8]:
-    """The picture at its own size: uint8 [H, W, 3]."""
-    source = picture.source
+def _make_tile(prediction: Prediction, predictor: Predictor, threshold: float, with_map: bool) -> "Tile":
+    from imgclf.report.grid import Tile
+
+    if with_map:
+        assert prediction.pixels is not None
+        pixels, saliency = prediction.pixels, _saliency_map(predictor, prediction)
+    else:
+        pixels, saliency = shrunk(_original_pixels(prediction.image), TILE_SIDE), None
+    predicted = predicted_class(prediction, predictor.classes, threshold)
+    return Tile(pixels, predicted, float(prediction.probabilities.max()), prediction.image.true_class, saliency)
+
+
+def _saliency_map(predictor: Predictor, prediction: Prediction) -> NDArray[np.uint8]:
+    """Return uint8 [S, S, 3]: the map of the most probable class over the image."""
+    assert prediction.pixels is not None
+    images = torch.from_numpy(prediction.pixels[None]).permute(0, 3, 1, 2)  # [1, C, S, S]
+    target = torch.tensor([int(prediction.probabilities.argmax())])
+    return overlay(prediction.pixels, explain(predictor.model, images, target)[0])
+
+
+def _original_pixels(image: InputImage) -> NDArray[np.uint8]:
+    """Return the image at its own size: uint8 [H, W, 3]."""
+    source = image.source
     if isinstance(source, (str, Path, bytes)):
-        return decode(source, picture.name)
-    return decode(source.read(), picture.name) if isinstance(source, RemoteImage) else as_pixels(source)
+        return decode(source, image.name)
+    return decode(source.read(), image.name) if isinstance(source, RemoteImage) else as_pixels(source)
 
 
-def _free(folder: Path, name: str) -> Path:
-    """A path in `folder` that nothing has: `name`, or `name-2`, `name-3` and so on in front of its suffix."""
+def _unused_path(folder: Path, name: str) -> Path:
+    """Return a path in `folder` that does not exist: `name`, or with -2, -3, ... before its suffix."""
     path = folder / name
     number = 2
     while path.exists():

@@ -1,4 +1,4 @@
-"""Any timm network without its head: images to a feature map."""
+"""Any timm network without its head: normalised images to a feature map."""
 
 import copy
 import math
@@ -13,30 +13,42 @@ from torch import Tensor, nn
 from imgclf.errors import ConfigError
 from imgclf.models import small_cnn  # noqa: F401, registers itself with timm
 
-__all__ = ["Backbone", "build_backbone", "check_name", "sized"]
+__all__ = ["Backbone", "build_backbone", "check_name", "size_keywords"]
 
-# Keywords of timm's `create_model` and `build_model_with_cfg` that say where to load from, or what to wrap around: a
-# checkpoint, which brings the keywords of its network along, may not use them.
-_READERS = frozenset((
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
-    "pretrained_custom_load", "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only",
-    "feature_cfg", "out_indices", "model_cfg", "kwargs_filter", "pretrained_model_args",
-))  # fmt: skip
-# Widths and depths of any known network add up to a tenth of this. Some are a number of turns that timm's code takes, before
-# there is a layer that could be counted: of a checkpoint they must be small whatever they mean.
+# Keywords of timm's `create_model` and `build_model_with_cfg` that load files or wrap the network: a checkpoint, which
+# brings the keywords of its network along, may not use them.
+_REFUSED_KEYWORDS = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
+    *("pretrained_custom_load", "pretrained_model_args", "checkpoint_path", "cache_dir", "scriptable", "exportable"),
+    *("no_jit", "features_only", "feature_cfg", "out_indices", "model_cfg", "kwargs_filter"),
+}
+# The widths and depths of any known network add up to a tenth of this. Some are loop counts in timm's code, before there
+# is a layer that could be counted: those of a checkpoint must be small.
 MAX_KEYWORDS = 65_536
+# What timm's networks raise for settings that they can't take.
+_BUILD_ERRORS = (
+    TypeError,
+    AssertionError,
+    RuntimeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+)
 
 
 class Backbone(nn.Module):
-    """`network`, a timm model, without all that only its own head needs: [B, C, S, S] -> [B, F, h, w].
+    """The timm `network` called `name`, without the parts that only its own head needs: [B, C, S, S] -> [B, F, h, w].
 
-    Networks whose features are no such map (transformers) pool in their own way and give [B, F]. `shape` is the shape of
-    one picture's features, for the input size that it was built for.
+    Networks without such a feature map (transformers) pool in their own way and give [B, F]. `shape` is the shape of
+    one image's features, for the input size that the network was built for.
     """
 
-    def __init__(self, network: Any, traced: "_Traced") -> None:
+    def __init__(self, network: Any, traced: "_Traced", name: str) -> None:
         super().__init__()
         self.network: Any = network
+        self.name = name
         self.spatial, self.shape = traced.spatial, traced.shape
         for part in traced.unused:
             setattr(network, part, nn.Identity())
@@ -48,9 +60,7 @@ class Backbone(nn.Module):
 
 
 def check_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` is one that timm has registered: nothing is fetched from a hub by name."""
-    if not isinstance(name, str):
-        raise ConfigError(f"model.backbone={name!r}: expected the name of one of timm's networks")
+    """Raise `ConfigError` unless timm has registered `name`: nothing is fetched from a hub by name."""
     if not timm.is_model(name.partition(".")[0]) or ":" in name or "/" in name:
         near = get_close_matches(name, timm.list_models(), n=5)
         hint = f"; near it: {', '.join(near)}" if near else ""
@@ -59,33 +69,33 @@ def check_name(name: str) -> None:
         )
 
 
-def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, Any] | None = None) -> Backbone:
-    """timm's `name` for `in_chans` channels and pictures of side `size`, with random weights.
+def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, object] | None = None) -> Backbone:
+    """Return timm's network `name` for `in_chans` channels and images of side `size`, with random weights.
 
     Raises `ConfigError` for an unknown name, a keyword that the network doesn't take, or a size it can't take.
     """
     check_name(name)
-    _check_keywords(kwargs or {})
+    keywords: dict[str, Any] = dict(kwargs or {})
+    _check_keywords(keywords)
+    keywords = {**size_keywords(name, size), **keywords}
     try:
-        network = timm.create_model(name, pretrained=False, in_chans=in_chans, num_classes=0, **sized(name, size),
-                                    **(kwargs or {}))  # fmt: skip
-        key = (name, repr(kwargs), in_chans, size)
+        network = timm.create_model(name, pretrained=False, in_chans=in_chans, num_classes=0, **keywords)
+        key = (name, repr(keywords), in_chans, size)
         if key not in _TRACED:
             _TRACED[key] = _trace(network, in_chans, size)
-        return Backbone(network, _TRACED[key])
-    except (TypeError, AssertionError, RuntimeError, ValueError, ArithmeticError, LookupError, AttributeError,
-            MemoryError) as error:  # fmt: skip
+        return Backbone(network, _TRACED[key], name)
+    except _BUILD_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"model.backbone={name} at image_size={size}, {keywords}: {reason[:200]}") from error
+
+
+def _check_keywords(kwargs: Mapping[str, object]) -> None:
+    """Raise `ConfigError` unless the keywords are plain values that describe the network, and nothing else."""
+    if refused := sorted(_REFUSED_KEYWORDS.intersection(kwargs)):
         raise ConfigError(
-            f"model.backbone={name} at image_size={size}, {dict(kwargs or {})}: {reason[:200]}"
-        ) from error
-
-
-def _check_keywords(kwargs: Mapping[str, Any]) -> None:
-    """Plain values that say what the network is like, nothing else."""
-    if refused := sorted(_READERS.intersection(kwargs)):
-        raise ConfigError(f"model.backbone_kwargs: {refused[0]} would make timm read or fetch a file, or wrap the network; "
-                          "pass model.weights=<file> or model.pretrained instead")  # fmt: skip
+            f"model.backbone_kwargs: {refused[0]} would make timm read or fetch a file, or wrap the network; "
+            "pass model.weights=<file> or model.pretrained instead"
+        )
     pending, total = list(kwargs.items()), 0.0
     while pending:
         key, value = pending.pop()
@@ -100,19 +110,21 @@ def _check_keywords(kwargs: Mapping[str, Any]) -> None:
                 f"model.backbone_kwargs.{key}={value!r}: expected finite numbers, words, or lists of them"
             )
     if total > MAX_KEYWORDS:
-        raise ConfigError(f"model.backbone_kwargs: its numbers add up to {total:,.0f}; expected at most {MAX_KEYWORDS:,}, "
-                          "because timm loops over some of them")  # fmt: skip
+        raise ConfigError(
+            f"model.backbone_kwargs: its numbers add up to {total:,.0f}; expected at most {MAX_KEYWORDS:,}, "
+            "because timm loops over some of them"
+        )
 
 
-def sized(name: str, size: int) -> dict[str, Any]:
-    """Transformers must be told the size; they are known by a fixed input size in timm's own configuration."""
+def size_keywords(name: str, size: int) -> dict[str, int]:
+    """Return the keywords that set the input size of networks whose timm configuration has a fixed one (transformers)."""
     config = timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size and tuple(config.input_size[1:]) != (size, size)
     return {"img_size": size} if fixed else {}
 
 
 class _Traced(NamedTuple):
-    """What running a network once says: whether its features are a map, their shape, and the parts that they don't need."""
+    """What running a network once shows: whether its features are a map, their shape, and the parts it doesn't call."""
 
     spatial: bool
     shape: tuple[int, ...]
@@ -125,10 +137,7 @@ _TRACED: dict[
 
 
 def _trace(network: Any, in_chans: int, size: int) -> _Traced:
-    """Run one empty picture through.
-
-    What runs is a shadow of the network on torch's meta device: shapes alone, at any size, in no time.
-    """
+    """Run one empty image through a copy of `network` on torch's meta device: shapes only, fast at any size."""
     tensors = (*network.parameters(), *network.buffers())
     shadow = copy.deepcopy(network, {id(tensor): tensor.detach().to("meta") for tensor in tensors}).eval()
     called: set[str] = set()

@@ -1,8 +1,8 @@
-"""What runs a network whose weights stay as they are: PyTorch itself, or OpenVINO, which fuses its layers for the CPU.
+"""Runtimes for a network whose weights stay as they are: PyTorch (eager), or OpenVINO, which fuses layers for the CPU.
 
-The rule, which never looks at a clock, so that the same run takes the same engine: `auto` is OpenVINO on a CPU where it is
-installed and at least `WORTHWHILE` pictures are to be seen, below which its two to three seconds of preparation aren't won
-back; else eager. OpenVINO is compared with eager before its first use, and eager is taken when they differ.
+The rule never looks at a clock, so that the same run takes the same engine: `auto` is OpenVINO on a CPU where it is
+installed and at least `OPENVINO_MIN_IMAGES` images are to be seen, below which its two to three seconds of preparation
+don't pay; else eager. OpenVINO is compared with eager before its first use, and eager is taken where they differ.
 `scripts/bench/engines.py` measures them.
 """
 
@@ -14,34 +14,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from imgclf.config import ENGINES
 from imgclf.errors import ConfigError
+from imgclf.models.image_model import ImageModel
 
-__all__ = [
-    "BATCH",
-    "ENGINES",
-    "PRECISIONS",
-    "WORTHWHILE",
-    "Eager",
-    "Engine",
-    "build_engine",
-    "choose_engine",
-    "label_of",
-    "run",
-]
+__all__ = ["BATCH", "Engine", "build_engine", "choose_engine", "label_of", "openvino_version", "run_padded"]
 
-ENGINES = ("auto", "eager", "openvino")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORTHWHILE = 1000  # pictures; MobileNetV2 wins its preparation back at 400, MobileNetV3-small at 1,100
-BATCH = 32  # pictures
-FEW = 8  # pictures that OpenVINO takes at a time; up to 1.5 times as fast as 32 by all threads together
+OPENVINO_MIN_IMAGES = 1000  # MobileNetV2 wins its preparation back at 400, MobileNetV3-small at 1,100
+BATCH = 32  # images
+MICRO_BATCH = 8  # images that one thread of OpenVINO takes; up to 1.5 times as fast as 32 by all threads together
 TOLERANCE = 1e-4  # of the largest value
 
 
 class Engine(Protocol):
-    """Runs pixels through a network: uint8 [B, C, S, S] -> float32 [B, ...], on the CPU or where the network is.
+    """A way to run an image model: uint8 [B, C, S, S] -> float32 [B, ...], on the CPU or the model's device.
 
-    `label` names it with its version and precision: what two must share to give the same numbers. It is fastest on `batch`
-    pictures, and takes no more.
+    `label` names it with its version and precision: two engines of one label give the same numbers. It takes at most
+    `batch` images, and is fastest on that many.
     """
 
     label: str
@@ -51,85 +41,100 @@ class Engine(Protocol):
         """uint8 [B, C, S, S] -> float32 [B, ...]."""
 
 
-class Normalised(nn.Module):
-    """A network behind its normalisation, and in front of it the pixels as they lie in memory: uint8 [B, S, S, C]."""
-
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.network, self.mean, self.std = network, mean, std
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, S, S, C] -> [B, ...]."""
-        return self.network((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
-
-
 class Eager:
-    """PyTorch as it is, in channels_last; `precision` bf16 and fp16 compute what autocast deems safe in these."""
+    """PyTorch in channels_last; `precision` bf16 and fp16 use autocast."""
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, precision: str = "fp32") -> None:
-        self.network, self.precision = Normalised(network, mean, std), precision
+    def __init__(self, model: ImageModel, precision: str = "fp32") -> None:
+        self.model, self.precision = model, precision
         self.label = label_of("eager", precision)
-        self.batch = BATCH if mean.device.type == "cpu" else 256
+        self.batch = BATCH if model.device.type == "cpu" else 256
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, C, S, S] -> float32 [B, ...]."""
-        pixels = images.to(self.network.mean.device, non_blocking=True).permute(0, 2, 3, 1)
+        images = images.to(self.model.device, non_blocking=True)
         half = PRECISIONS[self.precision]
-        with torch.autocast(pixels.device.type, half, enabled=half is not None):
-            return self.network(pixels).float()
+        with torch.autocast(images.device.type, half, enabled=half is not None):
+            return self.model(images).float()
 
 
 class OpenVINO:
-    """The network as OpenVINO compiles it for the CPU: each thread takes a few pictures of the batch through the whole
-    network, which keeps them in its own cache, and its numbers from depending on how many threads there are. Pictures
-    that are missing from the last few are made up for, and cut again.
+    """The model compiled by OpenVINO for the CPU.
+
+    Each thread takes `MICRO_BATCH` images of the batch through the whole network, which keeps them in its own cache and
+    makes the numbers independent of the number of threads. The last few images are padded, and the padding is cut off.
     """
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, side: int, precision: str = "fp32") -> None:
+    def __init__(self, model: ImageModel, precision: str = "fp32") -> None:
         import openvino
-        from openvino.frontend import FrontEndManager
-        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
         self.label, self.batch = label_of("openvino", precision), BATCH
         streams = min(torch.get_num_threads(), BATCH)
-        self._few = min(FEW, BATCH // streams)
-        pixels = torch.zeros(self._few, side, side, mean.shape[1], dtype=torch.uint8)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the tracer about shapes, which are fixed here, and of its own age
-            trace: Any = torch.jit.trace
-            decoder = TorchScriptPythonDecoder(
-                trace(Normalised(network, mean, std).eval(), pixels[:1], check_trace=False)
-            )
-            # By the front end itself: `openvino.convert_model` would report its use over the network.
-            front = FrontEndManager().load_by_framework("pytorch")
-            model = front.convert(front.load(decoder))
-        model.reshape(list(pixels.shape))
-        hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
-                 "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams}  # fmt: skip
-        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(model, "CPU", hints), streams)
-        found: list[Tensor] = []
+        self._micro_batch = min(MICRO_BATCH, BATCH // streams)
+        side, channels = model.preprocess.size, model.preprocess.channels
+        hints = {
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams,
+        }
+        converted = _convert(model, (self._micro_batch, side, side, channels))
+        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(converted, "CPU", hints), streams)
+        results: list[Tensor] = []
 
-        def keep(request: Any, number: int) -> None:  # doesn't know `self`: the queue would keep both alive for ever
-            found[number] = torch.from_numpy(request.get_output_tensor(0).data.copy())  # it will be used again
+        def store(
+            request: Any, number: int
+        ) -> None:  # doesn't refer to `self`: the queue would keep both alive for ever
+            results[number] = torch.from_numpy(request.get_output_tensor(0).data.copy())  # the request is reused
 
-        self._queue.set_callback(keep)
-        self._found = found
+        self._queue.set_callback(store)
+        self._results = results
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, C, S, S] -> float32 [B, ...]."""
-        missing = -len(images) % self._few
-        full = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]).permute(0, 2, 3, 1).contiguous()
-        parts = torch.split(full, self._few)
-        self._found[:] = [full] * len(parts)
+        pixels = _pad(images, -len(images) % self._micro_batch).permute(0, 2, 3, 1).contiguous()
+        parts = torch.split(pixels, self._micro_batch)
+        self._results[:] = [pixels] * len(parts)
         for number, part in enumerate(parts):
             self._queue.start_async([part.numpy()], number)
         self._queue.wait_all()
-        return torch.cat(self._found)[: len(images)]
+        return torch.cat(self._results)[: len(images)]
 
 
-def choose_engine(wanted: str, device: torch.device, pictures: int) -> str:
-    """ "eager" or "openvino", by the rule of this module; raises `ConfigError` for one that can't be had."""
+class _ChannelsLast(nn.Module):
+    """An image model that takes pixels as they lie in memory."""
+
+    def __init__(self, model: ImageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, S, S, C] -> [B, ...]."""
+        return self.model(pixels.permute(0, 3, 1, 2))
+
+
+def _convert(model: ImageModel, shape: tuple[int, ...]) -> Any:
+    """Return OpenVINO's form of `model` for pixels uint8 of `shape` [B, S, S, C]."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    pixels = torch.zeros(1, *shape[1:], dtype=torch.uint8)
+    trace: Any = torch.jit.trace
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer warns of shapes, which are fixed here, and of its own age
+        decoder = TorchScriptPythonDecoder(trace(_ChannelsLast(model).eval(), pixels, check_trace=False))
+        # Through the front end, because `openvino.convert_model` reports its use over the network.
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        converted = frontend.convert(frontend.load(decoder))
+    converted.reshape(list(shape))
+    return converted
+
+
+def choose_engine(wanted: str, device: torch.device, images: int) -> str:
+    """Return "eager" or "openvino" for so many images, by the rule of this module.
+
+    Raises `ConfigError` where the `wanted` engine isn't available.
+    """
     if wanted not in ENGINES:
         raise ConfigError(f"engine={wanted!r}: expected one of {', '.join(ENGINES)}")
     if wanted == "openvino" and not openvino_version():
@@ -138,54 +143,56 @@ def choose_engine(wanted: str, device: torch.device, pictures: int) -> str:
         raise ConfigError(f"engine=openvino runs on the CPU, the network is on {device}; pass engine=eager")
     if wanted != "auto":
         return wanted
-    return "openvino" if device.type == "cpu" and pictures >= WORTHWHILE and openvino_version() else "eager"
+    return "openvino" if device.type == "cpu" and images >= OPENVINO_MIN_IMAGES and openvino_version() else "eager"
 
 
 def label_of(name: str, precision: str) -> str:
-    """The label that the engine of this name would have here; nothing is imported to find out."""
+    """Return the label of the engine `name` here, without importing it."""
     return f"{name} {openvino_version() if name == 'openvino' else torch.__version__} {precision}"
 
 
-def build_engine(
-    name: str, network: nn.Module, mean: Tensor, std: Tensor, side: int, precision: str = "fp32"
-) -> Engine:
-    """The engine `name` for `network`, in eval mode, whose weights stay as they are.
+def build_engine(name: str, model: ImageModel, precision: str = "fp32") -> Engine:
+    """Return the engine `name` for `model`, in eval mode, whose weights stay as they are.
 
-    OpenVINO that can't take the network, or differs from eager by more than 1e-4 of the largest value, gives way to eager;
-    what happened is printed. In bf16 it is compared in fp32: rounding is what was asked for.
+    Where OpenVINO can't take the network, or differs from eager by more than 1e-4 of the largest value, it prints why and
+    returns eager. In bf16 the comparison is made in fp32: rounding is expected there.
     """
-    eager = Eager(network, mean, std, precision)
+    eager = Eager(model, precision)
     if name == "eager":
         return eager
     try:
-        engine = OpenVINO(network, mean, std, side)
-    except Exception as error:  # its converter raises whatever the traced code made it meet
+        engine = OpenVINO(model)
+    except Exception as error:  # its converter may raise anything that the traced code meets
         reason = " ".join(str(error).split())[:120]
         print(f"engine: eager, OpenVINO can't take this network ({type(error).__name__}: {reason})", flush=True)
         return eager
-    noise = torch.randint(0, 256, (2, mean.shape[1], side, side), generator=torch.Generator().manual_seed(0))
-    expected, found = Eager(network, mean, std)(noise.to(torch.uint8)), engine(noise.to(torch.uint8))
-    apart = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    if not apart <= TOLERANCE:  # nor if it isn't a number
-        print(f"engine: eager, OpenVINO's numbers differ by {apart:.1e} of the largest", flush=True)
+    side, channels = model.preprocess.size, model.preprocess.channels
+    noise = torch.randint(0, 256, (2, channels, side, side), generator=torch.Generator().manual_seed(0))
+    images = noise.to(torch.uint8)
+    expected, actual = Eager(model)(images), engine(images)
+    difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not difference <= TOLERANCE:  # NaN isn't either
+        print(f"engine: eager, OpenVINO's numbers differ by {difference:.1e} of the largest", flush=True)
         return eager
-    return engine if precision == "fp32" else OpenVINO(network, mean, std, side, precision)
+    return engine if precision == "fp32" else OpenVINO(model, precision)
 
 
-def run(engine: Engine, images: Tensor, batch: int) -> Tensor:
-    """`engine` of any number of pictures uint8 [N, C, S, S], always `batch` at a time: the last ones are filled up with
-    copies of a picture, because PyTorch may add in another order when a batch has another size.
+def run_padded(engine: Engine, images: Tensor, batch: int) -> Tensor:
+    """Run `engine` on images uint8 [N, C, S, S], exactly `batch` at a time: float32 [N, ...] on the CPU.
+
+    The last batch is padded, because PyTorch may add in another order when a batch has another size.
     """
-    results = []
-    for part in torch.split(images, batch):
-        missing = batch - len(part)
-        full = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
-        results.append(engine(full)[: len(part)].cpu())
-    return torch.cat(results)
+    parts = torch.split(images, batch)
+    return torch.cat([engine(_pad(part, batch - len(part)))[: len(part)].cpu() for part in parts])
+
+
+def _pad(images: Tensor, count: int) -> Tensor:
+    """Return `images` and `count` copies of the first one behind them."""
+    return torch.cat([images, images[:1].expand(count, -1, -1, -1)]) if count else images
 
 
 def openvino_version() -> str | None:
-    """The installed version; nothing is imported to find out."""
+    """Return the installed version of OpenVINO, None without it; imports nothing."""
     if importlib.util.find_spec("openvino") is None:
         return None
     try:

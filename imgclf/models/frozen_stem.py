@@ -1,10 +1,10 @@
-"""Where a partly frozen network can be cut: what lies before sees each picture once, what lies behind is trained.
+"""Cut a partly frozen network in two: the stem, run once per image, and the rest, which is trained.
 
-The cut lies at the input of the first module that is trained, or as near before it as the network allows: a module whose
-parameters, and those of all that was called before it, are frozen is passed over, and a container is entered. Both parts
-are views: the same modules and parameters in other containers, where `Bypass` stands for what the other part does. A network
-whose parts don't add up to the whole (a connection that skips the cut, code between the modules) is cut further to the front,
-or not at all: it is run on noise, and compared.
+The cut lies at the input of the first module that is trained, or as near before it as the network allows: a module belongs
+to the stem if its parameters, and those of all modules called before it, are frozen; a container is entered. Both parts
+are views: the same modules and parameters in other containers, where a `Bypass` stands in for the other part. A network
+whose parts don't add up to the whole (a connection that skips the cut, code between the modules) is cut further to the
+front, or not at all: this is checked by running it on noise.
 """
 
 import copy
@@ -15,18 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imgclf.models.network import Network
-
 __all__ = ["Bypass", "FrozenStem", "SharedView", "find_frozen_stem"]
 
 TOLERANCE = 1e-6  # of the largest logit; the parts do the same sums in the same order
 
 
 class Bypass(nn.Module):
-    """Gives back what it is given first, whatever else comes along."""
+    """Returns its first argument."""
 
     def forward(self, features: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The same features."""
+        """Return `features`."""
         return features
 
 
@@ -34,50 +32,52 @@ class Bypass(nn.Module):
 class FrozenStem:
     """`stem`: normalised images [B, C, S, S] -> features [B, ...] of `shape`; `rest`: those -> logits [B, K].
 
-    `passed` names the modules of the network that the stem consists of.
+    `frozen_modules` names the modules of the network that the stem consists of.
     """
 
     stem: nn.Module
     rest: "SharedView"
-    passed: tuple[str, ...]
+    frozen_modules: tuple[str, ...]
     shape: tuple[int, ...]
 
-    def frozen(self) -> bool:
-        """Whether nothing in the stem is trained."""
+    def is_frozen(self) -> bool:
+        """Return whether nothing in the stem is trained."""
         return not any(parameter.requires_grad for parameter in self.stem.parameters())
 
 
 class SharedView:
-    """A network whose modules are shared with another one, container by container: what is trained there is trained here."""
+    """A network with some modules replaced and all others shared, so that what is trained in the one is in the other."""
 
     def __init__(self, network: nn.Module, replaced: dict[str, nn.Module]) -> None:
         self._copies: list[tuple[nn.Module, nn.Module]] = []
         self.module = self._copy(network, "", replaced)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """What the network gives."""
-        for mine, original in self._copies:
-            mine.training = original.training
+        """Run the network with its modules replaced."""
+        for copied, original in self._copies:
+            copied.training = original.training
         return self.module(inputs)
 
     def _copy(self, module: nn.Module, path: str, replaced: dict[str, nn.Module]) -> nn.Module:
-        """A copy of every container above something that is replaced; all else is the very module."""
+        """Copy every container that holds a replaced module; return all other modules themselves."""
         if path in replaced:
             return replaced[path]
         if not any(name.startswith(f"{path}.") or not path for name in replaced):
             return module
-        mine = copy.copy(module)  # parameters and buffers stay the same objects, in the same dictionaries
-        children = {key: self._copy(child, f"{path}.{key}".lstrip("."), replaced) if child is not None else None
-                    for key, child in module._modules.items()}  # fmt: skip
-        object.__setattr__(mine, "_modules", children)
-        self._copies.append((mine, module))
-        return mine
+        copied = copy.copy(module)  # parameters and buffers stay the same objects, in the same dictionaries
+        children = {
+            key: self._copy(child, f"{path}.{key}".lstrip("."), replaced) if child is not None else None
+            for key, child in module._modules.items()
+        }
+        object.__setattr__(copied, "_modules", children)
+        self._copies.append((copied, module))
+        return copied
 
 
-def find_frozen_stem(network: Network, in_chans: int, size: int) -> FrozenStem | None:
-    """The deepest cut of `network` that leaves its logits as they are; None where nothing can be cached.
+def find_frozen_stem(network: nn.Module, in_chans: int, size: int) -> FrozenStem | None:
+    """Return the deepest cut of `network` that keeps its logits; None where no frozen stem can be cut off.
 
-    Call it with the right parts frozen. The network must be in full precision; it is run on two pictures of noise.
+    The network must be in full precision, its parts frozen as in training; it is run on two images of noise.
     """
     images = torch.rand(2, in_chans, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     parameter = next(network.parameters())
@@ -87,17 +87,15 @@ def find_frozen_stem(network: Network, in_chans: int, size: int) -> FrozenStem |
     try:
         with torch.inference_mode():
             calls = _calls(network, images)
-            whole = network(images)
-            for passed in _cuts(network, calls):
-                if split := _try(network, images, whole, passed, calls):
-                    return split
-        return None
+            logits = network(images)
+            attempts = (_cut(network, images, logits, modules, calls) for modules in _candidates(network, calls))
+            return next((stem for stem in attempts if stem), None)
     finally:
         network.train(was_training)
 
 
 def _calls(network: nn.Module, images: Tensor) -> list[str]:
-    """The paths of the modules in the order in which they are called; a module that is called twice comes once."""
+    """Return the paths of the modules in the order of their first call."""
     order: dict[str, None] = {}
     hooks = [
         module.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
@@ -111,33 +109,31 @@ def _calls(network: nn.Module, images: Tensor) -> list[str]:
     return list(order)
 
 
-def _cuts(network: Network, calls: list[str]) -> Iterator[tuple[str, ...]]:
-    """The modules before the cut, by path: the deepest cut first, then those that lie nearer to the front."""
-    passed = _frozen_before(network, "", calls)
-    while passed and any(
-        parameter.numel() for path in passed for parameter in network.get_submodule(path).parameters()
-    ):
-        yield tuple(passed)
-        depth = max(path.count(".") for path in passed)
-        above = [path for path in passed if path.count(".") < depth]  # no longer inside the innermost container
-        passed = above if len(above) < len(passed) and above else passed[:-1]
+def _candidates(network: nn.Module, calls: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the modules before the cut: the deepest cut first, then those nearer to the front."""
+    modules = _frozen_before(network, "", calls)
+    while any(parameter.numel() for path in modules for parameter in network.get_submodule(path).parameters()):
+        yield tuple(modules)
+        depth = max(path.count(".") for path in modules)
+        above = [path for path in modules if path.count(".") < depth]  # outside the innermost container
+        modules = above if 0 < len(above) < len(modules) else modules[:-1]
 
 
 def _frozen_before(network: nn.Module, path: str, calls: list[str]) -> list[str]:
-    """The paths of the modules at `path` and below it that are called before the first that learns or draws numbers."""
+    """Return the paths of the modules at `path` and below that are called before the first that learns or draws."""
     inside = [call for call in calls if call and (not path or call.startswith(f"{path}."))]
-    passed: list[str] = []
+    frozen: list[str] = []
     for call in inside:  # `network.backbone.network` is never called itself, what it contains is
         if any(call.startswith(f"{other}.") for other in inside):
             continue
         if not _is_fixed(network.get_submodule(call)):
-            return passed + _frozen_before(network, call, calls)
-        passed.append(call)
-    return passed
+            return frozen + _frozen_before(network, call, calls)
+        frozen.append(call)
+    return frozen
 
 
 def _is_fixed(module: nn.Module) -> bool:
-    """Whether it gives the same for the same in training: frozen, and drops nothing at random."""
+    """Return whether the module's outputs stay the same in training: it is frozen, and drops nothing at random."""
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
     if next(module.parameters(), None) is not None:
@@ -148,25 +144,23 @@ def _is_fixed(module: nn.Module) -> bool:
     return not any(drops)
 
 
-def _try(
-    network: Network, images: Tensor, whole: Tensor, passed: tuple[str, ...], calls: list[str]
+def _cut(
+    network: nn.Module, images: Tensor, logits: Tensor, modules: tuple[str, ...], calls: list[str]
 ) -> FrozenStem | None:
-    """The two parts, if they add up to the whole."""
-    others = [call for call in calls if call and not any(f"{call}.".startswith(f"{path}.") or path.startswith(f"{call}.")
-                                                         for path in passed)]  # fmt: skip
-    outer = {path: Bypass() for path in others if not any(path.startswith(f"{other}.") for other in others)}
-    stem, rest = SharedView(network, dict(outer)), SharedView(network, {path: Bypass() for path in passed})
+    """Return the two parts if together they give the `logits` of the whole network."""
+
+    def overlap(one: str, other: str) -> bool:
+        return f"{one}.".startswith(f"{other}.") or other.startswith(f"{one}.")
+
+    others = [call for call in calls if call and not any(overlap(call, path) for path in modules)]
+    outermost = [path for path in others if not any(path.startswith(f"{other}.") for other in others)]
+    stem = SharedView(network, {path: Bypass() for path in outermost})
+    rest = SharedView(network, {path: Bypass() for path in modules})
     try:
         features = stem(images)
-        logits = rest(features)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-    ):  # code between the modules wants other shapes
+        actual = rest(features)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return None  # code between the modules needs other shapes
+    if actual.shape != logits.shape or float((actual - logits).abs().max()) > TOLERANCE * float(logits.abs().max()):
         return None
-    if logits.shape != whole.shape or float((logits - whole).abs().max()) > TOLERANCE * float(whole.abs().max()):
-        return None
-    return FrozenStem(stem.module, rest, passed, tuple(features.shape[1:]))
+    return FrozenStem(stem.module, rest, modules, tuple(features.shape[1:]))

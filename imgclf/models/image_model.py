@@ -1,183 +1,136 @@
-"""What answers for pictures, trained or being trained: network, classes and preprocessing, and how a file gives them back.
+"""The image model: a network with its class names and preprocessing, from uint8 images to logits.
 
-Nothing here loads Lightning, which takes longer to import than a picture to classify.
+Nothing here imports Lightning, which takes longer to import than an image to classify.
 """
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imgclf.errors import CheckpointError, ConfigError
-from imgclf.models.declared import check_facts, check_numbers, check_shapes, declared_within
-from imgclf.models.frozen_stem import Bypass, SharedView
+from imgclf.config import ModelConfig
+from imgclf.errors import ConfigError
+from imgclf.models.checkpoint import (
+    AVERAGED,
+    TRAINED,
+    CheckpointMetadata,
+    check_checkpoint,
+    checkpoint_errors,
+    read_checkpoint,
+)
+from imgclf.models.frozen_stem import Bypass, FrozenStem, SharedView, find_frozen_stem
 from imgclf.models.network import Network, build_network
-from imgclf.models.weights import read_checkpoint
 from imgclf.preprocess import Preprocess
 
-__all__ = ["Answering", "Answers", "TrainedNetwork", "restore"]
-
-Made = TypeVar("Made", bound="Answers")
-_ABOUT = (
-    "config",
-    "data",
-    "metrics",
-    "fingerprint",
-    "temperature",
-)  # of a checkpoint: what it tells beside its network
+__all__ = ["ImageModel", "load_image_model"]
 
 
-class Answers:
-    """The part that an `ImageClassifier` and a `TrainedNetwork` have in common; `assemble` comes before all else."""
+class ImageModel(nn.Module):
+    """`network` for `classes`, behind the normalisation of `preprocess`: uint8 [B, C, S, S] -> logits [B, K].
 
-    network: Network
-    ema_network: Network | None
+    `network` takes normalised images [B, C, S, S]: a `Network`, or a bare timm network with its own head. `metadata` is
+    what a checkpoint holds beside the network.
+    """
+
     mean: Tensor
     std: Tensor
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    history: list[dict[str, Any]]
-    about: dict[str, Any]
 
-    def assemble(self, model: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any],
-                 ema_decay: float | None, seed: int) -> None:  # fmt: skip
-        """Build the network, with random weights, and what belongs to it; raises `ConfigError`."""
-        module: Any = self  # the nn.Module that this is a part of
-        self.classes = tuple(classes)
-        self.preprocess = Preprocess.from_dict(dict(preprocess))
-        with torch.random.fork_rng(devices=[]):  # whoever loads a model keeps their own random numbers
-            torch.default_generator.manual_seed(seed)
-            self.network = build_network(model, len(self.classes), self.preprocess.channels, self.preprocess.size)
-        self.ema_network = copy.deepcopy(self.network).requires_grad_(False) if ema_decay else None
-        for name, values in (("mean", self.preprocess.mean), ("std", self.preprocess.std)):
-            module.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
-        self._rests: dict[int, SharedView] = {}
-        self.history = []  # a row an epoch
-        self.about = {}  # plain data that travels in the checkpoint: config, data, metrics
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        preprocess: Preprocess,
+        metadata: CheckpointMetadata | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.classes, self.preprocess = network, tuple(classes), preprocess
+        self.metadata = metadata or CheckpointMetadata()
+        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1) * 255, persistent=False)
+        self._rest: SharedView | None = None
 
-    def use_features(self, passed: Sequence[str]) -> None:
-        """From now on take features in place of pictures where a batch brings them: what the modules `passed` would give."""
-        networks = (self.network, self.ema_network) if self.ema_network is not None else (self.network,)
-        self._rests = {id(network): SharedView(network, dict.fromkeys(passed, Bypass())) for network in networks}
+    @classmethod
+    def build(cls, config: ModelConfig, classes: Sequence[str], preprocess: Preprocess, seed: int = 0) -> "ImageModel":
+        """Return the model that `config` describes, with random weights by `seed`; raises `ConfigError`.
 
-    def taking(self, network: Network, images: Tensor) -> Network | SharedView:
-        """`network`, or its part behind the features that came in place of `images`."""
-        return self._rests[id(network)] if images.is_floating_point() else network
-
-    @property
-    def predictor(self) -> Network:
-        """The network that answers: the averaged one where there is one."""
-        return self.ema_network if self.ema_network is not None else self.network
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it; features stay as they are.
-
-        In place, a row of pixels at a time as they lie in memory: a third of the time of `(images - mean) / std`, to the bit.
+        The global random state stays as it is.
         """
-        if images.is_floating_point():
-            return images
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network = build_network(config, len(classes), preprocess.channels, preprocess.size)
+        return cls(network, classes, preprocess)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] -> logits [B, K]."""
+        return self.network(self.normalize(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it.
+
+        In place, by rows of pixels in memory order: a third of the time of `(images - mean) / std`, and the same bits.
+        """
         pixels = images.permute(0, 2, 3, 1)  # [B, S, S, C]
         batch, height, width, channels = pixels.shape
         rows = pixels.reshape(batch, height, width * channels).float()
         rows.sub_(self.mean.view(-1).repeat(width)).div_(self.std.view(-1).repeat(width))
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S], or features (see `use_features`) -> logits [B, K] of the network that answers."""
-        return self.taking(self.predictor, images)(self.normalise(images))
+    def find_frozen_stem(self) -> FrozenStem | None:
+        """Return the cut between what is frozen of the network and the rest; None where there is none."""
+        return find_frozen_stem(self.network, self.preprocess.channels, self.preprocess.size)
 
-    @property
-    def temperature(self) -> float:
-        """What the logits are divided by before they become probabilities: 1, or what `calibrate=true` has found."""
-        return float(self.about.get("temperature") or 1.0)
+    def use_features(self, frozen_modules: Sequence[str]) -> None:
+        """Prepare `forward_features` for what the modules `frozen_modules` of the network give (see `FrozenStem`)."""
+        self._rest = SharedView(self.network, dict.fromkeys(frozen_modules, Bypass()))
 
-    def flips(self) -> tuple[str, ...]:
-        """The mirror images that show the same class, as the data set says; raises `ConfigError` where it says none."""
-        config = self.about.get("config") or {}
-        augment = (config.get("dataset") or {}).get("augment") or {}
-        known = self.about.get("data", {}).get("flips") or [
-            name for name in ("horizontal", "vertical") if augment.get(f"{name}_flip")
-        ]
-        if not known:
-            raise ConfigError("tta: the data set of this checkpoint names no mirror image that shows the same class "
-                              "(dataset.flips); leave it out, or train with dataset.flips=[horizontal]")  # fmt: skip
-        return tuple(known)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the history; Lightning calls this too."""
-        self.history = copy.deepcopy(checkpoint["imgclf"]["history"])
-
-
-class TrainedNetwork(Answers, nn.Module):
-    """A classifier for predictions only: no optimizer, no metrics, no Lightning. The keywords of an `ImageClassifier` that
-    say how it is trained are taken and not looked at.
-    """
-
-    def __init__(self, model: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any],
-                 ema_decay: float | None = None, seed: int = 0, **of_training: Any) -> None:  # fmt: skip
-        super().__init__()
-        self.assemble(model, classes, preprocess, ema_decay, seed)
+    def forward_features(self, features: Tensor) -> Tensor:
+        """Features of the frozen modules [B, ...] -> logits [B, K]; `use_features` comes first."""
+        if self._rest is None:
+            raise RuntimeError("forward_features: call use_features first")
+        return self._rest(features)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model."""
         return self.mean.device
-
-
-class Answering(Protocol):
-    """Whatever answers: an `ImageClassifier` or a `TrainedNetwork`."""
-
-    mean: Tensor
-    std: Tensor
-    classes: tuple[str, ...]
-    preprocess: Preprocess
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by."""
+        """Divisor of the logits before softmax: 1, or the value that `calibrate=true` has fitted."""
+        return self.metadata.temperature
 
-    @property
-    def device(self) -> Any:
-        """Where it computes."""
+    def penalty(self) -> Tensor:
+        """L2 term of the loss: a scalar, 0 for a network without a `Head`."""
+        return self.network.head.penalty() if isinstance(self.network, Network) else self.mean.new_zeros(())
 
-    @property
-    def predictor(self) -> Network:
-        """The network that answers."""
+    def flips(self) -> tuple[str, ...]:
+        """Return the flips that keep an image's class, from the data set; raises `ConfigError` where it names none."""
+        augment = ((self.metadata.config or {}).get("dataset") or {}).get("augment") or {}
+        used = [name for name in ("horizontal", "vertical") if augment.get(f"{name}_flip")]
+        known = self.metadata.data.flips or used
+        if not known:
+            raise ConfigError(
+                "tta: the checkpoint's data set names no flip that keeps the class (dataset.flips); "
+                "leave tta out, or train with dataset.flips=[horizontal]"
+            )
+        return tuple(known)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S], or features -> logits [B, K]."""
 
-    def eval(self) -> Any:
-        """Answer as after training."""
+def load_image_model(path: str | Path, map_location: Any = "cpu") -> ImageModel:
+    """Return the model of a checkpoint, in eval mode, to predict with: its averaged weights where it has them.
 
-
-def restore(make: Callable[..., Made], path: str | Path, map_location: Any = "cpu", **changes: Any) -> Made:
-    """What `make` makes of the settings in a checkpoint, with the weights in it, in eval mode; nothing but tensors and plain
-    data is read from the file. Raises `CheckpointError` for a file that is no checkpoint of imgclf, or a damaged one.
+    Reads nothing but tensors and plain data. Raises `CheckpointError` for any other or a damaged file.
     """
     checkpoint = read_checkpoint(path, map_location)
-    hparams, state = {**checkpoint["hyper_parameters"], **changes}, checkpoint["state_dict"]
-    try:
-        check_facts(checkpoint)
-        check_numbers(hparams["model"], state)
-        with declared_within(state):
-            check_shapes(_module(make(**hparams)), state)  # of a network that takes no memory
-        made = make(**hparams)
-        _module(made).load_state_dict(state)
-        made.on_load_checkpoint(checkpoint)
-    except (ConfigError, CheckpointError) as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:400]}") from None
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: no checkpoint that this version of imgclf can use "
-                              f"({type(error).__name__}: {reason})") from None  # fmt: skip
-    made.about = {key: value for key, value in checkpoint["imgclf"].items() if key in _ABOUT}
-    _module(made).eval()
-    return made
-
-
-def _module(made: Any) -> nn.Module:
-    return made
+    hparams, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    with checkpoint_errors(path):
+        metadata = check_checkpoint(checkpoint)
+        config, preprocess = ModelConfig.from_dict(hparams["model"]), Preprocess.from_dict(hparams["preprocess"])
+        model = ImageModel.build(config, hparams["classes"], preprocess)
+        prefix = AVERAGED if hparams.get("ema_decay") else TRAINED
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        model.network.load_state_dict(weights)
+        model.metadata = metadata
+    return model.eval()

@@ -17,7 +17,8 @@ from imgclf.evaluation.classification import per_class
 from imgclf.evaluation.evaluate import softmax
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files.atomic import write_atomically
-from imgclf.models.image_model import Answering
+from imgclf.models.image_model import ImageModel
+from imgclf.models.network import Network
 from imgclf.report.confusion import plot_confusion
 from imgclf.report.page import data_uri, results_page
 from imgclf.report.plots import plot_curves
@@ -38,20 +39,25 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
-    """What a report shows: a model (its weights are those of `backbone`), its data, and its evaluations by split.
+    """What a report shows: a model, its data, and its evaluations by split.
 
     `environment` is that of `describe_environment`, with the wall time of each part in "seconds". `config` are the
     settings of the run, `history` its epochs, `train_metrics` those of its last epoch; all three may be empty.
     """
 
-    model: Answering
-    backbone: str
+    model: ImageModel
     data: ImageDataModule
     evaluations: Mapping[str, Evaluation]
     environment: Mapping[str, Any]
     config: Mapping[str, object] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     train_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def backbone(self) -> str:
+        """timm's name of the network."""
+        network = self.model.network
+        return network.backbone.name if isinstance(network, Network) else type(network).__name__
 
     @property
     def split(self) -> str:
@@ -140,7 +146,7 @@ def _image(inputs: ReportInputs, evaluation: Evaluation, position: int) -> dict[
     probabilities, index = evaluation.probabilities[position], int(evaluation.order[position])
     best = np.argsort(-probabilities, kind="stable")[:5].tolist()
     return {
-        "src": data_uri(inputs.data.picture(inputs.split, index), SIDE, 75),
+        "src": data_uri(inputs.data.image(inputs.split, index), SIDE, 75),
         "file": _short_path(evaluation.samples.items[index], inputs.data.root),
         "true": int(evaluation.targets[position]),
         "predicted": best[0],
@@ -174,7 +180,7 @@ def _samples(data: ImageDataModule) -> Iterator[dict[str, str]]:
     """Yield the first training image of each class."""
     train = data.samples["train"]
     for target, index in _one_per_class(train.targets):
-        yield {"src": data_uri(data.picture("train", index), SAMPLE_SIDE, 75), "caption": train.classes[target]}
+        yield {"src": data_uri(data.image("train", index), SAMPLE_SIDE, 75), "caption": train.classes[target]}
 
 
 def _augmented(data: ImageDataModule) -> Iterator[dict[str, str]]:

@@ -1,58 +1,24 @@
 """What a run prints: its data, its classes, its network and its results."""
 
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from imgclf.console import make_console
 from imgclf.data.datamodule import SPLITS, ImageDataModule
 from imgclf.models.network import Network, count_parameters
 from imgclf.preprocess import Preprocess
 from imgclf.report.tables import per_class_table
 
-__all__ = ["print_data", "print_metrics", "print_network", "print_per_class", "silence_library_logs"]
-
-_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
-_WARNINGS = (
-    "does not have many workers",
-    "number of training batches",
-    "in eval mode at the start of training",
-    "GPU available but not used",
-    "IntermediateResult",
-    "Checkpoint directory.*exists and is not empty",
-    "isinstance.treespec, LeafSpec",
-    "was configured so",
-    "lr_scheduler.step.*before.*optimizer.step",
-    "no logger",
-    "srun",
-    "`train_dataloader`.*overfit",
-    "You requested to overfit",
-    "It is recommended to use `self.log.*sync_dist",
-)
-
-
-def silence_library_logs() -> None:
-    """Silence the logs and warnings of Lightning and torch; imgclf prints what a user can act on."""
-    for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in _WARNINGS:
-        warnings.filterwarnings("ignore", message=f".*{message}")
-
-
-def _console() -> Console:
-    """Return rich's console, 120 columns wide where there is no terminal, such as in a log file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+__all__ = ["print_data", "print_metrics", "print_network", "print_per_class"]
 
 
 def print_data(data: ImageDataModule) -> None:
     """Print counts, notes and the classes with their indices."""
-    console = _console()
+    console = make_console()
     counts = ", ".join(f"{len(data.samples[split]):,} {split}" for split in SPLITS)
     console.print(Text(f"{data.name}: {counts}; {len(data.classes)} classes; from {data.root}"))
     for note in data.notes:
@@ -61,7 +27,7 @@ def print_data(data: ImageDataModule) -> None:
     console.print(Text(f"classes: {numbered}"))
 
 
-def print_network(backbone: str, network: Network, preprocess: Preprocess) -> None:
+def print_network(network: Network, preprocess: Preprocess) -> None:
     """Print a table of the network's parts with their parameters, trainable and frozen."""
     table = Table(title=None)
     table.add_column("part")
@@ -78,14 +44,14 @@ def print_network(backbone: str, network: Network, preprocess: Preprocess) -> No
     table.add_section()
     table.add_row("all", f"{total:,} parameters", f"{trainable:,}", f"{total - trainable:,}")
     size, shape = preprocess.size, " x ".join(map(str, network.backbone.shape))
-    console = _console()
-    console.print(Text(f"{backbone} on {size} x {size} ({preprocess.resize}): features {shape}"))
+    console = make_console()
+    console.print(Text(f"{network.backbone.name} on {size} x {size} ({preprocess.resize}): features {shape}"))
     console.print(table)
 
 
 def print_per_class(split: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Print precision, recall, F1 and support of each class."""
-    console = _console()
+    console = make_console()
     console.print(Text(f"{split}, by class:"))
     console.print(per_class_table(classes, matrix))
 

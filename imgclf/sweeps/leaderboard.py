@@ -10,7 +10,7 @@ from imgclf.config import MONITORS, CheckpointConfig
 from imgclf.console import print_table
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.trial_record import PRUNED, TrialRecord, find_trials
+from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import Run, read_run
 

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,9 +22,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from imgclf.config import RunConfig
-from imgclf.errors import ImgclfError, RunError
-from imgclf.files.trial_record import TrialRecord, read_record, write_record
-from imgclf.signals import Interrupted, catch_signals
+from imgclf.errors import ImgclfError, RunError, one_line
+from imgclf.files.run_folder import TrialRecord, read_record, write_record
+from imgclf.signals import Interrupted, catch_signals, exit_with_parent
 
 __all__ = ["main", "run_trial"]
 
@@ -127,7 +126,7 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
     """Train in the process, and send the outcome to the one that waits."""
     if hasattr(os, "setsid"):
         os.setsid()
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    exit_with_parent()
     if log:
         with open(Path(folder) / LOG, "ab") as file:
             os.dup2(file.fileno(), 1)
@@ -147,7 +146,7 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
         outcome = Outcome(error=str(stop))
     except Exception as error:  # a bug, here or in a package: the log gets the traceback, the leaderboard the line
         traceback.print_exc()
-        outcome = Outcome(error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        outcome = Outcome(error=f"{type(error).__name__}: {one_line(error)}")
     with suppress(OSError):  # the waiting process may have ended
         connection.send(outcome)
 
@@ -165,14 +164,6 @@ def _train(folder: str) -> float | None:
 
         torch.set_num_threads(int(threads))
     return train(RunConfig.from_dict(record.settings), Path(folder), record.overrides)
-
-
-def _stop_with_parent() -> None:
-    """Stop this process as a signal would, when the waiting process is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _exit_reason(exitcode: int | None) -> str:

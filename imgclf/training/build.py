@@ -1,7 +1,8 @@
-"""From settings, as Hydra composed them, to the objects of a run."""
+"""From a plan to the objects of a run: data, classifier, Trainer, cached features."""
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,129 +11,162 @@ import numpy as np
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
 
-from imgclf.data import datamodule_class
+from imgclf.config import CacheConfig, LoggerConfig, LossConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
-from imgclf.data.location import locate
-from imgclf.errors import ConfigError
-from imgclf.models.backbone import check_name
-from imgclf.models.weights import read_note
-from imgclf.preprocess import Preprocess
+from imgclf.data.datasets import build_data
+from imgclf.errors import ConfigError, one_line
+from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
+from imgclf.models.weights import describe_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
-from imgclf.training.checkpoint_io import AtomicCheckpointIO
+from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.loggers import build_logger
+from imgclf.training.feature_cache import FeatureCache, attach_features
+from imgclf.training.resume import RunPlan
 
-__all__ = ["build_classifier", "build_data", "build_trainer", "is_first_process", "restore_classifier"]
-
-
-def build_data(settings: Mapping[str, Any]) -> ImageDataModule:
-    """The data module of `settings["dataset"]`, its files found and labelled; raises `DataError`, `ConfigError`."""
-    options = dict(settings["dataset"])
-    name, data_dir = options.pop("name"), settings.get("data_dir")
-    data = _call(datamodule_class(name), "dataset", locate(name, data_dir), name=name, seed=settings["seed"],
-                 check_counts=data_dir != "demo", cache=settings.get("cache", "off"), cache_gb=settings.get("cache_gb", 0),
-                 views=settings.get("views"), **options)  # fmt: skip
-    data.setup()
-    return data
+__all__ = ["Run", "build_classifier", "build_run", "build_trainer", "data_of", "is_first_process"]
 
 
-def build_classifier(settings: Mapping[str, Any], data: ImageDataModule) -> ImageClassifier:
-    """The network for the data's classes, with its weights, and the preprocessing that they ask for, which the data then
-    uses; raises `ConfigError`, `CheckpointError`.
+@dataclass
+class Run:
+    """The objects of one run; `features` are None where every epoch needs the images themselves."""
+
+    plan: RunPlan
+    data: ImageDataModule
+    classifier: ImageClassifier
+    trainer: Trainer
+    signals: Signals
+    features: FeatureCache | None = None
+
+
+def build_run(plan: RunPlan, signals: Signals) -> Run:
+    """Build everything that a run needs; raises `DataError`, `ConfigError`, `CheckpointError`."""
+    config, point = plan.config, plan.resume
+    data = data_of(config)
+    if config.calibrate and not len(data.samples["val"]):
+        raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")
+    if point:
+        point.check_data(data)
+        classifier = ImageClassifier.load_from_checkpoint(point.path).train()
+        classifier.metadata = _metadata(config, data)
+    else:
+        classifier = build_classifier(config, data)
+    trainer = build_trainer(config, plan.folder, data, signals)
+    if point and point.stopped_early:
+        trainer.fit_loop.max_epochs = point.epochs
+    engine = point.metadata.get("engine") if point else None
+    features = attach_features(config, classifier, data, trainer.strategy.root_device, engine)
+    data.connect(classifier.preprocess, features, stop=lambda: signals.pending is not None)
+    return Run(plan, data, classifier, trainer, signals, features)
+
+
+def data_of(config: RunConfig) -> ImageDataModule:
+    """Return the data module of a run's settings, set up; raises `DataError`, `ConfigError`."""
+    cache = CacheConfig(config.cache, config.cache_gb)
+    return build_data(config.dataset, config.data_dir, config.seed, cache, config.views)
+
+
+def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifier:
+    """Return the network for the data's classes with its weights, and let the data use the preprocessing that they need.
+
+    Raises `ConfigError`, `CheckpointError`.
     """
-    model = dict(settings["model"])
-    check_name(model["backbone"])
-    weights, pretrained = model.pop("weights", None), model.pop("pretrained", False) and not model.get("weights")
-    channels = model.pop("in_chans", 3)
-    chosen = {
-        key: settings[source]
-        for key, source in (("size", "image_size"), ("resize", "resize"))
-        if settings[source] is not None
-    }
-    preprocess = Preprocess.of(model["backbone"], **chosen).with_channels(channels)
-    if weights:
-        note = read_note(weights, model["backbone"])
-        model["backbone_kwargs"] = {**(model.get("backbone_kwargs") or {}), **note.kwargs}
-        if note.pretrained_cfg:
-            preprocess = Preprocess.from_config(dict(note.pretrained_cfg), **chosen).with_channels(channels)
-    data.preprocess = preprocess
-    if not weights and not pretrained:  # nothing is known about the pixels but what the training set says
+    model, channels = config.model, config.model.in_chans
+    chosen = {"resize": config.resize, **({"size": config.image_size} if config.image_size else {})}
+    preprocess, keywords = describe_weights(model.backbone, model.weights, **chosen)
+    preprocess = preprocess.with_channels(channels)
+    model = replace(model, backbone_kwargs={**model.backbone_kwargs, **keywords})
+    data.connect(preprocess)
+    if not model.weights and not model.pretrained:  # the training set alone tells how pixels are distributed
         mean, std = data.statistics(channels)
-        preprocess = Preprocess(**{**preprocess.to_dict(), "mean": mean, "std": std})
-        data.preprocess = preprocess
-    classifier = _call(
-        ImageClassifier, "the settings", model, list(data.classes), preprocess.to_dict(), optimizer=settings["optimizer"],
-        scheduler=settings["scheduler"], loss=_loss(settings["loss"], data), mixing=settings["mixing"],
-        ema_decay=settings["ema_decay"], monitor=settings["checkpoint"]["monitor"], seed=settings["seed"],
-    )  # fmt: skip
-    if weights:
-        classifier.load_weights(weights)
-    elif pretrained:
+        preprocess = replace(preprocess, mean=mean, std=std)
+        data.connect(preprocess)
+    classifier = ImageClassifier(
+        model,
+        data.classes,
+        preprocess,
+        optimizer=config.optimizer,
+        scheduler=config.scheduler,
+        loss=_with_class_weights(config.loss, data),
+        mixing=config.mixing,
+        ema_decay=config.ema_decay,
+        monitor=config.checkpoint.monitor,
+        seed=config.seed,
+    )
+    if model.weights:
+        classifier.load_weights(model.weights)
+    elif model.pretrained:
         classifier.load_pretrained()
-    classifier.about = _about(settings, data)
+    classifier.metadata = _metadata(config, data)
     return classifier
 
 
-def restore_classifier(settings: Mapping[str, Any], data: ImageDataModule, path: Path) -> ImageClassifier:
-    """The network of the checkpoint at `path`, to train on; its weights file or the hub isn't needed again."""
-    classifier = ImageClassifier.load_from_checkpoint(path).train()
-    data.preprocess = classifier.preprocess
-    classifier.about = _about(settings, data)
-    return classifier
+def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signals: Signals) -> Trainer:
+    """Return Lightning's Trainer with `config.trainer`, and imgclf's callbacks and checkpoints in `folder`.
 
-
-def build_trainer(settings: Mapping[str, Any], folder: Path, data: ImageDataModule, signals: Signals) -> Trainer:
-    """Lightning's Trainer with `settings["trainer"]`, and imgclf's callbacks and checkpoints in `folder`.
-
-    Without validation pictures there is nothing to stop early by.
+    Without validation images there is nothing to stop early by.
     """
-    options = dict(settings["trainer"])
-    if not isinstance(options["max_epochs"], int):
-        raise ConfigError(f"trainer.max_epochs={options['max_epochs']!r}: expected a whole number of epochs")
+    options = {key: value for key, value in config.trainer.to_dict().items() if value is not None}
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
     if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
         options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
-    chosen = (settings.get("callbacks") or {}) if options["limit_val_batches"] != 0 else {}
-    callbacks = _call(
-        build_callbacks,
-        "checkpoint or callbacks.early_stopping",
-        folder,
-        signals,
-        settings["checkpoint"],
-        chosen.get("early_stopping"),
-        chosen.get("pruning"),
-    )
+    validated = options.get("limit_val_batches") != 0
+    stopping = (config.callbacks.early_stopping, config.callbacks.pruning) if validated else (None, None)
+    own: dict[str, Any] = {
+        "default_root_dir": folder,
+        "callbacks": build_callbacks(folder, signals, config.checkpoint, *stopping),
+        "logger": _build_logger(config.logger, folder),
+        "plugins": [AtomicCheckpointIO()],
+        "enable_checkpointing": True,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+    }
     try:
-        return _call(
-            Trainer, "trainer", default_root_dir=folder, callbacks=callbacks, logger=build_logger(settings, folder),
-            plugins=[AtomicCheckpointIO()], enable_checkpointing=True, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **options,
-        )  # fmt: skip
+        return Trainer(**own, **options)
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"trainer: {one_line(error, 300)}") from error
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of a distributed run's processes, as far as can be told before it has begun."""
+    """Return whether this is the first of a distributed run's processes, as far as can be known before it has begun."""
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _about(settings: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
-    """What travels in every checkpoint beside the network: where it comes from, as plain data."""
-    counts = {split: len(samples) for split, samples in data.samples.items()}
-    facts = {"name": data.name, "root": str(data.root), "counts": counts, "flips": list(data.flips)}
-    return {"config": dict(settings), "data": facts, "fingerprint": data.fingerprint()}
+def _build_logger(config: LoggerConfig, folder: Path) -> Logger | bool:
+    """Return the tracker of `config`; False for none. What isn't shared by all runs lies below `folder`.
+
+    Raises `ConfigError` for one whose package isn't installed.
+    """
+    options, label = config.options, str(folder).rpartition("outputs/")[2].strip("/")  # as people call a run
+    try:
+        if config.name == "csv":  # version "": no version_N folder, as a run has its own
+            return CSVLogger(folder, name="csv", version="", **options)
+        if config.name == "tensorboard":
+            return TensorBoardLogger(folder, name="tensorboard", version="", **options)
+        if config.name == "mlflow":
+            uri = config.uri or f"sqlite:///{Path('outputs').absolute() / 'mlflow.db'}"
+            if uri.startswith("sqlite:///"):
+                Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            artifacts = str(folder / "mlflow")
+            return MLFlowLogger(config.experiment_name, label, uri, artifact_location=artifacts, **options)
+        if config.name == "wandb":
+            return WandbLogger(label, folder, project=config.project, offline=config.offline, **options)
+        return False
+    except ModuleNotFoundError:
+        raise ConfigError(f'logger={config.name}: `pip install "imgclf[{config.name}]"` first') from None
+    except TypeError as error:
+        raise ConfigError(f"logger.options: {one_line(error, 200)}") from None
 
 
-def _loss(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
-    """The class weights as numbers: "balanced" is N / (K * count), as in scikit-learn's `compute_class_weight`."""
-    smoothing, weights = options.get("label_smoothing", 0.0), options.get("class_weights")
-    if not isinstance(smoothing, (int, float)) or not 0 <= smoothing < 1:
-        raise ConfigError(f"loss.label_smoothing={smoothing!r}: expected a number from 0 up to, not including, 1")
+def _with_class_weights(config: LossConfig, data: ImageDataModule) -> LossConfig:
+    """Return the loss with one weight per class: "balanced" is N / (K * count), as in scikit-learn's `compute_class_weight`."""
+    weights = config.class_weights
     if weights == "balanced":
         counts = data.samples["train"].counts()
         weights = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
@@ -140,18 +174,17 @@ def _loss(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
         weights = {str(name): weight for name, weight in weights.items()}
         if unknown := sorted(set(weights) - set(data.classes)):
             raise ConfigError(f"loss.class_weights: {', '.join(unknown)} is no class of {data.name}")
-        weights = [float(weights.get(name, 1.0)) for name in data.classes]
+        weights = [weights.get(name, 1.0) for name in data.classes]
     elif weights is not None and (isinstance(weights, str) or len(weights) != len(data.classes)):
-        raise ConfigError(f"loss.class_weights={weights!r}: expected null, balanced, a number for each of the "
-                          f"{len(data.classes)} classes in their order, or a mapping from names to numbers")  # fmt: skip
-    return {**options, "class_weights": None if weights is None else [float(weight) for weight in weights]}
+        raise ConfigError(
+            f"loss.class_weights={weights!r}: expected null, balanced, a number for each of the "
+            f"{len(data.classes)} classes in their order, or a mapping from names to numbers"
+        )
+    return replace(config, class_weights=None if weights is None else [float(weight) for weight in weights])
 
 
-def _call(function: Any, where: str, *args: Any, **kwargs: Any) -> Any:
-    """Call `function`; a keyword that it doesn't take is a setting that a user misspelt."""
-    try:
-        return function(*args, **kwargs)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ConfigError(f"{where}: {str(error).partition('() ')[2] or error}") from None
+def _metadata(config: RunConfig, data: ImageDataModule) -> CheckpointMetadata:
+    """Return what travels in every checkpoint beside the network: where it comes from, as plain data."""
+    counts = {split: len(samples) for split, samples in data.samples.items()}
+    facts = DataFacts(data.name, str(data.root), counts, list(data.flips))
+    return CheckpointMetadata(config=config.to_dict(), data=facts, fingerprint=data.fingerprint())

@@ -1,6 +1,5 @@
-"""What happens around training, apart from training: the console, the files of a run, early stopping."""
+"""Callbacks of a run: the console, the files of its history, early stopping, pruning, and the stop on NaN."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
@@ -11,107 +10,113 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from imgclf.config import MONITORS
-from imgclf.errors import ConfigError, DataError
+from imgclf.config import MONITORS, CheckpointConfig, EarlyStoppingConfig, PruningConfig
+from imgclf.errors import ConfigError, DataError, RunError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.trial_record import PRUNED, find_trials, read_record
+from imgclf.files.run_folder import PRUNED, find_trials, read_record
 from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.signals import Signals
 from imgclf.training.checkpointing import CheckpointCallback
-from imgclf.training.guard import StopOnNonFinite
+from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["EarlyStoppingPlainState", "HistoryLogger", "ProgressBar", "Pruning", "build_callbacks"]
+__all__ = ["build_callbacks", "first_non_finite"]
+
+_SHOWN = 4  # files that a message names; all are in non_finite_batch.txt
 
 
-def build_callbacks(folder: Path, signals: Signals, checkpoint: Mapping[str, Any],
-                    early_stopping: Mapping[str, Any] | None, pruning: Mapping[str, Any] | None) -> list[Callback]:  # fmt: skip
-    """The callbacks of a run in `folder`, from plain settings; raises `ConfigError` for an unknown metric to watch."""
-    for name, options in (("checkpoint", checkpoint), ("callbacks.early_stopping", early_stopping or {})):
-        if options and options.get("monitor", "val_loss") not in MONITORS:
-            raise ConfigError(f"{name}.monitor={options['monitor']!r}: expected one of {', '.join(MONITORS)}")
+def build_callbacks(
+    folder: Path,
+    signals: Signals,
+    checkpoint: CheckpointConfig,
+    early_stopping: EarlyStoppingConfig | None = None,
+    pruning: PruningConfig | None = None,
+) -> list[Callback]:
+    """Return the callbacks of a run in `folder`; raises `ConfigError` for a metric that pruning can't watch."""
     callbacks: list[Callback] = [ProgressBar(), StopOnNonFinite(folder), HistoryLogger(folder)]
-    callbacks.append(CheckpointCallback(folder / "checkpoints", signals, **checkpoint))
+    callbacks.append(CheckpointCallback(folder / "checkpoints", signals, checkpoint))
     if early_stopping:
-        mode = MONITORS[early_stopping["monitor"]]
-        callbacks.append(EarlyStoppingPlainState(**early_stopping, mode=mode, verbose=False))
+        mode = MONITORS[early_stopping.monitor]
+        callbacks.append(EarlyStoppingPlainState(**early_stopping.to_dict(), mode=mode, verbose=False))
     if pruning:
-        callbacks.append(Pruning(folder, checkpoint.get("monitor", "val_accuracy"), **pruning))
+        callbacks.append(Pruning(folder, checkpoint.monitor, pruning))
     return callbacks
 
 
 class EarlyStoppingPlainState(EarlyStopping):
-    """Lightning's early stopping, whose state is plain data: it begins as an infinite tensor, which no file may hold."""
+    """Lightning's early stopping with plain data as its state: Lightning's begins as an infinite tensor."""
 
     def state_dict(self) -> dict[str, Any]:
-        """As Lightning's, with the best score as a number."""
+        """Return Lightning's state, with the best score as a number."""
         state = super().state_dict()
         return {**state, "best_score": float(state["best_score"])}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the state."""
         super().load_state_dict({**state_dict, "best_score": torch.tensor(state_dict["best_score"])})
 
 
 class Pruning(Callback):
-    """Stops a trial of a sweep whose best epoch so far is worse than the median of what `trials` others, or more, had on
-    average by then; not before `epochs`. The median stopping rule of D. Golovin et al., Google Vizier, KDD 2017, section 3.2.2.
+    """Stops a trial of a sweep whose best epoch so far is worse than the median over other trials of their mean so far.
 
-    What the others are depends on when it is asked: a sweep with pruning isn't repeatable to the bit.
+    The median stopping rule of D. Golovin et al., Google Vizier, KDD 2017, section 3.2.2. Which other trials there are
+    depends on the time: a sweep with pruning isn't repeatable to the bit.
     """
 
-    def __init__(self, folder: Path, monitor: str, trials: int = 5, epochs: int = 3) -> None:
+    def __init__(self, folder: Path, monitor: str, config: PruningConfig) -> None:
         if monitor not in ("val_accuracy", "val_loss"):
             raise ConfigError(f"callbacks.pruning with checkpoint.monitor={monitor}: expected val_accuracy or val_loss")
-        self.folder, self.monitor, self.trials, self.epochs = folder, monitor, trials, epochs
+        self.folder, self.monitor, self.config = folder, monitor, config
         self.sign = 1 if MONITORS[monitor] == "max" else -1
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Compare, and stop the training behind this epoch."""
+        """Compare this trial with the others, and stop the training after this epoch if it is worse."""
+        assert isinstance(module, ImageClassifier)
         done = trainer.current_epoch + 1
-        history: Any = module.history
-        rows = [row[self.monitor] for row in history] + [float(trainer.callback_metrics[self.monitor])]
-        best = max(self.sign * value for value in rows if value is not None)
-        others = self._others(done) if trainer.is_global_zero and done >= self.epochs else []
-        hopeless = len(others) >= self.trials and best < median(others)
+        values = [row[self.monitor] for row in module.history] + [float(trainer.callback_metrics[self.monitor])]
+        best = max(self.sign * value for value in values if value is not None)
+        others = self._others(done) if trainer.is_global_zero and done >= self.config.epochs else []
+        hopeless = len(others) >= self.config.trials and best < median(others)
         if trainer.strategy.broadcast(hopeless):
             trainer.should_stop = True
             if trainer.is_global_zero:
-                had = abs(median(others))
-                said = f"pruned after epoch {done}: {self.monitor} {abs(best):.4f}, {len(others)} trials had {had:.4f}"
-                write_atomically(self.folder / PRUNED, f"{said}\n")
-                print(said, flush=True)
+                had = f"{len(others)} trials had {abs(median(others)):.4f}"
+                line = f"pruned after epoch {done}: {self.monitor} {abs(best):.4f}, {had}"
+                write_atomically(self.folder / PRUNED, f"{line}\n")
+                print(line, flush=True)
 
     def _others(self, epochs: int) -> list[float]:
-        """What each other trial on the same data had on average over its first `epochs`, larger being better."""
-        mine = read_record(self.folder)
-        found = []
+        """Return the mean metric of each other trial on the same data over its first `epochs`, larger being better."""
+        own = read_record(self.folder)
+        means = []
         for path, record in find_trials(self.folder.parent):
             history = path / "history.csv"
-            same = mine and record.settings.get("dataset") == mine.settings.get("dataset")
+            same = own and record.settings.get("dataset") == own.settings.get("dataset")
             if not same or path == self.folder or not history.is_file():
                 continue
-            with suppress(DataError):  # damaged: not this trial's affair
+            with suppress(DataError):  # another trial's damaged file is no reason to stop this one
                 values = [row[self.monitor] for row in read_history_csv(history)[:epochs]]
                 if len(values) == epochs and None not in values:
-                    found.append(self.sign * fmean(values))
-        return found
+                    means.append(self.sign * fmean(values))
+        return means
 
 
 class HistoryLogger(Checkpoint):
-    """Writes `history.csv` and `history.json` into `folder`, and prints one line, as each epoch ends.
+    """Writes `history.csv` and `history.json` into `folder`, and prints one line, at the end of each epoch.
 
-    A `Checkpoint` by type only: Lightning calls those behind the module, whose last row of history this prints.
+    A `Checkpoint` by type only: Lightning calls those after the module, whose new row of history this prints.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Tell the epoch that has ended."""
+        """Write the files and print the epoch's line."""
         if not trainer.is_global_zero:
             return
-        rows: Any = module.history
+        assert isinstance(module, ImageClassifier)
+        rows = module.history
         history_csv(self.folder / "history.csv", rows)
         history_json(self.folder / "history.json", rows)
         row, values = rows[-1], [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
@@ -124,13 +129,13 @@ class HistoryLogger(Checkpoint):
 
 
 class ProgressBar(Callback):
-    """One bar for the running epoch, on a terminal only; it goes when the epoch's line comes."""
+    """One bar for the running epoch, on a terminal only; the epoch's line replaces it."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Begin a new bar."""
+        """Show a new bar."""
         console = Console(stderr=True)
         if trainer.is_global_zero and console.is_terminal:
             columns = TextColumn("epoch {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -141,16 +146,85 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Move it on."""
+        """Advance the bar."""
         if self._progress:
             self._progress.advance(self._progress.task_ids[0])
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take it away."""
+        """Remove the bar."""
         if self._progress:
             self._progress.stop()
             self._progress = None
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Take it away, so that the message stands on a line of its own."""
+        """Remove the bar, so that the message stands on a line of its own."""
         self.on_train_epoch_end(trainer, module)
+
+
+class StopOnNonFinite(Callback):
+    """Raises `RunError` when a loss, a gradient or a weight is NaN or infinite, before anything of it is saved.
+
+    The message names the step, the learning rate and the batch, whose files are written to `folder`/non_finite_batch.txt.
+    On a GPU the loss is checked one step later, when it is there without waiting, and gradients only in what is saved.
+    Under fp16 a gradient may overflow: the scaler then skips the step by itself.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._loss: Tensor | None = None
+        self._indices: Tensor | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        """Check the last loss where it wasn't there in time, and remember the batch."""
+        if self._loss is not None and not torch.isfinite(self._loss):
+            self._stop(trainer, "the loss is NaN or infinite")
+        self._loss, self._indices = None, batch.indices
+
+    def on_before_backward(self, trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        """Check the loss before the backward pass."""
+        if loss.device.type != "cpu":
+            self._loss = loss.detach()
+        elif not torch.isfinite(loss):
+            self._stop(trainer, f"the loss is {loss.item():g}")
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        """Check the gradients."""
+        if trainer.precision == "16-mixed" or module.device.type != "cpu":
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # One number for all of them: a sum is finite only if all its terms are, or if they overflow together, which the
+        # check of each one then settles.
+        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients, 1)).sum()):
+            for name, parameter in module.named_parameters():
+                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                    self._stop(trainer, f"the gradient of {name} isn't finite")
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check every tensor that is about to be saved."""
+        if name := first_non_finite(checkpoint):
+            self._stop(trainer, f"{name} is no longer finite")
+
+    def _stop(self, trainer: Trainer, reason: str) -> None:
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        files: list[str] = []
+        if self._indices is not None:
+            loader: Any = trainer.train_dataloader
+            files = [loader.samples.items[index] for index in self._indices.tolist()]
+            write_atomically(self.folder / "non_finite_batch.txt", "\n".join(files) + "\n")
+        shown = ", ".join(files[:_SHOWN]) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+        raise RunError(
+            f"{reason} at step {trainer.global_step}, epoch {trainer.current_epoch + 1}, learning rate {rate:g}, "
+            f"in the batch of {shown} (all in {self.folder / 'non_finite_batch.txt'}); nothing of it was saved: "
+            "pass a smaller optimizer.lr, or look at these images"
+        )
+
+
+def first_non_finite(values: object, name: str = "") -> str | None:
+    """Return the path, such as `state_dict.head.weight`, of the first tensor with NaN or infinity; None without one."""
+    if isinstance(values, Tensor):
+        return None if not values.is_floating_point() or torch.isfinite(values).all() else name
+    pairs: Any = ()
+    if isinstance(values, (dict, list, tuple)):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    paths = (first_non_finite(value, f"{name}.{key}".lstrip(".")) for key, value in pairs)
+    return next((path for path in paths if path), None)

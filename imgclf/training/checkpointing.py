@@ -1,42 +1,54 @@
-"""When a run's checkpoints are written: as it goes, when it is best, and when a signal asks it to stop."""
+"""When a run writes checkpoints, and how: as it goes, when it is best, and when a signal asks it to stop."""
 
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from imgclf.config import MONITORS
-from imgclf.errors import ConfigError
+from imgclf.config import MONITORS, CheckpointConfig
 from imgclf.files.atomic import write_atomically
+from imgclf.models.checkpoint import CheckpointMetadata, read_checkpoint, write_checkpoint
 from imgclf.signals import Interrupted, Signals
 
-__all__ = ["CheckpointCallback"]
+__all__ = ["AtomicCheckpointIO", "CheckpointCallback"]
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Makes Lightning save and load by `write_checkpoint` and `read_checkpoint`: whole files, and no code in them is run."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`, or leave the old file."""
+        write_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Return the checkpoint; raises `CheckpointError` for any file but a whole checkpoint of imgclf."""
+        return read_checkpoint(path, map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete the file, if it exists."""
+        Path(path).unlink(missing_ok=True)
 
 
 class CheckpointCallback(Checkpoint):
-    """Writes `last.ckpt` every epoch and `best.ckpt` when `monitor` improves.
+    """Writes `last.ckpt` every epoch and `best.ckpt` when the monitored metric improves, into `folder`.
 
-    `keep`: "best" for these two, "improved" for `epoch_NNN.ckpt` of every improvement too, "all" for every epoch.
-    `every_minutes`, `every_n_steps`: how often `last.ckpt` is renewed within an epoch, None for never. A signal that is
-    pending in `signals` is answered where nothing is lost: behind a step, or before a validation batch; `last.ckpt` is
-    renewed, and `Interrupted` raised. Raises `ConfigError` for another `keep`.
+    `config.keep`: "improved" keeps `epoch_NNN.ckpt` of every improvement too, "all" of every epoch. A pending signal is
+    handled where nothing is lost: after a step, or before a validation batch; `last.ckpt` is renewed, and `Interrupted`
+    raised.
     """
 
-    def __init__(self, folder: Path, signals: Signals, monitor: str = "val_accuracy", keep: str = "best",
-                 every_minutes: float | None = 5, every_n_steps: int | None = None) -> None:  # fmt: skip
-        if keep not in ("best", "improved", "all"):
-            raise ConfigError(f"checkpoint.keep={keep!r}: expected best, improved or all")
-        self.folder, self.signals, self.monitor, self.keep = folder, signals, monitor, keep
-        self.every_minutes, self.every_n_steps = every_minutes, every_n_steps
+    def __init__(self, folder: Path, signals: Signals, config: CheckpointConfig) -> None:
+        self.folder, self.signals, self.config = folder, signals, config
         self.best_value: float | None = None
         self.best_epoch: int | None = None
         self._saved_at, self._validating = time.monotonic(), False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """From here on signals wait for a good moment; Lightning has set up a handler of its own by now, which goes."""
+        """Defer signals from here on; this replaces the handler that Lightning has set up."""
         self.signals.install()
         self.signals.deferring = True
 
@@ -45,14 +57,15 @@ class CheckpointCallback(Checkpoint):
     ) -> None:
         """Renew `last.ckpt` within an epoch, if it is time or a signal asks for it.
 
-        Not while gradients accumulate, and not behind the last batch: the epoch's end knows the validation too.
+        Not while gradients accumulate, and not after the last batch: the epoch's end has the validation too.
         """
         if trainer.fit_loop.epoch_loop._should_accumulate() or index + 1 >= trainer.num_training_batches:
             return
-        by_step = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        by_time = self.every_minutes and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        steps, minutes = self.config.every_n_steps, self.config.every_minutes
+        by_step = steps and trainer.global_step % steps == 0
+        by_time = minutes and time.monotonic() - self._saved_at > 60 * minutes
         wanted = bool(by_step or by_time), self.signals.pending
-        due, signum = trainer.strategy.broadcast(wanted)  # clocks differ between processes, saving is for all
+        due, signum = trainer.strategy.broadcast(wanted)  # clocks differ between processes, and all must save together
         if due or signum:
             self._save(trainer)
         if signum:
@@ -61,35 +74,37 @@ class CheckpointCallback(Checkpoint):
     def on_validation_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop before the batch if a signal asks for it; the resumed run validates anew."""
+        """Stop before the batch if a signal asks for it; the resumed run repeats the validation."""
         if self.signals.deferring and (signum := trainer.strategy.broadcast(self.signals.pending)):
             self._save(trainer, validating=True)
             raise Interrupted(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save the epoch, and keep it as the best if it is; an epoch equal to the best doesn't replace it."""
-        metric = trainer.callback_metrics.get(self.monitor)
+        """Save the epoch, and copy it to `best.ckpt` if it is better than all before; a tie doesn't replace the best."""
+        metric = trainer.callback_metrics.get(self.config.monitor)
         value = float(metric) if metric is not None else None
         improved = value is None or self.best_value is None or self._better(value, self.best_value)
         improved = improved or not (self.folder / "best.ckpt").is_file()  # resumed from another run's checkpoint
         if improved:
             self.best_value, self.best_epoch = value, trainer.current_epoch
-        module.about["stopped_early"] = trainer.should_stop  # type: ignore[index, operator]
+        metadata = module.metadata
+        assert isinstance(metadata, CheckpointMetadata)
+        metadata.stopped_early = trainer.should_stop
         last = self._save(trainer)
         if trainer.is_global_zero:
             if improved:
                 _copy(last, self.folder / "best.ckpt")
-            if self.keep == "all" or (self.keep == "improved" and improved):
+            if self.config.keep == "all" or (self.config.keep == "improved" and improved):
                 _copy(last, self.folder / f"epoch_{trainer.current_epoch:03}.ckpt")
         if signum := trainer.strategy.broadcast(self.signals.pending):
             raise Interrupted(signum)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """From here on a signal stops the program at once: all is saved."""
+        """Let a signal end the program at once: everything is saved."""
         self.signals.deferring = False
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Make the loops' state say that validation stands before its first batch: what it has seen isn't saved."""
+        """Set the loops' state to before the first validation batch: results of a part of a validation aren't saved."""
         if self._validating:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             for part in ("total", "current"):
@@ -97,17 +112,17 @@ class CheckpointCallback(Checkpoint):
             progress["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: the best so far."""
+        """Return the best value and epoch so far."""
         return {"best_value": self.best_value, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the best value and epoch."""
         self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
 
     def _better(self, value: float, best: float) -> bool:
         if math.isnan(best):
             return not math.isnan(value)
-        return value > best if MONITORS[self.monitor] == "max" else value < best
+        return value > best if MONITORS[self.config.monitor] == "max" else value < best
 
     def _save(self, trainer: Trainer, validating: bool = False) -> Path:
         path = self.folder / "last.ckpt"
@@ -118,5 +133,5 @@ class CheckpointCallback(Checkpoint):
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy, not a second name for the same file: what damages one checkpoint leaves the others."""
+    """Copy a file; not by a link: damage to one checkpoint must not reach the others."""
     write_atomically(target, source.read_bytes())

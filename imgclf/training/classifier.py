@@ -1,9 +1,9 @@
-"""The LightningModule: one shared step over a network of backbone and head; its hyper-parameters are plain data."""
+"""The LightningModule: how an image model is trained. Its hyper-parameters are plain data."""
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,115 +15,200 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from imgclf.config import MONITORS
+from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelConfig, OptimizerConfig, SchedulerConfig
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
 from imgclf.evaluation import EpochMetrics
-from imgclf.models.average import average
-from imgclf.models.image_model import Answers, restore
-from imgclf.models.network import freeze_backbone
+from imgclf.models import ImageModel
+from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, checkpoint_errors, read_checkpoint
+from imgclf.models.network import Network
 from imgclf.models.weights import load_pretrained, load_weights
-from imgclf.training.mixing import mixup_cutmix
-from imgclf.training.optim import build_optimizer, build_schedule
+from imgclf.preprocess import Preprocess
+from imgclf.training.optim import build_ema, build_optimizer, build_schedule, class_weights, mixup_cutmix
 
 __all__ = ["ImageClassifier"]
 
+Values = Mapping[str, Any]
 
-class ImageClassifier(Answers, LightningModule):
-    """A network for `classes`, with the preprocessing that it expects, and how it is trained.
 
-    `model`: backbone, backbone_kwargs, head, freeze, unfreeze_epoch (see `build_network`). `preprocess`: the dictionary
-    of a `Preprocess`. `optimizer`, `scheduler`: see `imgclf.training.optim`. `loss`: label_smoothing, class_weights (None or
-    one number a class). `mixing`: see `imgclf.training.mixing`. `ema_decay`: None, or the decay of an average of the weights that
-    is then what predicts. `monitor`: what a plateau schedule watches. Weights are random until `load_weights`.
-    Raises `ConfigError`.
+class ImageClassifier(LightningModule):
+    """Trains an `ImageModel` for `classes`, whose weights are random until `load_weights` or `load_pretrained`.
+
+    Each group of settings is the dataclass of `imgclf.config` or a mapping of its fields; None means its defaults.
+    `model`: `pretrained`, `weights` and `name` have no effect here, and `in_chans` follows from `preprocess`.
+    `loss.class_weights`: None, or one number per class. `ema_decay`: decay of an average of the weights, with which
+    `eval_model` then predicts. `monitor`: metric that a plateau schedule watches. Raises `ConfigError`.
     """
 
     class_weights: Tensor | None
 
-    def __init__(self, model: Mapping[str, Any], classes: Sequence[str], preprocess: Mapping[str, Any],
-                 optimizer: Mapping[str, Any] | None = None, scheduler: Mapping[str, Any] | None = None,
-                 loss: Mapping[str, Any] | None = None, mixing: Mapping[str, Any] | None = None,
-                 ema_decay: float | None = None, monitor: str = "val_accuracy", seed: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: ModelConfig | Values,
+        classes: Sequence[str],
+        preprocess: Preprocess | Values,
+        *,
+        optimizer: OptimizerConfig | Values | None = None,
+        scheduler: SchedulerConfig | Values | None = None,
+        loss: LossConfig | Values | None = None,
+        mixing: MixingConfig | Values | None = None,
+        ema_decay: float | None = None,
+        monitor: str = "val_accuracy",
+        seed: int = 0,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.assemble(model, classes, preprocess, ema_decay, seed)
+        preprocess = preprocess if isinstance(preprocess, Preprocess) else Preprocess.from_dict(dict(preprocess))
+        self.model_config = replace(ModelConfig.from_dict(model), in_chans=preprocess.channels)
+        self.optimizer_config = OptimizerConfig.from_dict(optimizer)
+        self.scheduler_config = SchedulerConfig.from_dict(scheduler)
+        self.loss_config = LossConfig.from_dict(loss)
+        self.mixing_config = MixingConfig.from_dict(mixing)
+        self.monitor, self.seed = monitor, seed
+        if monitor not in MONITORS:
+            raise ConfigError(f"monitor={monitor!r}: expected one of {', '.join(MONITORS)}")
+        groups = {
+            "model": self.model_config.to_dict(),
+            "preprocess": preprocess.to_dict(),
+            "optimizer": self.optimizer_config.to_dict(),
+            "scheduler": self.scheduler_config.to_dict(),
+            "loss": self.loss_config.to_dict(),
+            "mixing": self.mixing_config.to_dict(),
+        }
+        values = {"classes": list(classes), "ema_decay": ema_decay, "monitor": monitor, "seed": seed}
+        self.save_hyperparameters({**groups, **values})
+        self.model = ImageModel.build(self.model_config, classes, preprocess, seed)
+        self.ema = build_ema(self.model, ema_decay) if ema_decay is not None else None
+        self.metadata = CheckpointMetadata()
+        weights = class_weights(self.loss_config, len(self.classes))
+        self.register_buffer("class_weights", weights, persistent=False)
         self.eval_metrics = EpochMetrics(len(self.classes))
-        weights = (loss or {}).get("class_weights")
-        self.register_buffer("class_weights", None if weights is None else torch.tensor(weights), persistent=False)
-        self._second_phase = False  # of a network that is built with the first phase's parts frozen
         self.train_metrics = EpochMetrics(len(self.classes))
         self.schedule: Scheduler | ReduceLROnPlateau | None = None
-        self.learning_rate = 0.0  # of the head's parameters, at the last update
-        self._began, self._plateau_state = time.perf_counter(), None
-        self._validated: dict[str, float] = {}  # what this epoch's validation said
+        self._second_phase = False  # the network is built with the first phase's parts frozen
+        self._began = time.perf_counter()
+        self._validated: dict[str, float] = {}  # metrics of this epoch's validation
+
+    @property
+    def eval_model(self) -> ImageModel:
+        """The model to predict with: the one with averaged weights where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def network(self) -> Network:
+        """The network that is trained."""
+        assert isinstance(self.model.network, Network)
+        return self.model.network
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.model.classes
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Preprocessing that the network expects."""
+        return self.model.preprocess
+
+    @property
+    def metadata(self) -> CheckpointMetadata:
+        """Plain data that travels in every checkpoint."""
+        return self.model.metadata
+
+    @metadata.setter
+    def metadata(self, metadata: CheckpointMetadata) -> None:
+        """Share the metadata between the trained and the averaged model."""
+        self.model.metadata = self.eval_model.metadata = metadata
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per epoch, with the columns of `history.csv`."""
+        return self.metadata.history
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits before softmax."""
+        return self.metadata.temperature
+
+    def flips(self) -> tuple[str, ...]:
+        """Return the flips that keep an image's class; raises `ConfigError` where the data set names none."""
+        return self.model.flips()
 
     def load_weights(self, path: str | Path) -> None:
         """Give the backbone the weights in a safetensors or pth file; raises `CheckpointError` if they don't fit."""
-        load_weights(self.network.backbone, path, self.hparams["model"]["backbone"])
+        load_weights(self.network.backbone, path, self.model_config.backbone)
         self._restart_average()
 
     def load_pretrained(self) -> None:
-        """Give the backbone timm's weights, from the hub or its local cache; raises `CheckpointError` if out of reach."""
-        model = self.hparams["model"]
-        load_pretrained(self.network.backbone, model["backbone"], model.get("backbone_kwargs") or {},
-                        self.preprocess.channels, self.preprocess.size)  # fmt: skip
+        """Give the backbone timm's weights, from the hub or its local cache; raises `CheckpointError` without them."""
+        name, kwargs = self.model_config.backbone, self.model_config.backbone_kwargs
+        load_pretrained(self.network.backbone, name, kwargs, self.preprocess.channels, self.preprocess.size)
         self._restart_average()
 
-    def replace_head(self, classes: Sequence[str], head: Mapping[str, Any] | None = None) -> "ImageClassifier":
-        """A copy for other classes: this backbone's weights under a new random head (like this one unless `head`)."""
-        hparams = copy.deepcopy(dict(self.hparams))
-        hparams.update(classes=list(classes), loss={**(hparams.get("loss") or {}), "class_weights": None})
-        hparams["model"] = {
-            **hparams["model"],
-            "head": dict(head if head is not None else hparams["model"].get("head") or {}),
-        }
-        other = ImageClassifier(**hparams)
-        other.network.backbone.load_state_dict(self.predictor.backbone.state_dict())
+    def replace_head(self, classes: Sequence[str], head: HeadConfig | Values | None = None) -> "ImageClassifier":
+        """Return a copy for other classes: this backbone's weights under a new random head (like this one by default)."""
+        model = self.model_config if head is None else replace(self.model_config, head=HeadConfig.from_dict(head))
+        loss = replace(self.loss_config, class_weights=None)
+        other = ImageClassifier(**{**self.hparams, "model": model, "classes": classes, "loss": loss})
+        source: Any = self.eval_model.network
+        other.network.backbone.load_state_dict(source.backbone.state_dict())
         other._restart_average()
         return other
 
+    def use_features(self, frozen_modules: Sequence[str]) -> None:
+        """Take features in place of images where a batch has them: what `frozen_modules` would compute."""
+        self.model.use_features(frozen_modules)
+        if self.ema is not None:
+            self.eval_model.use_features(frozen_modules)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, S, S] -> logits [B, K] of the model to predict with."""
+        return self.eval_model(images)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch: cross-entropy and the head's L2 term."""
-        generator = np.random.default_rng([self._seed, self.current_epoch, batch_idx, self.global_rank])
-        self._seed_dropout(int(generator.integers(2**63 - 1)))  # which is then a function of the position
-        images, partner_targets, share = mixup_cutmix(self.normalise(batch.images), batch.targets, self.hparams["mixing"] or {},
-                                             generator)  # fmt: skip
-        logits = self.taking(self.network, batch.images)(images)  # [B, K]
+        """Return the loss of one batch: cross-entropy and the head's L2 term."""
+        generator = np.random.default_rng([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        self._seed_dropout(int(generator.integers(2**63 - 1)))  # dropout is then a function of the position
+        partners: Tensor | None = None
+        share = 1.0
+        if batch.images is None:
+            logits = _logits(self.model, batch)  # [B, K]
+        else:
+            images = self.model.normalize(batch.images)
+            images, partners, share = mixup_cutmix(images, batch.targets, self.mixing_config, generator)
+            logits = self.network(images)  # [B, K]
         loss = share * self._cross_entropy(logits, batch.targets)
-        if partner_targets is not None:
-            loss = loss + (1 - share) * self._cross_entropy(logits, partner_targets)
-        penalty = self.network.head.penalty()
-        part, count = self._shares(batch.targets)
-        loss = part * loss + penalty
+        if partners is not None:
+            loss = loss + (1 - share) * self._cross_entropy(logits, partners)
+        weight, count = self._rank_weight(batch.targets)
+        loss = weight * loss + self.model.penalty()
         self.train_metrics.update(loss.detach(), logits.detach(), batch.targets, count)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the metrics; the loss is without smoothing or weights, with the L2 term."""
         if not len(batch.targets):
-            return  # the last batch may have fewer pictures than there are processes
-        logits = self(batch.images).float()  # [B, K]
-        loss = functional.cross_entropy(logits, batch.targets) + self.predictor.head.penalty()
+            return  # the last batch may have fewer images than there are processes
+        logits = _logits(self.eval_model, batch).float()  # [B, K]
+        loss = functional.cross_entropy(logits, batch.targets) + self.eval_model.penalty()
         self.eval_metrics.update(loss, logits, batch.targets)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation; the metrics are called test_loss, test_accuracy and so on."""
+        """Add one batch to the metrics, which are called test_loss, test_accuracy and so on."""
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Probabilities float32 [B, K]."""
-        return self(batch.images).float().softmax(dim=1)
+        """Return probabilities float32 [B, K]."""
+        return _logits(self.eval_model, batch).float().softmax(dim=1)
 
     def on_validation_epoch_end(self) -> None:
-        """Give the epoch's validation metrics to whoever watches them."""
-        self._validated = self._close_metrics("val")
+        """Log the epoch's validation metrics."""
+        self._validated = self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
-        self._close_metrics("test")
+        self._log_metrics("test")
 
-    def _close_metrics(self, split: str) -> dict[str, float]:
+    def _log_metrics(self, split: str) -> dict[str, float]:
         metrics = self.eval_metrics.compute_and_reset()
         names = ("loss", "accuracy", "top5", "macro_f1")
         # Tensors, as Lightning would make of them: history and callbacks then see the same single-precision numbers.
@@ -132,116 +217,115 @@ class ImageClassifier(Answers, LightningModule):
         return {name: float(value) for name, value in values.items()}
 
     def on_train_start(self) -> None:
-        """Freeze what is frozen at this epoch, and build the schedule where the checkpoint left it: Lightning begins a
-        resumed epoch without `on_train_epoch_start`.
+        """Set the phase of this epoch, and build the schedule at its place: Lightning begins a resumed epoch without
+        `on_train_epoch_start`.
 
-        The schedule is built here because it needs the number of batches, and to ask for that any earlier makes
-        Lightning set the loader up before it restores the loader's position.
+        The schedule needs the number of batches. To ask for it any earlier makes Lightning set the loader up before it
+        restores the loader's position.
         """
         self._began = time.perf_counter()
-        self.about.pop("temperature", None)  # of weights that are about to change
+        self.metadata.temperature = 1.0  # the old one belongs to the weights before training
         self.train_metrics.keep_on_rank_zero(self.trainer.is_global_zero)
-        self._apply_phase()
+        self._set_phase()
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        self.schedule = build_schedule(
-            self.trainer.optimizers[0], self.hparams["scheduler"] or {"name": "none"}, self.trainer.max_epochs or 1, steps,
-            MONITORS[self.hparams["monitor"]],
-        )  # fmt: skip
+        optimizer, epochs = self.trainer.optimizers[0], self.trainer.max_epochs or 1
+        self.schedule = build_schedule(optimizer, self.scheduler_config, epochs, steps, MONITORS[self.monitor])
         if isinstance(self.schedule, Scheduler):
             self.schedule.step_update(self.global_step)
-        elif self.schedule is not None and self._plateau_state:
-            self.schedule.load_state_dict(self._plateau_state)
+        elif self.schedule is not None and self.metadata.plateau:
+            self.schedule.load_state_dict(self.metadata.plateau)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's sums, and the second phase if it is due."""
+        """Reset the epoch's sums, and begin the second phase if it is due."""
         self._began = time.perf_counter()
         self.train_metrics.reset()
         self._validated = {}
-        self._apply_phase()
+        self._set_phase()
 
     def on_train_epoch_end(self) -> None:
-        """Close the epoch: its row of history, and what a plateau schedule does about it."""
+        """Append the epoch's row to the history, and step a plateau schedule."""
         self.train_metrics.reduce()
-        seen, means = self._validated, self.training_means()
-        self.log_dict({"train_loss": means["loss"], "train_accuracy": means["accuracy"], "lr": self.learning_rate})
-        self.history.append({
-            "epoch": self.current_epoch, "train_loss": means["loss"], "train_accuracy": means["accuracy"],
-            "val_loss": seen.get("val_loss"),
-            "val_accuracy": seen.get("val_accuracy"),
-            "lr": self.learning_rate, "seconds": round(time.perf_counter() - self._began, 3),
-        })  # fmt: skip
-        metric = seen.get(self.hparams["monitor"])
+        train, val, lr = self.training_means(), self._validated, self.metadata.learning_rate
+        self.log_dict({"train_loss": train["loss"], "train_accuracy": train["accuracy"], "lr": lr})
+        row = {
+            "epoch": self.current_epoch,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "val_loss": val.get("val_loss"),
+            "val_accuracy": val.get("val_accuracy"),
+            "lr": lr,
+            "seconds": round(time.perf_counter() - self._began, 3),
+        }
+        self.history.append(row)
+        metric = val.get(self.monitor)
         if isinstance(self.schedule, ReduceLROnPlateau) and metric is not None:
             self.schedule.step(metric)
 
     def training_means(self) -> dict[str, float]:
-        """The metrics of the pictures trained on in the last epoch, as the network was when it met each."""
+        """Return the metrics of the last epoch's training images, each as the network was when it saw the image."""
         return self.train_metrics.compute()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer; its schedule is built when training starts, and kept here, as a function of the position."""
-        options = self.hparams["optimizer"] or {"name": "adamw", "lr": 1e-3}
-        return build_optimizer(self.network, options, self._unfreeze_epoch is not None)
+        """Return the optimizer; its schedule is built when training starts, and kept here, as a function of the position."""
+        return build_optimizer(self.network, self.optimizer_config, self.model_config.unfreeze_epoch is not None)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One update, then what follows from it: the next learning rate and the averaged weights."""
+        """Update the weights, then the learning rate and the averaged weights."""
         super().optimizer_step(*args, **kwargs)
         done = self.global_step + 1  # Lightning counts this update only when it is back
-        self.learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.metadata.learning_rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])  # that of the head
         if isinstance(self.schedule, Scheduler):
             self.schedule.step_update(done)
-        if self.ema_network is not None:
-            average(self.ema_network, self.network, self.hparams["ema_decay"], done)
+        if self.ema is not None:
+            self.ema.update(self.model, step=done + 2)  # timm's warm-up counts from step 2
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a reader of the file needs, all of it plain data."""
-        checkpoint["imgclf"] = {
-            **self.about,
-            "classes": list(self.classes),
-            "preprocess": self.preprocess.to_dict(),
-            "history": copy.deepcopy(self.history),
-            **self.train_metrics.totals(),
-            "learning_rate": self.learning_rate,
-            "plateau": self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None,
-        }
+        """Add the metadata, all of it plain data."""
+        schedule = self.schedule
+        plateau = schedule.state_dict() if isinstance(schedule, ReduceLROnPlateau) else None
+        checkpoint["imgclf"] = replace(self.metadata, **self.train_metrics.totals(), plateau=plateau).to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back the history, the epoch's sums and a plateau schedule's memory."""
-        super().on_load_checkpoint(checkpoint)
-        extra = checkpoint["imgclf"]
-        self.train_metrics.restore(extra)
-        self.learning_rate, self._plateau_state = extra.get("learning_rate", 0.0), extra["plateau"]
+        """Restore the state of training: history, the epoch's sums, learning rate and the state of a plateau schedule."""
+        saved = CheckpointMetadata.from_dict(checkpoint["imgclf"], len(self.classes))
+        self.train_metrics.restore({"running": saved.running, "confusion": saved.confusion})
+        self.metadata.history = [dict(row) for row in saved.history]
+        self.metadata.learning_rate, self.metadata.plateau = saved.learning_rate, saved.plateau
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = "cpu", **changes: Any
     ) -> "ImageClassifier":
-        """The classifier in a checkpoint, in eval mode; nothing but tensors and plain data is read from the file.
+        """Return the classifier of a checkpoint, in eval mode, with `changes` to the constructor's arguments.
 
-        Raises `CheckpointError` for a file that is no checkpoint of imgclf, or a damaged one.
+        Reads nothing but tensors and plain data. Raises `CheckpointError` for any other or a damaged file.
         """
-        return restore(cls, checkpoint_path, map_location, **changes)
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        checkpoint["hyper_parameters"] |= changes
+        with checkpoint_errors(checkpoint_path):
+            metadata = check_checkpoint(checkpoint)
+            classifier = cls(**checkpoint["hyper_parameters"])
+            classifier.load_state_dict(checkpoint["state_dict"])
+            classifier.on_load_checkpoint(checkpoint)
+            classifier.metadata = metadata
+        return classifier.eval()
 
-    @property
-    def _seed(self) -> int:
-        return int(self.hparams["seed"])
-
-    @property
-    def _unfreeze_epoch(self) -> int | None:
-        return self.hparams["model"].get("unfreeze_epoch")
-
-    def _apply_phase(self) -> None:
-        if (
-            self._unfreeze_epoch is not None and self.trainer.world_size > 1
-        ):  # DDP's reducer knows only what is trained at first
-            raise ConfigError("model.unfreeze_epoch with several processes isn't possible; pass trainer.devices=1")
-        second = self._unfreeze_epoch is not None and self.current_epoch >= self._unfreeze_epoch
+    def _set_phase(self) -> None:
+        """Freeze what is frozen in this epoch."""
+        unfreeze_epoch = self.model_config.unfreeze_epoch
+        if unfreeze_epoch is None:
+            return
+        if self.trainer.world_size > 1:  # DDP's reducer knows only the parameters that are trained at first
+            raise ConfigError("model.unfreeze_epoch doesn't work with several processes; pass trainer.devices=1")
+        second = self.current_epoch >= unfreeze_epoch
         if second != self._second_phase:
-            freeze_backbone(self.network, "none" if second else self.hparams["model"].get("freeze", "none"))
+            self.network.freeze("none" if second else self.model_config.freeze)
             self._second_phase = second
 
     def _seed_dropout(self, seed: int) -> None:
-        """Not `torch.manual_seed`: until CUDA is up that keeps a stack trace of every call, at 3 ms each."""
+        """Seed the generators, but not by `torch.manual_seed`: until CUDA is initialised that keeps a stack trace of
+        every call, at 3 ms each.
+        """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -249,24 +333,34 @@ class ImageClassifier(Answers, LightningModule):
             torch.mps.manual_seed(seed)
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smoothing = (self.hparams["loss"] or {}).get("label_smoothing", 0.0)
+        smoothing = self.loss_config.label_smoothing
         return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing)
 
-    def _shares(self, targets: Tensor) -> tuple[Tensor | float, Tensor | int]:
-        """What this process's mean loss counts in the mean over processes, so that it is that of the global batch, whose
-        parts differ by a picture or in their classes' weights; and a process's even share of that batch's pictures.
+    def _rank_weight(self, targets: Tensor) -> tuple[Tensor | float, Tensor | int]:
+        """Return the weight of this rank's mean loss, and an even share of the global batch's images.
+
+        With that weight DDP's average of the gradients is that of the global batch's loss: shards differ in size and class
+        weight.
         """
         if self._trainer is None or self._trainer.world_size == 1:
             return 1.0, len(targets)
-        count = self.mean.new_tensor(len(targets))
+        count = self.model.mean.new_tensor(len(targets))
         weight = count if self.class_weights is None else self.class_weights[targets].sum()
-        whole = self._total(torch.stack([weight, count])) / self._trainer.world_size
-        return weight / whole[0], whole[1]
+        mean = self._total(torch.stack([weight, count])) / self._trainer.world_size
+        return weight / mean[0], mean[1]
 
     def _total(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Return the sum over all processes."""
         return self.trainer.strategy.reduce(values, reduce_op="sum") if self._trainer is not None else values
 
     def _restart_average(self) -> None:
-        if self.ema_network is not None:
-            self.ema_network.load_state_dict(self.network.state_dict())
+        if self.ema is not None:
+            self.ema.set(self.model)  # type: ignore[no-untyped-call]
+
+
+def _logits(model: ImageModel, batch: Batch) -> Tensor:
+    """Return the logits [B, K] of a batch of images or of features."""
+    if batch.features is not None:
+        return model.forward_features(batch.features)
+    assert batch.images is not None
+    return model(batch.images)

@@ -1,107 +1,113 @@
-"""Features computed once: what the frozen part of a network makes of each picture, kept as rows like decoded pictures."""
+"""Cached features: the frozen stem of a network runs once per image, and training then uses its outputs."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from imgclf.config import CacheConfig, RunConfig, TrainerConfig
 from imgclf.data.augment import Augment
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Features, Loader
-from imgclf.data.pixel_cache import CacheConfig, Cached, Indices, Making, in_threads, sample_keys
-from imgclf.errors import CheckpointError, ConfigError
+from imgclf.data.pixel_cache import CachedRows, Indices, RowBatches, RowSpec, in_threads, open_store, sample_keys
+from imgclf.errors import CheckpointError
 from imgclf.files.row_store import key_of
-from imgclf.models.engine import BATCH, Engine, build_engine, choose_engine, label_of, run
-from imgclf.models.frozen_stem import FrozenStem, find_frozen_stem
+from imgclf.models import ImageModel
+from imgclf.models.engine import BATCH, Engine, build_engine, choose_engine, label_of, run_padded
+from imgclf.models.frozen_stem import FrozenStem
 from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["FeatureCache", "attach_features", "pictures_seen"]
+__all__ = ["FeatureCache", "attach_features", "images_seen"]
 
 _PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # Lightning's words
 
 
 class FeatureCache:
-    """The features of the frozen part of `classifier`, for the loaders of a data module (see `imgclf.data.loader.Features`).
+    """Features of the `stem` of a classifier's network, for the loaders of a data module (`imgclf.data.loader.Features`).
 
-    `split` is where its network is cut, `engine` the name of what runs the frozen part, `batch_size` that of training.
-    `forwards` counts the pictures that were run through it.
+    `engine` names the runtime of the stem; `batch_size` is that of training. `forwards` counts the images that the stem
+    has seen.
     """
 
-    def __init__(self, classifier: ImageClassifier, split: FrozenStem, engine: str, precision: str = "fp32",
-                 batch_size: int = BATCH) -> None:  # fmt: skip
-        self.classifier, self.split, self.name, self.precision = classifier, split, engine, precision
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        stem: FrozenStem,
+        engine: str,
+        precision: str = "fp32",
+        batch_size: int = BATCH,
+    ) -> None:
+        self.classifier, self.stem, self.engine, self.precision = classifier, stem, engine, precision
         # Eager sums as it would in training, on batches of the same size; OpenVINO is compiled for one size.
         self.batch = batch_size if engine == "eager" else BATCH
         self.label = label_of(engine, precision)
-        self.digest = _digest(split)
+        self.digest = _digest(stem)
         self.forwards = 0
         self._engine: Engine | None = None
-        self._kept: dict[tuple[str, Augment | None], LoaderFeatures] = {}
+        self._per_loader: dict[tuple[str, Augment | None], LoaderFeatures] = {}
 
-    def says(self) -> str:
-        """The line that tells what is trained on."""
-        cut = self.split.passed[-1].removeprefix("backbone.network.")
-        shape = " x ".join(map(str, self.split.shape))
-        return f"training on features: {shape} behind {cut}, each picture is run through the frozen part once ({self.label})"
+    def describe(self) -> str:
+        """Return one line about what is trained on."""
+        last = self.stem.frozen_modules[-1].removeprefix("backbone.network.")
+        shape = " x ".join(map(str, self.stem.shape))
+        return f"training on features: {shape} behind {last}, the frozen layers run once per image ({self.label})"
 
-    def of(self, loader: Loader, split: str, root: Path, name: str, keeping: CacheConfig) -> Features | None:
-        """Those of the samples of `loader`; None if they are augmented anew in every epoch."""
-        if loader.augment and not loader.views:
+    def of(self, loader: Loader, split: str, root: Path, name: str, cache: CacheConfig) -> Features | None:
+        """Return the features of the loader's samples; None where each epoch augments them differently."""
+        if loader.augment and not loader.options.views:
             return None
-        kept = replace(keeping, place="ram") if keeping.place == "off" else keeping
         key = (split, loader.augment)
-        if key not in self._kept:  # validation has a loader of its own in the end, whose features are those of training
-            self._kept[key] = LoaderFeatures(self, loader, root, name, kept)
-        return self._kept[key]
+        if key not in self._per_loader:  # the final evaluation has loaders of its own, with the features of training
+            cache = replace(cache, kind="ram") if cache.kind == "off" else cache
+            self._per_loader[key] = LoaderFeatures(self, loader, root, name, cache)
+        return self._per_loader[key]
 
     def attach(self, classifier: ImageClassifier) -> bool:
-        """Let another classifier, such as the best epoch's, take these features, if its frozen part is the very same."""
-        split = find_frozen_stem(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
-        if split is None or _digest(split) != self.digest:
+        """Let another classifier, such as the best epoch's, use these features; return whether its stem is the same."""
+        stem = classifier.model.find_frozen_stem()
+        if stem is None or _digest(stem) != self.digest:
             return False
-        self.classifier, self.split = classifier, split
-        classifier.use_features(split.passed)
+        self.classifier, self.stem = classifier, stem
+        classifier.use_features(stem.frozen_modules)
         return True
 
     def compute(self, images: npt.NDArray[np.uint8]) -> Tensor:
         """uint8 [N, S, S, C] -> float32 [N, ...]."""
         if self._engine is None:
-            module = self.classifier
-            self._engine = build_engine(self.name, self.split.stem, module.mean, module.std, module.preprocess.size,
-                                        self.precision)  # fmt: skip
+            classifier = self.classifier
+            model = ImageModel(self.stem.stem, classifier.classes, classifier.preprocess).to(classifier.device)
+            self._engine = build_engine(self.engine, model, self.precision)
         self.forwards += len(images)
-        return run(self._engine, torch.from_numpy(images).permute(0, 3, 1, 2), self.batch)
+        return run_padded(self._engine, torch.from_numpy(images).permute(0, 3, 1, 2), self.batch)
 
 
 class LoaderFeatures:
-    """The features of one loader's samples, one row a sample and view of it."""
+    """The features of one loader's samples, one row per sample and view."""
 
-    def __init__(self, source: FeatureCache, loader: Loader, root: Path, name: str, keeping: CacheConfig) -> None:
+    def __init__(self, source: FeatureCache, loader: Loader, root: Path, name: str, cache: CacheConfig) -> None:
         self.source, self.loader, self.root = source, loader, root
-        views = (loader.views or 1) if loader.augment else 1
-        self.views, count = views, len(loader.samples)
-        model = source.classifier.hparams["model"]["backbone"]
-        about = {"root": str(root), "pictures": f"{model} up to {source.split.passed[-1]}, {source.label}"}
-        identity = (source.digest, source.label, source.classifier.preprocess, str(root))
-        store = keeping.store("features", name, identity, source.split.shape, "float32", views * count, about)
+        self.views = (loader.options.views or 1) if loader.augment else 1
+        count, classifier, stem = self.views * len(loader.samples), source.classifier, source.stem
+        content = f"{classifier.model_config.backbone} up to {stem.frozen_modules[-1]}, {source.label}"
+        identity = (source.digest, source.label, classifier.preprocess, str(root))
+        spec = RowSpec("features", name, identity, stem.shape, "float32", {"root": str(root), "images": content})
+        store = open_store(cache, spec, count)
         assert store is not None
-        self.cached = Cached(store, views * count, "features", self._keys, self._make)
+        self.cached = CachedRows(store, count, "features", self._keys, self._make)
 
     def ready(self) -> bool:
-        """Whether the part of the network that they come from is still frozen."""
-        return self.source.split.frozen()
+        """Return whether the part of the network that computes them is still frozen."""
+        return self.source.stem.is_frozen()
 
     def prepare(self, epoch: int, indices: Indices) -> None:
-        """Compute those of `epoch` that are nowhere yet."""
+        """Compute the features of `epoch` that are missing."""
         self.cached.prepare(self._rows_of(epoch, indices), self.loader.stop)
 
     def take(self, epoch: int, indices: Indices) -> Tensor:
-        """float32 [B, ...]: from where they are kept, or computed on the spot where nothing can be kept."""
+        """Return float32 [B, ...]: from the cache, or computed now where nothing can be cached."""
         numbers = self.cached.numbers[self._rows_of(epoch, indices)]
         if (numbers < 0).any():
             return self.source.compute(self.loader.images(epoch, indices))
@@ -111,70 +117,78 @@ class LoaderFeatures:
         return epoch % self.views * len(self.loader.samples) + indices
 
     def _keys(self, rows: Indices) -> list[bytes]:
-        """A picture's own key; of an augmented view also what the view depends on."""
+        """Return the key of each row: the image's own, with the augmentation of the view where there is one."""
         count, loader = len(self.loader.samples), self.loader
         keys = sample_keys(loader.samples, self.root, rows % count)
         if not loader.augment:
             return keys
-        drawn = [repr((loader.augment, loader.seed, *divmod(row, count))).encode() for row in rows.tolist()]
-        return [key_of(key, view) for key, view in zip(keys, drawn, strict=True)]
+        views = [repr((loader.augment, loader.options.seed, *divmod(row, count))).encode() for row in rows.tolist()]
+        return [key_of(key, view) for key, view in zip(keys, views, strict=True)]
 
-    def _make(self, rows: Indices) -> Making:
-        """Decode ahead in threads, and compute here."""
-        count = len(self.loader.samples)
-        batch = self.source.batch
-        for images in in_threads(lambda part: self.loader.images(int(part[0]) // count, part % count), rows, batch,
-                                 self.loader.timeout_seconds):  # fmt: skip
+    def _make(self, rows: Indices) -> RowBatches:
+        """Decode images in threads, and compute their features here."""
+        loader, count = self.loader, len(self.loader.samples)
+
+        def decode(part: Indices) -> npt.NDArray[np.uint8]:
+            return loader.images(int(part[0]) // count, part % count)
+
+        for images in in_threads(decode, rows, self.source.batch, loader.options.timeout_seconds):
             yield self.source.compute(images).numpy()
 
 
-def attach_features(settings: Mapping[str, Any], classifier: ImageClassifier, data: ImageDataModule,
-                    device: torch.device, began_with: str | None) -> FeatureCache | None:  # fmt: skip
-    """Train `classifier` on the features of its frozen part from now on, where `settings` and the network allow it.
+def attach_features(
+    config: RunConfig,
+    classifier: ImageClassifier,
+    data: ImageDataModule,
+    device: torch.device,
+    engine_label: str | None,
+) -> FeatureCache | None:
+    """Train `classifier` on the features of its frozen stem, where the settings and the network allow it.
 
-    Returns None where every epoch must see the pictures themselves: nothing is frozen, or they are augmented or mixed anew.
-    `began_with` is the engine's label in the checkpoint that a run goes on from. Raises `CheckpointError` when that
-    engine isn't here, `ConfigError` for settings outside their range.
+    Returns None where every epoch needs the images: nothing is frozen, or each epoch augments or mixes them differently.
+    `engine_label`: the engine in the checkpoint that the run is resumed from. Raises `CheckpointError` when that engine
+    isn't available.
     """
-    features = settings.get("features", "off")  # a run that began before there were any goes on without
-    if features not in ("auto", "off"):
-        raise ConfigError(f"features={features!r}: expected auto or off")
-    mixing, precision = settings["mixing"] or {}, _PRECISIONS.get(str(settings["trainer"]["precision"]))
-    possible = features == "auto" and not any(mixing.values()) and precision
-    if not possible or (data.augment and not data.views):
+    precision = _PRECISIONS.get(config.trainer.precision)
+    mixes, augments = config.mixing.mixup or config.mixing.cutmix, data.augment and not data.views
+    if config.features == "off" or precision is None or mixes or augments:
         return None
-    split = find_frozen_stem(classifier.network, classifier.preprocess.channels, classifier.preprocess.size)
-    if split is None:
+    stem = classifier.model.find_frozen_stem()
+    if stem is None:
         return None
-    wanted = began_with.partition(" ")[0] if began_with and settings["engine"] == "auto" else settings["engine"]
-    engine = choose_engine(wanted, device, pictures_seen(settings, data))
-    cache = FeatureCache(classifier, split, engine, str(precision), data.batch_size)
-    if began_with and began_with != cache.label:
-        raise CheckpointError(f"its features were computed by {began_with}, here is {cache.label}; install that version, or "
-                              "begin a new run")  # fmt: skip
-    classifier.use_features(split.passed)
-    classifier.about["engine"] = cache.label
-    data.features = cache
+    resumed = engine_label.partition(" ")[0] if engine_label and config.engine == "auto" else None
+    engine = choose_engine(resumed or config.engine, device, images_seen(config.trainer, data))
+    cache = FeatureCache(classifier, stem, engine, precision, data.batch_size)
+    if engine_label and engine_label != cache.label:
+        raise CheckpointError(
+            f"the run's features were computed by {engine_label}, here is {cache.label}; install that version, "
+            "or begin a new run"
+        )
+    classifier.use_features(stem.frozen_modules)
+    classifier.metadata.engine = cache.label
     return cache
 
 
-def pictures_seen(settings: Mapping[str, Any], data: ImageDataModule) -> int:
-    """How many pictures a run sees at most, each counted once."""
-    trainer, counts = settings["trainer"], {split: len(samples) for split, samples in data.samples.items()}
-    turns = {"train": trainer["max_epochs"], "val": 1, "test": 1}
+def images_seen(config: TrainerConfig, data: ImageDataModule) -> int:
+    """Return how many images a run sees at most, each counted once."""
+    splits = {
+        "train": (config.limit_train_batches, config.max_epochs),
+        "val": (config.limit_val_batches, 1),
+        "test": (config.limit_test_batches, 1),
+    }
     seen = 0
-    for split, count in counts.items():
-        limit = trainer.get(f"limit_{split}_batches")
-        share = (
-            round(limit * count) if isinstance(limit, float) else count if limit is None else limit * data.batch_size
-        )
-        seen += min(count, share * turns[split])
+    for split, (limit, epochs) in splits.items():
+        count = len(data.samples[split])
+        per_epoch = count if limit is None else limit * data.batch_size
+        if isinstance(limit, float):
+            per_epoch = round(limit * count)
+        seen += min(count, round(per_epoch * epochs))
     return seen
 
 
-def _digest(split: FrozenStem) -> bytes:
-    """What tells two frozen parts apart: their modules and every number in them."""
-    parts = [repr((split.passed, split.shape)).encode()]
-    for name, value in split.stem.state_dict().items():
+def _digest(stem: FrozenStem) -> bytes:
+    """Return a digest of the stem's modules and of every number in them."""
+    parts = [repr((stem.frozen_modules, stem.shape)).encode()]
+    for name, value in stem.stem.state_dict().items():
         parts += [name.encode(), np.ascontiguousarray(value.detach().cpu().numpy()).tobytes()]
     return key_of(*parts)

@@ -1,173 +1,224 @@
-"""Going on with a run: which checkpoint, with which settings, and whether the data is still what it was."""
+"""The plan of a run, fresh or resumed: its settings, its checkpoint, and whether the data is still the same."""
 
+import re
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from imgclf.config import RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
-from imgclf.errors import CheckpointError, ConfigError, RunError
-from imgclf.models.weights import read_checkpoint
+from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
+from imgclf.files.run_folder import finished_epochs, require_unused
+from imgclf.models.checkpoint import read_checkpoint
+from imgclf.schema import flatten
 
-__all__ = ["ResumePoint", "check_data", "check_settings", "find_checkpoint", "load_run_config"]
-
-# What a resumed run may do otherwise than it began: how long, where and how loud, but nothing that a result depends on.
-# `trainer` stands for trainer=<cpu|gpu|...> on the command line; weights come from the checkpoint.
-FREE = (
-    "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-    "dataset.num_workers",
-    "dataset.timeout_seconds", "dataset.exclude", "data_dir", "ckpt_path", "resume", "task_name", "tags", "report",
-    "logger",
-    "checkpoint.keep", "checkpoint.every_minutes", "checkpoint.every_n_steps", "model.weights", "model.pretrained",
-    "model.name", "check", "trials", "find", "cache", "cache_gb", "calibrate", "dataset.flips",
-)  # fmt: skip
-BY_RESUME = ("trainer.max_epochs", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
-             "dataset.num_workers", "dataset.timeout_seconds")  # fmt: skip
+__all__ = ["ResumePoint", "RunPlan", "find_checkpoint", "plan_run", "resume_command"]
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on: the checkpoint's `path` and contents, how many `epochs` it has behind it, and whether early
-    stopping had ended it.
-    """
+    """The checkpoint that a run continues from: its `path` and contents."""
 
     path: Path
     checkpoint: Mapping[str, Any]
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the checkpoint holds beside weights and loops."""
+        return self.checkpoint["imgclf"]
+
+    @property
     def epochs(self) -> int:
-        """Whole epochs, validated and saved."""
-        return len(self.checkpoint["imgclf"]["history"])
+        """Number of whole epochs, validated and saved."""
+        return len(self.metadata["history"])
 
     @property
     def stopped_early(self) -> bool:
-        """Whether early stopping had ended the run."""
-        return bool(self.checkpoint["imgclf"].get("stopped_early"))
+        """Whether early stopping ended the run."""
+        return bool(self.metadata.get("stopped_early"))
 
     @property
     def best_value(self) -> float | None:
-        """The best value so far of what the run watches."""
+        """Best value so far of the monitored metric."""
         callbacks = self.checkpoint["callbacks"]
         return next((state["best_value"] for state in callbacks.values() if "best_value" in state), None)
 
-    def says(self) -> str:
-        """The line that tells where the run goes on."""
-        return f"going on from {self.path}: {self.epochs} epochs and {self.checkpoint['global_step']:,} steps are done"
+    def describe(self) -> str:
+        """Return the line that tells where the run continues."""
+        return f"resuming from {self.path}: {self.epochs} epochs and {self.checkpoint['global_step']:,} steps are done"
+
+    def check_data(self, data: ImageDataModule) -> None:
+        """Raise `CheckpointError`, naming the difference, if classes or files aren't those of the checkpoint."""
+        theirs, ours = list(self.checkpoint["hyper_parameters"]["classes"]), list(data.classes)
+        if theirs != ours:
+            gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
+            change = f"only there: {', '.join(gone) or 'none'}; only in the data: {', '.join(new) or 'none'}"
+            raise CheckpointError(
+                f"{self.path}: its classes differ from the data's ({change}); a run is resumed with the data that it began with"
+            )
+        prints = self.metadata.get("fingerprint")
+        if prints and (change := difference(prints, data.fingerprint()) or ""):
+            raise CheckpointError(
+                f"{self.path}: the data has changed since ({change}); restore the data that the run began with, "
+                "or begin a new run"
+            )
+
+    def check_config(self, config: RunConfig) -> None:
+        """Raise `CheckpointError` if a setting that results depend on differs from the checkpoint's run."""
+        theirs = flatten(self.metadata.get("config") or {})
+        if not theirs:  # trained from Python: there are no settings to compare
+            return
+        ours = flatten(config.to_dict())
+        free = tuple(f"{key}." for key in RunConfig.keys_with("may_change"))
+        for key in {**theirs, **ours}:
+            if f"{key}.".startswith(free) or theirs.get(key) == ours.get(key):
+                continue
+            raise CheckpointError(
+                f"{self.path}: its run had {key}={theirs.get(key)}, this one has {ours.get(key)}; a run is resumed "
+                "with the settings that it began with (resume=<its folder> takes them all)"
+            )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run does: its settings, its `folder`, the `overrides` that were typed, and the checkpoint that it continues from,
+    if any.
+    """
+
+    config: RunConfig
+    folder: Path
+    overrides: list[str]
+    resume: ResumePoint | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the run that `folder` holds is continued, rather than a new one begun."""
+        return self.config.ckpt_path == "last"
+
+    @property
+    def finished(self) -> str | None:
+        """The message for a run that has nothing left to do; None for any other."""
+        point = self.resume
+        if not point or not self.in_place or finished_epochs(self.folder) != point.epochs:
+            return None
+        if not point.stopped_early and point.epochs < self.config.trainer.max_epochs:
+            return None
+        reason = "early stopping ended it" if point.stopped_early else "pass a larger trainer.max_epochs to continue"
+        return f"{self.folder}: this run is finished, after {point.epochs} epochs; nothing to do ({reason})"
+
+
+def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_process: bool = True) -> RunPlan:
+    """Decide whether a run is new or resumed, and from which checkpoint.
+
+    Raises `RunError` when `folder` holds another run, `CheckpointError` when the checkpoint or its settings don't fit.
+    """
+    if config.resume:
+        config = _load_run_config(config, folder, overrides)
+    config = _with_absolute_paths(config)
+    point = find_checkpoint(config.ckpt_path, folder)
+    if config.ckpt_path != "last" and first_process:
+        require_unused(folder)
+    if point:
+        point.check_config(config)
+    return RunPlan(config, folder, overrides, point)
 
 
 def find_checkpoint(wanted: str | None, folder: Path) -> ResumePoint | None:
-    """The checkpoint that `ckpt_path=wanted` means: "last" for the newest valid one of the run in `folder`, else a path.
+    """Return the checkpoint that `ckpt_path=wanted` means: "last" for the newest valid one of the run in `folder`, or a path.
 
-    `last.ckpt` is always the newest; if it can't be read, the other one with the most steps behind it serves, and what
-    was skipped is printed. Raises `CheckpointError` where none is found: never does a run begin anew by mistake.
+    `last.ckpt` is always the newest; if it can't be read, the other one with the most steps is used, and every skipped file is
+    printed. Raises `CheckpointError` where there is none: a run never begins from scratch by mistake.
     """
     if not wanted:
         return None
     if wanted != "last":
-        path = Path(wanted).expanduser().absolute()
-        return _read(wanted if "://" in wanted else path)
-    place = folder / "checkpoints"
-    last, skipped = place / "last.ckpt", []
-    others = [path for path in sorted(place.glob("*.ckpt")) if path != last]
-    found: list[ResumePoint] = []
+        return _read(wanted if "://" in wanted else Path(wanted).expanduser().absolute())
+    checkpoints = folder / "checkpoints"
+    last, skipped = checkpoints / "last.ckpt", []
+    others = [path for path in sorted(checkpoints.glob("*.ckpt")) if path != last]
+    points: list[ResumePoint] = []
     for group in ([last] if last.exists() else [], others):
         for path in group:
             try:
-                found.append(_read(path))
+                points.append(_read(path))
             except CheckpointError as error:
                 skipped.append(str(error))
-        if found:
+        if points:
             break
     for reason in skipped:
         print(f"skipped {reason}", flush=True)
-    if not found:
-        what = "none of the checkpoints can be read (see above)" if skipped else "there is no checkpoint"
-        raise CheckpointError(f"ckpt_path=last: {what} in {place}; pass hydra.run.dir=<the run to go on with> "
-                              "or begin a new run without ckpt_path")  # fmt: skip
-    return max(found, key=lambda start: start.checkpoint["global_step"])
+    if not points:
+        problem = "none of the checkpoints can be read (see above)" if skipped else "there is no checkpoint"
+        raise CheckpointError(
+            f"ckpt_path=last: {problem} in {checkpoints}; pass hydra.run.dir=<the run to resume> "
+            "or begin a new run without ckpt_path"
+        )
+    return max(points, key=lambda point: point.checkpoint["global_step"])
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that resumes the run in `folder`, quoted for the shell and for Hydra."""
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        return "nothing was saved yet, begin the run again"
+    text = f"resume={folder}"
+    if not re.fullmatch(r"[\w./=~+-]+", text) or text.count("=") > 1:  # Hydra would read it as more than a word
+        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        text = shlex.quote(f"resume='{escaped}'")
+    return f"resume it with: imgclf train {text}"
 
 
 def _read(path: str | Path) -> ResumePoint:
-    """The checkpoint at `path`, with all that a resumed run asks it for; raises `CheckpointError`."""
+    """Read a checkpoint with all that a resumed run needs; raises `CheckpointError`."""
     checkpoint = read_checkpoint(path)
     extra = checkpoint["imgclf"]
     right = isinstance(checkpoint.get("global_step"), int) and isinstance(checkpoint.get("callbacks"), dict)
-    right = right and all(isinstance(extra.get(key), list) for key in ("classes", "history"))
-    if not right or any(not isinstance(extra.get(key, {}), dict) for key in ("config", "fingerprint")):
-        raise CheckpointError(f"{path}: holds a classifier, but not what a run needs to go on; pass a run's last.ckpt")
+    lists = (checkpoint["hyper_parameters"].get("classes"), extra.get("history"))
+    right = right and all(isinstance(values, list) for values in lists)
+    if not right or any(not isinstance(extra.get(key) or {}, dict) for key in ("config", "fingerprint")):
+        raise CheckpointError(f"{path}: holds a classifier, but not the state of a run; pass a run's last.ckpt")
     return ResumePoint(Path(path), checkpoint)
 
 
-def load_run_config(settings: Mapping[str, Any], folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The settings of the run in `folder`, for `resume=<folder>`, with what may change taken from the command line.
+def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> RunConfig:
+    """Return the settings of the run in `folder`, for `resume=<folder>`, with what may change from the command line.
 
-    Raises `ConfigError` for an override that may not change, `RunError` when no run lives there.
+    Raises `ConfigError` for an override that may not change, `RunError` when `folder` holds no run.
     """
-    if Path(settings["resume"]).expanduser().absolute() != folder.absolute():
-        raise ConfigError(f"resume={settings['resume']}: it goes on in that folder; leave out hydra.run.dir and -m")
-    typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
-    if refused := [
-        text for text, key in zip(overrides, typed, strict=True) if key not in (*BY_RESUME, "resume", "trainer")
-    ]:
-        raise ConfigError(f"resume goes on with the run's own settings; {refused[0]} can't change (only "
-                          f"{', '.join(BY_RESUME)} and trainer=... can)")  # fmt: skip
+    if Path(config.resume or "").expanduser().absolute() != folder.absolute():
+        raise ConfigError(f"resume={config.resume}: a run is resumed in its own folder; leave out hydra.run.dir and -m")
+    overridable = RunConfig.keys_with("on_resume")
+    typed = {text.lstrip("+~").partition("=")[0]: text for text in overrides}
+    if refused := [text for key, text in typed.items() if key not in (*overridable, "resume", "trainer")]:
+        raise ConfigError(
+            f"resume keeps the run's own settings; {refused[0]} can't change (only {', '.join(overridable)} "
+            "and trainer=... can)"
+        )
     path = folder / "config.yaml"
     try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-        saved = {
-            **saved,
-            "dataset": dict(saved["dataset"]),
-            "trainer": dict(saved["trainer"]),
-            "resume": settings["resume"],
-        }
-    except (OSError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise RunError(
-            f"{path}: holds no run's settings ({type(error).__name__}); pass resume=<a run's folder>"
-        ) from None
-    keys = [key for key in BY_RESUME if key in typed]
+        saved = RunConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ConfigError) as error:
+        reason = one_line(error, 160)
+        raise RunError(f"{path}: holds no run's settings ({reason}); pass resume=<a run's folder>") from None
+    keys = [key for key in overridable if key in typed]
     if "trainer" in typed:
-        keys += [key for key in BY_RESUME if key.startswith("trainer.") and key != "trainer.max_epochs"]
+        keys += [key for key in overridable if key.startswith("trainer.") and key != "trainer.max_epochs"]
     for group, _, name in (key.partition(".") for key in keys):
-        saved[group].pop(name, None)
-        if name in settings[group]:
-            saved[group][name] = settings[group][name]
-    saved["ckpt_path"] = "last"
-    return saved
+        changed = replace(getattr(saved, group), **{name: getattr(getattr(config, group), name)})
+        saved = replace(saved, **{group: changed})
+    return replace(saved, resume=config.resume, ckpt_path="last")
 
 
-def check_settings(start: ResumePoint, settings: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` if a setting that results depend on differs from the checkpoint's run."""
-    theirs = _flat(start.checkpoint["imgclf"].get("config") or {})
-    if not theirs:  # made from Python: there are no settings to compare
-        return
-    ours = _flat(settings)
-    for key in {**theirs, **ours}:
-        if f"{key}.".startswith(tuple(f"{free}." for free in FREE)) or theirs.get(key) == ours.get(key):
-            continue
-        raise CheckpointError(f"{start.path}: its run had {key}={theirs.get(key)}, this one has {ours.get(key)}; a run goes "
-                              "on with the settings that it began with (resume=<its folder> takes them all)")  # fmt: skip
-
-
-def check_data(start: ResumePoint, data: ImageDataModule) -> None:
-    """Raise `CheckpointError`, with the difference named, if the classes or the files aren't those of the checkpoint."""
-    theirs, ours = list(start.checkpoint["imgclf"]["classes"]), list(data.classes)
-    if theirs != ours:
-        gone, new = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
-        what = f"only there: {', '.join(gone) or 'none'}; only in the data: {', '.join(new) or 'none'}"
-        raise CheckpointError(f"{start.path}: its classes are others than the data's ({what}); a run goes on with the data "
-                              "that it began with")  # fmt: skip
-    prints = start.checkpoint["imgclf"].get("fingerprint")
-    if prints and (change := difference(prints, data.fingerprint())):
-        raise CheckpointError(f"{start.path}: the data has changed since ({change}); a run goes on with the data that it began "
-                              "with: bring it back, or begin a new run")  # fmt: skip
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return flat
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The run may be resumed from another working directory."""
+    data_dir, exclude = config.data_dir, config.dataset.exclude
+    if data_dir and data_dir != "demo":
+        config = replace(config, data_dir=str(Path(data_dir).expanduser().absolute()))
+    if exclude:
+        exclude = str(Path(exclude).expanduser().absolute())
+        config = replace(config, dataset=replace(config.dataset, exclude=exclude))
+    return config

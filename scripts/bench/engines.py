@@ -14,7 +14,9 @@ tune_malloc()
 import torch  # noqa: E402, the allocator is told before torch allocates
 
 from imgclf.models.backbone import build_backbone  # noqa: E402
-from imgclf.models.engine import BATCH, build_engine, choose_engine, openvino_version, run  # noqa: E402
+from imgclf.models.engine import BATCH, build_engine, choose_engine, openvino_version, run_padded  # noqa: E402
+from imgclf.models.image_model import ImageModel  # noqa: E402
+from imgclf.preprocess import Preprocess  # noqa: E402
 
 
 def main(job: dict[str, Any]) -> None:
@@ -24,13 +26,13 @@ def main(job: dict[str, Any]) -> None:
     images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).contiguous(
         memory_format=torch.channels_last
     )
-    middle = torch.full((1, 3, 1, 1), 127.5)
+    model = ImageModel(network, [], Preprocess(size=size)).eval()
     answer: dict[str, Any] = {"chosen": choose_engine("auto", torch.device("cpu"), job.get("pictures", count))}
     for name in ("eager", *(["openvino"] if openvino_version() else [])):
-        engine = build_engine(name, network, middle, middle, size)
-        run(engine, images[: 2 * BATCH], BATCH)
+        engine = build_engine(name, model)
+        run_padded(engine, images[: 2 * BATCH], BATCH)
         began = perf_counter()
-        run(engine, images, BATCH)
+        run_padded(engine, images, BATCH)
         answer[name] = count / (perf_counter() - began)
     answer["images_per_second"] = answer[answer["chosen"]]
     print(json.dumps(answer))

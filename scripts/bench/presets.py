@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from imgclf.cli.hydra_app import CONF, register_resolvers, to_dict
+from imgclf.config import ModelConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.models.network import build_network, count_parameters
 from imgclf.training.build import build_data
@@ -27,7 +28,7 @@ def peer_job(settings: dict[str, Any]) -> tuple[dict[str, Any], ImageDataModule]
     """What a peer must know to do the same, with the numbers of parameters that its network must have; and the data."""
     data, model, trainer = build_data(settings), settings["model"], settings["trainer"]
     size, batch = settings["image_size"], data.batch_size
-    network = build_network(model, len(data.classes), 3, size)
+    network = build_network(ModelConfig.from_dict(model), len(data.classes), 3, size)
     limits = {}
     for split in ("train", "val"):
         limit, count = trainer[f"limit_{split}_batches"], len(data.samples[split])

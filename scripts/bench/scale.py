@@ -31,7 +31,7 @@ from imgclf.data.samples import Samples
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import describe_environment
-from imgclf.images.decode import read_image
+from imgclf.images import read_image
 from imgclf.threads import available_cpus, prefetch_map
 from imgclf.training.build import build_classifier
 
@@ -107,12 +107,12 @@ def compute_metrics(root: Path, weights: Path, place: Path) -> dict[str, float]:
     images = torch.from_numpy(kept.rows.take(kept.numbers[np.arange(256)])).permute(0, 3, 1, 2)
     classifier.eval()
     for engine in ("eager", "openvino"):
-        answer = build_forward(classifier, engine, 10**6)
+        answer = build_forward(classifier.eval_model, engine, 10**6)
         with torch.inference_mode():
             rows[engine] = seconds_of(lambda answer=answer: [answer(part) for part in images.split(32)]) / 256
     loader = data.loader("train")
-    answer = build_forward(classifier, "openvino", 10**6)
-    rows["evaluate"] = seconds_of(lambda: evaluate_split(classifier, loader, None, answer)) / count
+    answer = build_forward(classifier.eval_model, "openvino", 10**6)
+    rows["evaluate"] = seconds_of(lambda: evaluate_split(classifier.eval_model, loader, None, answer)) / count
     rows["train"] = train_step(classifier, images[:32]) / 32
     rows["head"] = head_step() / 32
     rows["gradient"] = 4.0 * sum(p.numel() for p in classifier.network.parameters())

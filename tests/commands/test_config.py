@@ -1,21 +1,22 @@
 """Every committed YAML composes and fits the code that takes it."""
 
 import inspect
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pytorch_lightning import Trainer
 from support.fabricate import composed
 
-from imgclf.cli.hydra_app import CONF
-from imgclf.data import KNOWN, datamodule_class
-from imgclf.data.augment import Augment
+from imgclf.cli.compose import CONF
+from imgclf.config import CheckConfig, DownloadConfig, EvaluateConfig, RunConfig, TrainerConfig
+from imgclf.data.datamodule import ImageDataModule
+from imgclf.data.datasets import datamodule_class
+from imgclf.data.location import KNOWN
+from imgclf.errors import ConfigError
 from imgclf.models.backbone import check_name
-from imgclf.models.head import Head
 from imgclf.preprocess import Preprocess
-from imgclf.signals import Signals
-from imgclf.training.checkpointing import CheckpointCallback
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -32,22 +33,25 @@ checkpoint.every_minutes checkpoint.every_n_steps
 """.split()  # noqa: SIM905, a list of 30 strings is no easier to read
 
 
-def bind(function: Any, options: dict[str, Any], *positional: Any) -> None:
-    """Fail as a call would, without calling."""
-    inspect.signature(function).bind(*positional, **options)
-
-
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_composes_and_fits(group: str, choice: str) -> None:
-    settings = composed(f"{group}={choice}")
-    dataset = dict(settings["dataset"])
-    bind(datamodule_class(dataset["name"]).__init__, dataset, None, "root")
-    Augment.from_dict(dataset["augment"] or {})
-    check_name(settings["model"]["backbone"])
-    bind(Head.__init__, settings["model"]["head"], None, (8, 2, 2), 3)
-    bind(Trainer.__init__, settings["trainer"], None)
-    bind(CheckpointCallback.__init__, settings["checkpoint"], None, Path(), Signals())
-    assert isinstance(Preprocess.of(settings["model"]["backbone"]), Preprocess)
+def test_every_choice_composes_to_settings_that_fit_the_code(group: str, choice: str) -> None:
+    config = composed(f"{group}={choice}")
+    assert issubclass(datamodule_class(config.dataset.name), ImageDataModule)
+    check_name(config.model.backbone)
+    trainer = {key: value for key, value in config.trainer.to_dict().items() if value is not None}
+    inspect.signature(Trainer.__init__).bind(None, **trainer)
+    assert isinstance(Preprocess.of(config.model.backbone), Preprocess)
+    assert RunConfig.from_dict(config.to_dict()) == config  # config.yaml gives back the same settings
+
+
+def test_trainer_settings_are_arguments_of_lightnings_trainer() -> None:
+    assert set(TrainerConfig.field_names()) <= set(inspect.signature(Trainer.__init__).parameters)
+
+
+def test_every_setting_has_one_sentence() -> None:
+    for schema in (RunConfig, EvaluateConfig, CheckConfig, DownloadConfig):
+        for name, item in schema.walk():
+            assert item.metadata["help"].endswith("."), name
 
 
 def test_all_groups_and_data_sets_are_there() -> None:
@@ -64,17 +68,14 @@ def test_all_groups_and_data_sets_are_there() -> None:
     ]
     for name in KNOWN:
         assert (CONF / "dataset" / f"{name}.yaml").is_file()
-        assert composed(f"experiment={name}_best")["dataset"]["name"] == name
-    assert composed("checkpoint=x", config="evaluate")["split"] == "test"
-    assert composed(config="download")["dataset"]["name"] == "cards"
+        assert composed(f"experiment={name}_best").dataset.name == name
+    assert composed("checkpoint=x", config="evaluate").split == "test"
+    assert composed(config="download").dataset.name == "cards"
 
 
 @pytest.mark.parametrize("key", PUBLIC_KEYS)
 def test_public_keys(key: str) -> None:
-    value: Any = composed()
-    for part in key.split("."):
-        assert part in value
-        value = value[part]
+    assert RunConfig.expected(key)
 
 
 def test_no_yaml_restates_what_is_derived() -> None:
@@ -83,9 +84,9 @@ def test_no_yaml_restates_what_is_derived() -> None:
 
 
 def test_pretrained_is_the_default_but_not_for_the_demo() -> None:
-    assert composed()["model"]["pretrained"] is True
-    assert composed("data_dir=demo")["model"]["pretrained"] is False
-    assert composed("data_dir=demo", "model.pretrained=true")["model"]["pretrained"] is True
+    assert composed().model.pretrained is True
+    assert composed("data_dir=demo").model.pretrained is False
+    assert composed("data_dir=demo", "model.pretrained=true").model.pretrained is True
 
 
 def test_every_experiment_says_where_it_comes_from() -> None:
@@ -96,3 +97,50 @@ def test_every_experiment_says_where_it_comes_from() -> None:
             line.startswith("# Command: python -m imgclf.train experiment=") and path.stem in line for line in head
         ), path
         assert head[1].startswith(("# Source:", "# imgclf's recipe"))
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "message"),
+    [
+        ("train", "epochs=3", "epochs: unknown key; did you mean trainer.max_epochs?"),
+        ("train", "+epochs=3", "epochs: unknown key; did you mean trainer.max_epochs?"),
+        ("train", "+datset=sports", "datset: unknown key; did you mean dataset?"),
+        ("train", "dataset.batchsize=3", "dataset.batchsize: unknown key; did you mean dataset.batch_size?"),
+        ("train", "dataset=carsd", "dataset=carsd: no such choice; did you mean cards?"),
+        ("train", "model=resnet18", "for any timm network pass model=timm model.backbone=resnet18"),
+        ("train", "seed=-1", "seed=-1: expected a whole number of at least 0"),
+        ("train", "trainer.max_epochs=ten", "trainer.max_epochs=ten: expected a whole number"),
+        ("train", "dataset.augment.zoom=2", "dataset.augment.zoom=2.0: expected a number of at least 0 and at most 1"),
+        ("train", "checkpoint.keep=some", "checkpoint.keep='some': expected one of best, improved, all"),
+        ("evaluate", "splt=val", "splt: unknown key; did you mean split?"),
+        ("evaluate", "split=val", "checkpoint: no value; pass checkpoint=<value>"),
+        ("check", "wrokers=2", "wrokers: unknown key; did you mean workers?"),
+    ],
+)
+def test_a_wrong_override_names_the_key_and_what_was_expected(command: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        composed(override, config=command)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_wrong_key_in_a_users_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [base]\nname: mine\nclasess: [a]\n")
+    command = [sys.executable, "-m", "imgclf.train", "--config-dir", str(tmp_path), "dataset=mine"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.strip() == "imgclf: dataset.clasess: unknown key; did you mean dataset.classes?"
+
+
+def test_the_nearest_key_of_another_level_is_suggested() -> None:
+    assert RunConfig.suggest("max_epochs") == "did you mean trainer.max_epochs?"
+    assert RunConfig.suggest("batch_size") == "did you mean dataset.batch_size?"
+    assert "expected one of" in RunConfig.suggest("zzzzzz")
+
+
+@pytest.mark.parametrize("kind", [int, float, bool, str])
+def test_settings_refuse_values_of_another_type(kind: type) -> None:
+    for name, item in RunConfig.walk():
+        if item.type == kind.__name__ and "." not in name:
+            with pytest.raises(ConfigError, match=name):
+                RunConfig.from_dict({name: [None]})

@@ -18,13 +18,13 @@ from support.fabricate import TINY, composed
 from imgclf.cli.hydra_app import run_app
 from imgclf.data import pixel_cache as cache_module
 from imgclf.errors import ImageError, RunError
+from imgclf.models.checkpoint import read_checkpoint
 from imgclf.models.head import Head
-from imgclf.models.weights import read_checkpoint
 from imgclf.signals import Signals
 from imgclf.train import main
 from imgclf.training import run as training
+from imgclf.training.callbacks import first_non_finite
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.guard import first_non_finite
 from imgclf.training.run import train
 
 Run = Callable[..., Path]
@@ -248,7 +248,7 @@ def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch
         return (weight - weight.detach()).abs().sqrt() if len(calls) == 4 else weight * 0
 
     monkeypatch.setattr(Head, "penalty", penalty)
-    with pytest.raises(RunError, match=r"the gradient of network\..* isn't finite at step 3, epoch 1, learning rate"):
+    with pytest.raises(RunError, match=r"the gradient of model\.network\..* isn't finite at step 3, epoch 1, learning rate"):
         run_tiny("checkpoint.every_n_steps=1", folder=tmp_path / "run")
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
     assert saved_non_finite(tmp_path / "run") == []
@@ -266,7 +266,7 @@ def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch:
                 self.network.head.output.bias[0] = torch.inf
 
     monkeypatch.setattr(ImageClassifier, "optimizer_step", spoil)
-    with pytest.raises(RunError, match=r"state_dict\.network\.head\.output\.bias is no longer finite at step 6"):
+    with pytest.raises(RunError, match=r"state_dict\.model\.network\.head\.output\.bias is no longer finite at step 6"):
         run_tiny("checkpoint.every_n_steps=1", folder=tmp_path / "run")
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
 

@@ -14,7 +14,7 @@ from imgclf import (
     SportsDataModule,
 )
 from imgclf.data.datamodule import SPLITS, ImageDataModule
-from imgclf.data.sports import FIFTEEN
+from imgclf.data.datasets import FIFTEEN
 from imgclf.errors import ConfigError, DataError
 
 RANKS = ("ace", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "jack", "queen", "king")
@@ -80,7 +80,7 @@ def test_asl_alphabet(tmp_path: Path) -> None:
     assert ASLAlphabetDataModule(tmp_path).holdout == "blocks"
     flat = ASLAlphabetDataModule(tmp_path, splits={"test": ASLAlphabetDataModule.ARCHIVE_TEST})
     assert counts(flat)[2] == 28
-    assert [note for note in flat.notes if note.startswith("test has no pictures of del (")]
+    assert [note for note in flat.notes if note.startswith("test has no images of del (")]
 
 
 def test_sign_mnist(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_sign_mnist(tmp_path: Path) -> None:
     assert train.pixels.shape == (27_455, 28, 28, 1)
     assert train.pixels[0, 9, 4, 0] == (9 * 28 + 4) % 256
     assert data.samples["test"].items[0].endswith("sign_mnist_test.csv:4305")  # line 1 is the header
-    images, targets, indices = next(iter(SignMNISTDataModule(tmp_path, batch_size=4).val_dataloader()))
+    images, targets, indices, _ = next(iter(SignMNISTDataModule(tmp_path, batch_size=4).val_dataloader()))
     assert images.shape == (4, 3, 224, 224)
     assert targets.tolist() == data.samples["val"].targets[indices].tolist()
 
@@ -129,7 +129,7 @@ def test_a_subset_of_the_classes(cards: Path) -> None:
     data = CardsDataModule(cards, classes=["joker", "ace of clubs"])
     assert counts(data) == (144 + 143, 10, 10)
     assert data.classes == ("ace of clubs", "joker")
-    with pytest.raises(ConfigError, match=r"jolly not found in .*which has ace of clubs"):
+    with pytest.raises(ConfigError, match=r"jolly not in .*which has ace of clubs"):
         CardsDataModule(cards, classes=["jolly", "joker"]).setup()
     with pytest.raises(ConfigError, match="True, which is no text: put the name into quotes"):
         CardsDataModule(cards, classes=[True, "joker"]).setup()
@@ -140,10 +140,7 @@ def test_counts_that_differ_are_one_line(cards: Path, tmp_path: Path) -> None:
         touch(tmp_path / "train" / name, (f"{i:03}.jpg" for i in range(10)))
     data = CardsDataModule(tmp_path)
     assert counts(data) == (53 * 7, 53 * 2, 53)  # one of ten for test, 20 % of nine for validation
-    assert (
-        "found 371 / 106 / 53 pictures in train / val / test, the whole data set has 7,624 / 265 / 265"
-        in data.notes[-1]
-    )
+    assert "371 / 106 / 53 images in train / val / test, the whole data set has 7,624 / 265 / 265" in data.notes[-1]
     assert sum("held out" in note for note in data.notes) == 2
 
 

@@ -1,36 +1,37 @@
-"""Where a network looked, checked where the answer is known."""
+"""Saliency maps, checked where the answer is known."""
 
 import numpy as np
 import pytest
 import torch
 
+from imgclf.config import ModelConfig
 from imgclf.errors import ConfigError
 from imgclf.evaluation.saliency import explain, overlay
-from imgclf.models.image_model import TrainedNetwork
+from imgclf.models import ImageModel
+from imgclf.preprocess import Preprocess
 
 SIDE = 64
-PLAIN = {"size": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
-def network(backbone: str = "small_cnn", freeze: str = "none", **head: object) -> TrainedNetwork:
+def build_model(backbone: str = "small_cnn", freeze: str = "none", **head: object) -> ImageModel:
     kwargs = {"layers": [8, "pool", 8, "pool", 8, "pool"]} if backbone == "small_cnn" else {}
-    model = {"backbone": backbone, "backbone_kwargs": kwargs, "head": head, "freeze": freeze}
-    return TrainedNetwork(model, ["dark", "bright"], PLAIN).eval()
+    config = {"backbone": backbone, "backbone_kwargs": kwargs, "head": head, "freeze": freeze}
+    return ImageModel.build(ModelConfig.from_dict(config), ["dark", "bright"], Preprocess(size=SIDE)).eval()
 
 
-def sees_brightness(pool: str) -> TrainedNetwork:
-    """A network that is sure of `bright` by the bright places alone: every layer hands the brightness on."""
-    made = network(pool=pool)
+def brightness_model(pool: str) -> ImageModel:
+    """A model whose logit of `bright` depends on bright places alone: every layer passes the brightness on."""
+    model = build_model(pool=pool)
     with torch.no_grad():
-        for layer in (m for m in made.modules() if isinstance(m, torch.nn.Conv2d)):
+        for layer in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d)):
             layer.weight.zero_()
             layer.weight[:, :, 1, 1] = 1 / layer.weight.shape[1]
             layer.bias.zero_()
-        output = made.network.head.output
+        output = model.network.head.output
         output.bias.zero_()
         output.weight.zero_()
         output.weight[1] = 1.0
-    return made
+    return model
 
 
 def spot(row: int, column: int) -> torch.Tensor:
@@ -41,8 +42,8 @@ def spot(row: int, column: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("pool", ["avg", "max", "flatten"])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (8, 40), (48, 16)])
-def test_the_bright_spot_is_found(pool: str, row: int, column: int) -> None:
-    heat = explain(sees_brightness(pool), spot(row, column), torch.tensor([1]))[0]
+def test_map_is_high_on_the_bright_spot_only(pool: str, row: int, column: int) -> None:
+    heat = explain(brightness_model(pool), spot(row, column), torch.tensor([1]))[0]
     assert heat.shape == (SIDE, SIDE) and heat.max() == pytest.approx(1, abs=0.05)
     peak = np.unravel_index(heat.argmax(), heat.shape)
     assert row - 4 <= peak[0] < row + 20 and column - 4 <= peak[1] < column + 20
@@ -51,48 +52,47 @@ def test_the_bright_spot_is_found(pool: str, row: int, column: int) -> None:
     assert far.max() == 0
 
 
-def test_a_place_that_counts_for_one_class_only() -> None:
-    """Behind `pool: flatten` the network may look at the left half for one class: there, and only there, is the map."""
-    made = sees_brightness("flatten")
+def test_map_of_a_class_shows_only_the_places_that_count_for_it() -> None:
+    """Behind `pool: flatten` the network may use the left half for one class: there, and only there, is its map."""
+    model = brightness_model("flatten")
     with torch.no_grad():
-        weights = made.network.head.output.weight.view(2, 8, 8, 8)
+        weights = model.network.head.output.weight.view(2, 8, 8, 8)
         weights.zero_()
         weights[1, :, :, :4], weights[0, :, :, 4:] = 1.0, 1.0
     both = torch.maximum(spot(24, 4), spot(24, 44))
-    left, right = (explain(made, both, torch.tensor([target]))[0] for target in (1, 0))
+    left, right = (explain(model, both, torch.tensor([target]))[0] for target in (1, 0))
     assert left[:, :32].max() > 0.9 and left[:, 40:].max() == 0
     assert right[:, 32:].max() > 0.9 and right[:, :24].max() == 0
 
 
-def test_the_map_adds_up_to_the_logit() -> None:
-    """With average pooling and no hidden layer the signed map sums to the logit without its bias, place by place."""
-    made = sees_brightness("avg")
-    pixels = (spot(8, 8).float() - made.mean) / made.std
-    features = made.network.backbone(pixels)
-    logit = made(spot(8, 8))[0, 1] - made.network.head.output.bias[1]
-    shares = (features.mean(dim=(2, 3)) * made.network.head.output.weight[1]).sum()
+def test_map_adds_up_to_the_logit() -> None:
+    """With average pooling and no hidden layer the signed map sums to the logit without its bias."""
+    model = brightness_model("avg")
+    features = model.network.backbone(model.normalize(spot(8, 8)))
+    logit = model(spot(8, 8))[0, 1] - model.network.head.output.bias[1]
+    shares = (features.mean(dim=(2, 3)) * model.network.head.output.weight[1]).sum()
     assert torch.allclose(shares, logit, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv1_100", "vgg11", "resnet18"])
 @pytest.mark.parametrize("freeze", ["all", "none"])
-def test_any_cnn_frozen_or_not(name: str, freeze: str) -> None:
-    made = network(name, freeze, hidden=[8])
+def test_maps_of_any_cnn_are_finite_and_change_nothing(name: str, freeze: str) -> None:
+    model = build_model(name, freeze, hidden=[8])
     images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    before = {key: value.clone() for key, value in made.state_dict().items()}
-    heat = explain(made, images, torch.tensor([0, 1]))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    heat = explain(model, images, torch.tensor([0, 1]))
     assert heat.shape == (2, SIDE, SIDE) and np.isfinite(heat).all() and 0 <= heat.min() <= heat.max() <= 1
-    assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
-    assert all(parameter.grad is None for parameter in made.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_transformer_has_no_map() -> None:
-    made = network("vit_tiny_patch16_224")
-    with pytest.raises(ConfigError, match="no map of features"):
-        explain(made, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8), torch.tensor([0]))
+def test_transformer_raises_config_error() -> None:
+    model = build_model("vit_tiny_patch16_224")
+    with pytest.raises(ConfigError, match="no feature map"):
+        explain(model, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8), torch.tensor([0]))
 
 
-def test_the_overlay_keeps_the_picture_where_nothing_speaks() -> None:
+def test_overlay_keeps_the_image_where_the_map_is_zero() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     heat = np.zeros((8, 8), np.float32)
     heat[2, 3] = 1

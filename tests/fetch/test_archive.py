@@ -1,6 +1,5 @@
-"""Hostile, damaged and cut archives leave nothing behind; good ones come out right; a killed run is swept."""
+"""Hostile, damaged and cut archives leave nothing; good ones are unpacked whole; leftovers of killed runs are removed."""
 
-import gzip
 import io
 import os
 import resource
@@ -11,14 +10,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from imgclf.errors import DataError
-from imgclf.fetch.archive import ArchiveError, Limits, adopt, extract
+from imgclf.fetch.archive import ArchiveError, Limits, copy_tree, extract
 
 SMALL = Limits(max_bytes=4_000_000, max_members=20, max_ratio=50, ratio_from_bytes=1_000_000)
 FILES = {f"train/{name}/{index}.jpg": os.urandom(3000) for name in ("cat", "dog") for index in range(4)}
@@ -39,7 +37,7 @@ def zip_special(mode: int, name: str = "x.jpg", data: bytes = b"/etc/passwd") ->
 
 
 def zip_patched(data: bytes, *, central: int | None = None, local: int | None = None, form: str, value: int) -> bytes:
-    """`data` with a field of its last central header, and of its last local header, set to `value`."""
+    """Return `data` with a field of its last central header, and of its last local header, set to `value`."""
     changed = bytearray(data)
     for magic, offset in ((b"PK\x01\x02", central), (b"PK\x03\x04", local)):
         if offset is not None:
@@ -64,35 +62,25 @@ def tar_special(kind: bytes, target: str = "", name: str = "x.jpg") -> bytes:
     return tar_of(("ok.jpg", b"ok"), (info, b""))
 
 
-def tar_huge_header() -> bytes:
+def tar_wrong_size() -> bytes:
+    """Return a tar whose header declares 512 KiB, followed by four bytes."""
     info = tarfile.TarInfo("x.jpg")
-    info.pax_headers = {"comment": "x" * 3_000_000}
-    return tar_of((info, b"x"), mode="w:gz")
-
-
-def tar_lying_size() -> bytes:
-    """The header says 1 GB, four bytes follow."""
-    info = tarfile.TarInfo("x.jpg")
-    info.size = 1 << 30
+    info.size = 1 << 19
     return info.tobuf() + b"four" + bytes(508) + bytes(1024)
 
 
-def overlapping_zip() -> bytes:
-    """Two entries share one member's bytes, as the bombs do that stay under every member's ratio."""
-    data = zip_of(("a.jpg", b"x" * 5000), ("b.jpg", b"x" * 5000))
-    return zip_patched(data, central=42, form="<L", value=0)
-
-
-def forged_zip(more: int = 0) -> bytes:
-    """A member declares 9 of its bytes, and the checksum of those 9, or of one more: zipfile cuts it in silence."""
-    data = zip_patched(zip_of(("x", ZEROS)), central=24, form="<L", value=9)
-    return zip_patched(data, central=16, form="<L", value=zlib.crc32(ZEROS[: 9 + more]))
+def tar_negative_size() -> bytes:
+    """Return a tar whose first header would move its reader backwards, and lower the sum of declared sizes."""
+    info = tarfile.TarInfo("x.jpg")
+    info.size = -1024
+    return info.tobuf(format=tarfile.GNU_FORMAT) + bytes(10240)
 
 
 def encrypted_zip() -> bytes:
     return zip_patched(zip_of(("x.jpg", b"data")), central=8, local=6, form="<H", value=1)
 
 
+SPECIAL = "a link, a device or another special file"
 ONE = ("ok.jpg", b"ok")
 ZEROS = bytes(2_000_000)
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -103,59 +91,47 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip drive-relative": (lambda: zip_of(ONE, ("c:evil.jpg", b"x")), "absolute"),
     "zip UNC": (lambda: zip_of(ONE, ("//server/share/evil.jpg", b"x")), "absolute"),
     "zip backslashes": (lambda: zip_of(ONE, ("..\\evil.jpg", b"x")), "backslash"),
-    "zip symlink": (lambda: zip_special(stat.S_IFLNK), "a symbolic link"),
-    "zip device": (lambda: zip_special(stat.S_IFCHR), "a device"),
-    "zip FIFO": (lambda: zip_special(stat.S_IFIFO), "a FIFO"),
-    "zip socket": (lambda: zip_special(stat.S_IFSOCK), "a socket"),
-    "zip file as folder": (lambda: zip_special(stat.S_IFREG, "x/", b"data"), "a folder and a file at once"),
-    "zip case clash": (lambda: zip_of(("A.jpg", b"1"), ("a.jpg", b"2")), "same name as 'A.jpg'"),
-    "zip folder case clash": (lambda: zip_of(("Cat/1.jpg", b"1"), ("cat/2.jpg", b"2")), "same name as 'Cat'"),
-    "zip accent clash": (lambda: zip_of(("caf\u00e9.jpg", b"1"), ("cafe\u0301.jpg", b"2")), "same name"),
-    "zip dot clash": (lambda: zip_of(("a /1.jpg", b"1"), ("a/2.jpg", b"2")), "same name"),
+    "zip symlink": (lambda: zip_special(stat.S_IFLNK), SPECIAL),
+    "zip device": (lambda: zip_special(stat.S_IFCHR), SPECIAL),
+    "zip FIFO": (lambda: zip_special(stat.S_IFIFO), SPECIAL),
+    "zip socket": (lambda: zip_special(stat.S_IFSOCK), SPECIAL),
     "zip file, then folder": (lambda: zip_of(("a", b"1"), ("a/b.jpg", b"2")), "both a file and a folder"),
     "zip folder, then file": (lambda: zip_of(("a/b.jpg", b"2"), ("a", b"1")), "both a file and a folder"),
     "zip control character": (lambda: zip_of(ONE, ("a\nb.jpg", b"x")), r"'a\\nb\.jpg' has a control"),
     "zip NUL": (lambda: zip_of(ONE, ("evilXjpg", b"x")).replace(b"evilXjpg", b"evil\0jpg"), "control"),
-    "zip reserved name": (lambda: zip_of(ONE, ("train/nul.jpg", b"x")), "Windows"),
-    "zip trailing dot": (lambda: zip_of(ONE, ("train./a.jpg", b"x")), "Windows"),
     "zip long name": (lambda: zip_of(ONE, ("a" * 300, b"x")), "longer"),
     "zip deep name": (lambda: zip_of(ONE, ("a/" * 600 + "x", b"x")), "longer"),
     "zip encrypted": (encrypted_zip, "encrypted"),
     "zip bzip2": (lambda: zip_of(("x", b"data"), method=zipfile.ZIP_BZIP2), "packed by method 12"),
     "zip wrong CRC": (lambda: zip_patched(zip_of(("x", b"abc" * 99)), central=16, form="<L", value=1), "CRC"),
     "zip larger than declared": (lambda: zip_patched(zip_of(("x", ZEROS)), central=24, form="<L", value=9), "damaged"),
-    "zip larger, checksum forged": (forged_zip, "damaged"),
-    "zip larger, checksum forged by one more": (lambda: forged_zip(1), "larger than the 9 bytes"),
     "zip smaller than declared": (lambda: zip_patched(zip_of(("x", b"y")), central=24, form="<L", value=9), "has 1 by"),
-    "zip overlapping": (overlapping_zip, "overlaps"),
-    "zip hidden first member": (lambda: b"PK\x03\x04" + bytes(60) + zip_of(ONE), "overlaps another or doesn't begin"),
     "zip ratio": (lambda: zip_of(("x.bmp", ZEROS)), "50 times"),
     "zip bytes": (lambda: zip_of(("x.bmp", os.urandom(5_000_000))), "4000000 bytes"),
     "zip members": (lambda: zip_of(*((f"{i}.jpg", b"") for i in range(21))), "more than 20 members"),
     "zip empty": (lambda: zip_of(), "no files"),
     "tar dot-dot": (lambda: tar_of(ONE, ("../evil.jpg", b"x")), "leaves the folder"),
     "tar absolute": (lambda: tar_of(ONE, ("/tmp/evil.jpg", b"x")), "absolute"),
-    "tar symlink": (lambda: tar_special(tarfile.SYMTYPE, "/etc"), "a symbolic link"),
-    "tar relative symlink": (lambda: tar_special(tarfile.SYMTYPE, "ok.jpg"), "a symbolic link"),
-    "tar hard link": (lambda: tar_special(tarfile.LNKTYPE, "ok.jpg"), "a hard link"),
-    "tar hard link outside": (lambda: tar_special(tarfile.LNKTYPE, "/etc/passwd"), "a hard link"),
-    "tar character device": (lambda: tar_special(tarfile.CHRTYPE), "a device"),
-    "tar block device": (lambda: tar_special(tarfile.BLKTYPE), "a device"),
-    "tar FIFO": (lambda: tar_special(tarfile.FIFOTYPE), "a FIFO"),
-    "tar unknown kind": (lambda: tar_special(b"Q"), "special"),
+    "tar symlink": (lambda: tar_special(tarfile.SYMTYPE, "/etc"), SPECIAL),
+    "tar relative symlink": (lambda: tar_special(tarfile.SYMTYPE, "ok.jpg"), SPECIAL),
+    "tar hard link": (lambda: tar_special(tarfile.LNKTYPE, "ok.jpg"), SPECIAL),
+    "tar hard link outside": (lambda: tar_special(tarfile.LNKTYPE, "/etc/passwd"), SPECIAL),
+    "tar character device": (lambda: tar_special(tarfile.CHRTYPE), SPECIAL),
+    "tar block device": (lambda: tar_special(tarfile.BLKTYPE), SPECIAL),
+    "tar FIFO": (lambda: tar_special(tarfile.FIFOTYPE), SPECIAL),
+    "tar unknown kind": (lambda: tar_special(b"Q"), SPECIAL),
     "tar duplicate": (lambda: tar_of(("a.jpg", b"1"), ("a.jpg", b"2")), "twice"),
     "tar duplicate by ./": (lambda: tar_of(("a.jpg", b"1"), ("./a.jpg", b"2")), "twice"),
-    "tar case clash": (lambda: tar_of(("A.jpg", b"1"), ("a.jpg", b"2")), "same name"),
     "tar not UTF-8": (lambda: tar_of(ONE, ("caf\udce9.jpg", b"1")), "UTF-8"),
     "tar ratio gz": (lambda: tar_of(("x.bmp", ZEROS), mode="w:gz"), "50 times"),
     "tar ratio xz": (lambda: tar_of(("x.bmp", ZEROS), mode="w:xz"), "50 times"),
-    "tar zeros at the end": (lambda: gzip.compress(tar_of(ONE) + ZEROS), "50 times"),
     "tar bytes": (lambda: tar_of(("x.bmp", os.urandom(5_000_000))), "4000000 bytes"),
     "tar members": (lambda: tar_of(*((f"{i}.jpg", b"") for i in range(21))), "more than 20 members"),
-    "tar huge header": (tar_huge_header, "header of"),
-    "tar lying size": (tar_lying_size, "damaged"),
+    "tar wrong size": (tar_wrong_size, "damaged"),
     "tar no end": (lambda: tar_of(ONE)[:1024], "ends early"),
     "tar damaged header": (lambda: tar_of(ONE, ("b.jpg", b"x")).replace(b"b.jpg", b"c.jpg"), "ends early"),
+    "tar negative size": (tar_negative_size, f"{SPECIAL}|neither a zip nor a tar"),
+    "tar sparse": (lambda: tar_special(tarfile.GNUTYPE_SPARSE), SPECIAL),
     "tar gz checksum": (lambda: tar_of(ONE, mode="w:gz")[:-8] + bytes(8), "damaged"),
     "empty file": (lambda: b"", "neither a zip nor a tar"),
     "web page": (lambda: b"<!doctype html>" + b"<p>Log in</p>" * 99, "neither a zip nor a tar"),
@@ -170,7 +146,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def refuse(archive: Path, pattern: str, limits: Limits | None = None) -> None:
-    """`archive` is refused in one line that names it, and not a file changes in the tree around it."""
+    """Assert that `archive` is refused in one line that names it, and that no file around it changes."""
     before = tree(archive.parent)
     with pytest.raises(ArchiveError, match=pattern) as caught:
         extract(archive, archive.parent / "data" / "set", limits)
@@ -187,14 +163,14 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.trust("hostile archives unpacked", "a file outside, or anything left")
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_archive_is_refused_and_leaves_nothing(case: str, place: Path) -> None:
+def test_hostile_archive_is_refused_and_leaves_nothing(case: str, place: Path) -> None:
     make, pattern = HOSTILE[case]
     (place / "hostile").write_bytes(make())
     refuse(place / "hostile", pattern, SMALL)
     assert not Path("/tmp/evil.jpg").exists()
 
 
-def test_the_default_limits_stop_a_bomb(place: Path) -> None:
+def test_default_limits_refuse_a_bomb(place: Path) -> None:
     (place / "bomb.zip").write_bytes(zip_of(("x.bmp", bytes(70 << 20))))  # deflate: 1,030 to 1
     refuse(place / "bomb.zip", "200 times the archive's size")
 
@@ -207,7 +183,7 @@ def good(kind: str) -> bytes:
 
 @pytest.mark.trust("archives cut short", "a folder under its final name")
 @pytest.mark.parametrize("kind", ["zip", "", "gz", "bz2", "xz"])
-def test_an_archive_cut_at_20_points_is_refused(
+def test_archive_cut_at_20_points_is_refused(
     kind: str, place: Path, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("tried", 20)
@@ -219,13 +195,13 @@ def test_an_archive_cut_at_20_points_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["zip", "", "gz", "bz2", "xz"])
-def test_a_good_archive_comes_out_whole_and_tells_its_progress(kind: str, place: Path) -> None:
+def test_good_archive_is_unpacked_whole_and_reports_its_progress(kind: str, place: Path) -> None:
     (place / "good").write_bytes(good(kind))
-    told: list[tuple[int, int]] = []
-    folder = extract(place / "good", place / "data" / "set", progress=lambda done, total: told.append((done, total)))
+    reports: list[tuple[int, int]] = []
+    folder = extract(place / "good", place / "data" / "set", progress=lambda done, total: reports.append((done, total)))
     assert folder == place / "data" / "set"
     assert {name: data for name, data in tree(folder).items() if data is not None} == FILES
-    assert told == sorted(told) and told[-1][0] == told[-1][1]
+    assert reports == sorted(reports) and reports[-1][0] == reports[-1][1]
     assert [path.name for path in (place / "data").iterdir()] == ["set"]
 
 
@@ -247,7 +223,7 @@ def test_modes_owners_and_macos_leftovers_are_dropped(place: Path) -> None:
     assert stat.S_IMODE((place / "data/set").stat().st_mode) == 0o755
 
 
-def test_the_destination_must_be_absent_or_empty(place: Path) -> None:
+def test_destination_must_be_absent_or_empty(place: Path) -> None:
     (place / "good.zip").write_bytes(good("zip"))
     (place / "data/set").mkdir()
     extract(place / "good.zip", place / "data/set")
@@ -257,13 +233,13 @@ def test_the_destination_must_be_absent_or_empty(place: Path) -> None:
     (place / "link").symlink_to(place / "elsewhere")
     with pytest.raises(DataError, match="exists already"):
         extract(place / "good.zip", place / "link")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="No such file"):
         extract(place / "absent.zip", place / "data/other")
     (place / "link").unlink()
     assert tree(place) == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
+def test_full_disk_is_one_line_and_leaves_nothing(place: Path) -> None:
     (place / "good.zip").write_bytes(good("zip"))
     before, limit = tree(place), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))  # a write beyond it fails as on a full disk
@@ -287,7 +263,7 @@ extract(Path(sys.argv[1]), Path(sys.argv[2]), progress=die)
 """
 
 
-def test_a_killed_run_leaves_no_folder_and_is_swept_by_the_next(place: Path) -> None:
+def test_killed_run_leaves_no_folder_and_the_next_removes_its_leftovers(place: Path) -> None:
     (place / "good.zip").write_bytes(good("zip"))
     command = [sys.executable, "-c", KILLED, str(place / "good.zip"), str(place / "data/set")]
     code = subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
@@ -298,7 +274,7 @@ def test_a_killed_run_leaves_no_folder_and_is_swept_by_the_next(place: Path) -> 
     assert [path.name for path in (place / "data").iterdir()] == ["set"]
 
 
-def test_a_living_run_is_not_swept(place: Path) -> None:
+def test_folder_of_a_living_run_is_not_removed(place: Path) -> None:
     (place / "good.zip").write_bytes(good("zip"))
     nested: list[Path] = []
 
@@ -307,17 +283,17 @@ def test_a_living_run_is_not_swept(place: Path) -> None:
             nested.append(place / "data/set")
             extract(place / "good.zip", nested[0])
 
-    with pytest.raises(DataError, match="can't be written"):  # the other one was first, and is whole
+    with pytest.raises(DataError, match="can't be written"):  # the nested call was first, and its folder is whole
         extract(place / "good.zip", place / "data/set", progress=unpack_again)
     assert {name: data for name, data in tree(nested[0]).items() if data is not None} == FILES
 
 
-def test_a_tree_is_adopted_under_the_same_rules(place: Path) -> None:
+def test_tree_is_copied_under_the_same_rules(place: Path) -> None:
     (place / "tree/train").mkdir(parents=True)
     (place / "tree/train/a.jpg").write_bytes(b"x")
-    adopt(place / "tree", place / "data/set")
+    copy_tree(place / "tree", place / "data/set")
     assert tree(place / "data/set") == tree(place / "tree")
     (place / "tree/link.jpg").symlink_to("/etc/passwd")
-    with pytest.raises(ArchiveError, match=r"'link\.jpg' is a symbolic link"):
-        adopt(place / "tree", place / "data/other")
+    with pytest.raises(ArchiveError, match=r"'link\.jpg' is a link"):
+        copy_tree(place / "tree", place / "data/other")
     assert not (place / "data/other").exists()

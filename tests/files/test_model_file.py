@@ -1,4 +1,4 @@
-"""Files that `weights_only=True` alone would let through: they take memory or time, or run by way of timm."""
+"""Model files that `weights_only=True` alone would accept: they take memory or time, or are executed by way of timm."""
 
 import os
 import struct
@@ -18,7 +18,8 @@ import imgclf
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.files.model_file import read_file
 from imgclf.models.backbone import build_backbone
-from imgclf.models.weights import load_pretrained, read_checkpoint, read_note
+from imgclf.models.checkpoint import read_checkpoint
+from imgclf.models.weights import load_pretrained, read_note
 
 if sys.platform != "win32":
     import resource
@@ -29,7 +30,7 @@ BILLION = b"\x8a\x08" + struct.pack("<q", 10**9)  # as a pickle writes it
 
 
 def with_pickle(path: Path, instructions: bytes) -> Path:
-    """A file of torch's with one record of 4 numbers, and these instructions."""
+    """Write a file of torch's with one record of 4 numbers, and these instructions; return its path."""
     torch.save({"a": torch.ones(4)}, path)
     with zipfile.ZipFile(path) as archive:
         records = {member.filename: archive.read(member) for member in archive.infolist()}
@@ -48,43 +49,44 @@ def text(value: str) -> bytes:
 
 
 STORAGE = b"(" + text("storage") + name_of("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x04tQ"
-EXPANDED = (name_of("torch._utils", "_rebuild_tensor_v2") + b"(" + STORAGE + b"K\x00" + BILLION + b"\x85K\x00\x85\x89"
-            + name_of("collections", "OrderedDict") + b")RtR")  # fmt: skip
-BOMBS = {  # what torch's own list of what may be called allows
+SHAPE = b"K\x00" + BILLION + b"\x85K\x00\x85\x89"  # offset 0, size 10^9, stride 0, no gradient
+EXPANDED = [name_of("torch._utils", "_rebuild_tensor_v2"), b"(", STORAGE, SHAPE, name_of("collections", "OrderedDict")]
+COPIED = [
+    *(name_of("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"), b"(", *EXPANDED, b")RtR"),
+    *(name_of("torch", "float64"), text("cpu"), b"\x89tR"),
+]
+ELSEWHERE = [b"(", text("storage"), name_of("torch", "FloatStorage"), text("9"), text("cpu"), b"K\x04tQ"]
+BOMBS = {  # calls that torch's own list allows
     "bytes": (name_of("__builtin__", "bytearray") + BILLION + b"\x85R", r"asks for __builtin__\.bytearray"),
     "an empty tensor": (name_of("torch", "FloatTensor") + BILLION + b"\x85R", r"asks for torch\.FloatTensor"),
-    "a tensor of stride 0 copied as it is read": (
-        name_of("torch._utils", "_rebuild_device_tensor_from_cpu_tensor") + b"(" + EXPANDED + name_of("torch", "float64")
-        + text("cpu") + b"\x89tR", r"asks for torch\._utils\._rebuild_device",
-    ),
+    "a tensor of stride 0 copied while it is read": (b"".join(COPIED), r"asks for torch\._utils\._rebuild_device"),
     "lists in lists": (b"]" * 100_000 + b"a" * 99_999, "nested more than 50 deep"),
     "a number of 200 digits": (b"\x8a\x54" + b"\x7f" * 84, "whole number beyond 64 bits"),
-    "a record outside the file": (b"(" + text("storage") + name_of("torch", "FloatStorage") + text("9") + text("cpu")
-                                  + b"K\x04tQ", "damaged"),
-}  # fmt: skip
+    "a record outside the file": (b"".join(ELSEWHERE), "damaged"),
+}
 
 
 @pytest.fixture
-def little() -> Iterator[None]:
-    """Nothing in the test takes 300 MB or 10 s."""
+def frugal() -> Iterator[None]:
+    """Assert that the test takes less than 300 MB and 10 s."""
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("frugal")
 @pytest.mark.parametrize("name", BOMBS)
-def test_what_would_take_memory_is_not_begun(name: str, tmp_path: Path) -> None:
+def test_pickle_that_would_take_memory_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
     instructions, message = BOMBS[name]
     with pytest.raises(CheckpointError, match=message) as raised:
         read_file(with_pickle(tmp_path / "w.pth", instructions))
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.usefixtures("little")
-def test_lists_that_hold_each_other_twice(tmp_path: Path) -> None:
-    """2^40 values in 400 bytes: whoever walks through them never comes back."""
+@pytest.mark.usefixtures("frugal")
+def test_lists_that_hold_the_one_before_twice_are_refused(tmp_path: Path) -> None:
+    """2^40 values in 400 bytes: a walk through them never ends."""
     value: list[Any] = []
     for _ in range(40):
         value = [value, value]
@@ -96,8 +98,8 @@ def test_lists_that_hold_each_other_twice(tmp_path: Path) -> None:
     assert read_file(tmp_path / "good.pth") == {"a": shared, "b": shared}
 
 
-def test_two_records_of_one_name(tmp_path: Path) -> None:
-    """torch and Python would read different ones."""
+def test_two_records_of_one_name_are_refused(tmp_path: Path) -> None:
+    """torch and Python would read different records."""
     path = with_pickle(tmp_path / "w.pth", b"}")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(archive.namelist()[0].replace("data.pkl", "DATA.PKL"), b"}.")
@@ -105,23 +107,21 @@ def test_two_records_of_one_name(tmp_path: Path) -> None:
         read_file(path)
 
 
+VIT, SWIN = {"backbone": "vit_tiny_patch16_224"}, {"backbone": "swin_tiny_patch4_window7_224"}
+MULTIPLIED = {"backbone": "mobilenetv2_100", "backbone_kwargs": {"depth_multiplier": 1e7}}
 DECLARED: dict[str, tuple[dict[str, Any], str]] = {
-    "a depth that timm turns into a list": ({"backbone": "vit_tiny_patch16_224", "backbone_kwargs": {"depth": 9_999}}, "parts"),
-    "a multiplier": ({"backbone": "mobilenetv2_100", "backbone_kwargs": {"depth_multiplier": 1e7}}, "add up to 10,000,000"),
-    "a division by zero": (
-        {"backbone": "swin_tiny_patch4_window7_224", "backbone_kwargs": {"patch_size": 0}}, "modulo by zero",
-    ),
-    "no name": ({"backbone": 3}, "expected the name"),
-    "a number that is none": ({"backbone_kwargs": {"bn_momentum": float("nan")}}, "finite numbers"),
-    "a window of terabytes": (
-        {"backbone": "swin_tiny_patch4_window7_224", "backbone_kwargs": {"window_size": 500}}, "refused",
-    ),
-}  # fmt: skip
+    "a depth that timm turns into a list": ({**VIT, "backbone_kwargs": {"depth": 9_999}}, "parts"),
+    "a multiplier": (MULTIPLIED, "add up to 10,000,000"),
+    "a division by zero": ({**SWIN, "backbone_kwargs": {"patch_size": 0}}, "modulo by zero"),
+    "a name that is a number": ({"backbone": 3}, "expected text"),
+    "a number that is NaN": ({"backbone_kwargs": {"bn_momentum": float("nan")}}, "finite numbers"),
+    "a window of terabytes": ({**SWIN, "backbone_kwargs": {"window_size": 500}}, "refused"),
+}
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("frugal")
 @pytest.mark.parametrize("name", DECLARED)
-def test_networks_that_nobody_builds(name: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_declared_network_that_cannot_be_built_is_refused(name: str, tiny_run: Path, tmp_path: Path) -> None:
     changes, message = DECLARED[name]
     checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     checkpoint["hyper_parameters"]["model"].update(changes)
@@ -131,16 +131,16 @@ def test_networks_that_nobody_builds(name: str, tiny_run: Path, tmp_path: Path) 
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.usefixtures("little")
-def test_a_picture_of_4096_pixels_takes_nothing_to_build_for() -> None:
+@pytest.mark.usefixtures("frugal")
+def test_building_for_images_of_4096_pixels_takes_little_memory() -> None:
     backbone = build_backbone("small_cnn", 3, 4096, {"layers": [32, "pool"]})
     assert backbone.shape == (32, 2048, 2048)  # 2 GB, had it been computed
     assert not any(value.is_meta for value in backbone.state_dict().values())
 
 
 WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "classes": lambda c: c["imgclf"].update(classes=["a", "a", "b"]),
-    "preprocess": lambda c: c["imgclf"].pop("preprocess"),
+    "classes": lambda c: c["hyper_parameters"].update(classes=["a", "a", "b"]),
+    "preprocess": lambda c: c["hyper_parameters"].pop("preprocess"),
     "history": lambda c: c["imgclf"].update(history=3),
     "running": lambda c: c["imgclf"].update(running="ab"),
     "confusion": lambda c: c["imgclf"].update(confusion=[[1]]),
@@ -154,24 +154,24 @@ WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_facts_of_the_wrong_kind(name: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_metadata_of_the_wrong_kind_is_refused(name: str, tiny_run: Path, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     WRONG[name](checkpoint)
     torch.save(checkpoint, tmp_path / "c.ckpt")
-    with pytest.raises(CheckpointError, match=rf"c\.ckpt: its {name} can't be"):
+    with pytest.raises(CheckpointError, match=rf"c\.ckpt: its {name} isn't what imgclf writes"):
         imgclf.load(tmp_path / "c.ckpt")
 
 
-def stumbling(path: Path, mark: Path) -> Path:
-    """Where `weights_only=True` stops with a TypeError, pickle goes on, and runs a command."""
+def type_error_file(path: Path, mark: Path) -> Path:
+    """Write a file that stops `weights_only=True` with a TypeError, where plain pickle runs a command; return its path."""
     command = name_of("posix", "system") + text(f"touch '{mark}'") + b"\x85R0}"
     return with_pickle(path, name_of("collections", "OrderedDict") + b")R" + b"N}\x86b0" + command)
 
 
 @pytest.fixture
 def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where torch keeps the weights of `URL_ONLY`; nothing here goes online."""
-    monkeypatch.setattr("imgclf.models.weights._stay_offline_if_so", lambda: None)
+    """Return the path where torch caches the weights of `URL_ONLY`; nothing here goes online."""
+    monkeypatch.setattr("imgclf.models.weights._go_offline_without_network", lambda: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     file = tmp_path / "torch" / "hub" / "checkpoints" / timm.get_pretrained_cfg(URL_ONLY).url.rpartition("/")[2]
@@ -179,17 +179,17 @@ def torch_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_timms_second_try_is_not_taken(torch_cache: Path, tmp_path: Path) -> None:
-    stumbling(torch_cache, tmp_path / "executed")
+def test_timms_unprotected_second_try_is_not_reached(torch_cache: Path, tmp_path: Path) -> None:
+    type_error_file(torch_cache, tmp_path / "executed")
     backbone = build_backbone(URL_ONLY, 3, 32)
     with pytest.raises(CheckpointError, match=r"asks for posix\.system"):
         load_pretrained(backbone, URL_ONLY, {}, 3, 32)
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_stumbling_file_does_execute(tmp_path: Path) -> None:
+def test_type_error_file_executes_where_pickle_reads_it(tmp_path: Path) -> None:
     """The control."""
-    path = stumbling(tmp_path / "w.pth", tmp_path / "executed")
+    path = type_error_file(tmp_path / "w.pth", tmp_path / "executed")
     with pytest.raises(TypeError):
         torch.load(path, weights_only=True)
     assert not (tmp_path / "executed").exists()
@@ -197,7 +197,7 @@ def test_the_stumbling_file_does_execute(tmp_path: Path) -> None:
     assert (tmp_path / "executed").exists()
 
 
-def test_timms_weights_by_address(torch_cache: Path) -> None:
+def test_timms_weights_by_url_are_loaded_and_adapted_to_grey(torch_cache: Path) -> None:
     weights = timm.create_model(URL_ONLY, pretrained=False).state_dict()
     torch.save(weights, torch_cache, _use_new_zipfile_serialization=False)
     for channels in (3, 1):
@@ -211,7 +211,9 @@ def test_timms_weights_by_address(torch_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_timms_weights_from_the_hubs_cache(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_weights_are_loaded_from_the_hub_cache(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = "mobilenetv3_small_050"
     hub = tmp_path / "hub" / f"models--timm--{name}.lamb_in1k"
     (hub / "snapshots" / "abc").mkdir(parents=True)
@@ -219,7 +221,7 @@ def test_timms_weights_from_the_hubs_cache(file: str, tmp_path: Path, monkeypatc
     (hub / "refs" / "main").write_text("abc")
     weights = timm.create_model(name, pretrained=False).state_dict()
     (save_file if file.endswith("safetensors") else torch.save)(weights, hub / "snapshots" / "abc" / file)
-    monkeypatch.setattr("imgclf.models.weights._stay_offline_if_so", lambda: None)
+    monkeypatch.setattr("imgclf.models.weights._go_offline_without_network", lambda: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     backbone = build_backbone(name, 3, 32)
@@ -228,14 +230,22 @@ def test_timms_weights_from_the_hubs_cache(file: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("value", [print, 1 + 2j, float("inf"), b"x"])
-def test_keywords_are_plain(value: Any) -> None:
+def test_keywords_that_are_not_plain_raise_config_error(value: Any) -> None:
     with pytest.raises(ConfigError, match="finite numbers, words, or lists of them"):
         build_backbone("small_cnn", 3, 32, {"layers": [4, value]})
 
 
-@pytest.mark.parametrize("note", ['{"architecture": 3}', "[" * 100_000, '{"pretrained_cfg": {"mean": ["a"], "std": [1]}}',
-                                  '{"pretrained_cfg": 3}', '{"create_model_kwargs": 3}'])  # fmt: skip
-def test_notes_that_say_nothing(note: str, tmp_path: Path) -> None:
+NOTES = [
+    '{"architecture": 3}',
+    "[" * 100_000,
+    '{"pretrained_cfg": {"mean": ["a"], "std": [1]}}',
+    '{"pretrained_cfg": 3}',
+    '{"create_model_kwargs": 3}',
+]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=lambda note: note[:30])
+def test_note_of_the_wrong_kind_raises_checkpoint_error(note: str, tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(note)
     with pytest.raises(CheckpointError, match="can't be used") as raised:
         read_note(tmp_path / "w.safetensors", "small_cnn")

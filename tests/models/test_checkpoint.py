@@ -1,4 +1,4 @@
-"""Loading runs nothing: every way into imgclf that reads a model, with every kind of file that tries to get more out of it."""
+"""Checkpoints: loading executes nothing from hostile files, by any way into imgclf; metadata, and models for prediction."""
 
 import http.server
 import os
@@ -21,21 +21,24 @@ from support.fabricate import TINY, composed
 
 import imgclf
 from imgclf import predict
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.config import ModelConfig
+from imgclf.errors import CheckpointError, ConfigError, ImgclfError
+from imgclf.files.model_file import read_file
 from imgclf.inference.evaluate_checkpoint import evaluate
+from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import build_backbone
-from imgclf.models.weights import read_checkpoint
-from imgclf.training.checkpoint_io import AtomicCheckpointIO, add_facts
+from imgclf.models.checkpoint import CheckpointMetadata, DataFacts, read_checkpoint, update_metadata
+from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.resume import find_checkpoint
 from imgclf.training.run import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="memory is measured in the POSIX way")
-MARK = "executed"  # a payload that runs makes a file of this name
+MARK = "executed"  # a payload that is executed makes a file of this name
 Make = Callable[[dict[str, Any], Path], None]
 
 
 class Shell:
-    """Unpickled, it runs a command."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +48,7 @@ class Shell:
 
 
 class Code:
-    """Unpickled, it runs Python."""
+    """Runs Python when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +58,7 @@ class Code:
 
 
 class State:
-    """Unpickled, its own method runs."""
+    """Runs its own method when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +68,7 @@ class State:
 
 
 def saved(change: Callable[[dict[str, Any], Path], Any], **options: Any) -> Make:
-    """A checkpoint with one change."""
+    """Return a function that saves a checkpoint with one change."""
 
     def make(checkpoint: dict[str, Any], path: Path) -> None:
         change(checkpoint, path.parent)
@@ -91,7 +94,7 @@ def raw_pickle(checkpoint: dict[str, Any], path: Path) -> None:
 
 def script(checkpoint: dict[str, Any], path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch has given it up, but reads it still
+        warnings.simplefilter("ignore")  # deprecated, but torch still reads it
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
 
 
@@ -119,7 +122,7 @@ def tensor(value: Callable[[], torch.Tensor]) -> Callable[[dict[str, Any], Path]
     return lambda checkpoint, _: checkpoint["state_dict"].update({KEY: value()})
 
 
-KEY = "network.head.output.weight"
+KEY = "model.network.head.output.weight"
 EXECUTE: dict[str, Make] = {
     "a command among the weights": saved(lambda c, folder: c["state_dict"].update(x=Shell(folder))),
     "Python among the settings": saved(lambda c, folder: c["hyper_parameters"].update(x=Code(folder))),
@@ -143,8 +146,8 @@ PAYLOADS: dict[str, Make] = {
     "a flipped bit": flipped,
     "half a file": cut,
 }
-# For a file of weights alone, what a whole checkpoint declares is of no meaning, and a Trainer has its network already and
-# compares shapes by itself: these are not payloads there.
+# What a checkpoint declares has no meaning in a file of weights, and a Trainer has its network already and compares shapes
+# by itself: these are not payloads there.
 DECLARED = {
     name for name in PAYLOADS if " network of " in name or "keywords" in name or "head" in name or "depth" in name
 }
@@ -154,7 +157,7 @@ DECLARED = {
 def paths(
     tiny_run: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Callable[[Path], Any]]:
-    """The ways in: each is given the payload's path."""
+    """Return the ways to load a model by name; each takes the payload's path."""
     settings = composed(*TINY, f"data_dir='{colours}'")
     classifier = imgclf.ImageClassifier.load_from_checkpoint(tiny_run / "checkpoints" / "best.ckpt")
     data = imgclf.ImageDataModule(colours, preprocess=classifier.preprocess, batch_size=8)
@@ -180,8 +183,8 @@ def paths(
         return train(composed(f"resume='{folder}'"), folder, [f"resume='{folder}'"])
 
     def through_lightning(path: Path) -> Any:
-        trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
-                          plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path)  # fmt: skip
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = Trainer(**quiet, accelerator="cpu", plugins=[AtomicCheckpointIO()], default_root_dir=tmp_path)
         trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False)
 
     def command(path: Path) -> Any:
@@ -196,27 +199,33 @@ def paths(
         "train model.weights=FILE.safetensors": renamed,
         "evaluate": lambda path: evaluate({**evaluated, "checkpoint": str(path), "typed": []}, tmp_path / "new"),
         "imgclf.load": imgclf.load,
-        "ImageClassifier.load_from_checkpoint": imgclf.ImageClassifier.load_from_checkpoint,
+        CLASSIFIER: imgclf.ImageClassifier.load_from_checkpoint,
         "python -m imgclf.predict": command,
-        "Trainer(plugins=[AtomicCheckpointIO()])": through_lightning,
-        "add_facts": lambda path: (add_facts(path, metrics={}), imgclf.load(path)),
+        LIGHTNING: through_lightning,
+        "update_metadata": lambda path: (update_metadata(path, metrics={}), imgclf.load(path)),
         "find_checkpoint": lambda path: (find_checkpoint(str(path), tmp_path), imgclf.load(path)),
     }
 
 
-NAMES = (
-    "train ckpt_path=FILE", "train ckpt_path=last", "train resume=DIR", "train model.weights=FILE.pth",
-    "train model.weights=FILE.safetensors", "evaluate", "imgclf.load", "ImageClassifier.load_from_checkpoint",
-    "python -m imgclf.predict", "Trainer(plugins=[AtomicCheckpointIO()])", "add_facts", "find_checkpoint",
-)  # fmt: skip
+LIGHTNING = "Trainer(plugins=[AtomicCheckpointIO()])"
+CLASSIFIER = "ImageClassifier.load_from_checkpoint"
+RESUME = ("train ckpt_path=FILE", "train ckpt_path=last", "train resume=DIR")
+WEIGHTS = ("train model.weights=FILE.pth", "train model.weights=FILE.safetensors")
+PREDICT = ("evaluate", "imgclf.load", "python -m imgclf.predict", "update_metadata", "find_checkpoint")
+WAYS = (*RESUME, *WEIGHTS, *PREDICT, CLASSIFIER, LIGHTNING)
 
 
 @pytest.mark.trust("hostile model files x ways to load them", "code that ran, more than one line, or 300 MB of memory")
-@pytest.mark.parametrize("way", NAMES)
-def test_nothing_is_executed(
-    way: str, paths: dict[str, Callable[[Path], Any]], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None],
-) -> None:  # fmt: skip
+@pytest.mark.parametrize("way", WAYS)
+def test_hostile_files_are_refused_in_one_line_without_executing_anything(
+    way: str,
+    paths: dict[str, Callable[[Path], Any]],
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     tried, wrong = 0, []
     for name, make in PAYLOADS.items():
@@ -224,23 +233,23 @@ def test_nothing_is_executed(
             "Trainer" in way and name in {*DECLARED, "a tensor of another shape"}
         ):
             continue
-        place = tmp_path / f"payload{tried}"
-        place.mkdir()
-        make(read_checkpoint(tiny_run / "checkpoints" / "last.ckpt"), place / "model.ckpt")
+        folder = tmp_path / f"payload{tried}"
+        folder.mkdir()
+        make(read_checkpoint(tiny_run / "checkpoints" / "last.ckpt"), folder / "model.ckpt")
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         tried += 1
         capsys.readouterr()
-        said = ""
+        message = ""
         try:
-            paths[way](place / "model.ckpt")
-            wrong.append(f"{name}: was taken")
+            paths[way](folder / "model.ckpt")
+            wrong.append(f"{name}: was accepted")
         except ImgclfError as error:
-            said = str(error)
+            message = str(error)
         except SystemExit as error:
-            said = capsys.readouterr().err.strip()
+            message = capsys.readouterr().err.strip()
             wrong += [] if error.code == 2 else [f"{name}: exit code {error.code}"]
-        if "\n" in said or len(said) > 600:
-            wrong.append(f"{name}: {said}")
+        if "\n" in message or len(message) > 600:
+            wrong.append(f"{name}: {message}")
         if list(tmp_path.rglob(MARK)):
             wrong.append(f"{name}: executed")
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > memory + 300_000:  # KiB
@@ -253,8 +262,8 @@ def test_nothing_is_executed(
 
 
 @pytest.mark.parametrize("name", EXECUTE)
-def test_the_payloads_do_execute(name: str, tiny_run: Path, tmp_path: Path) -> None:
-    """The control: read as they ask to be, they leave their mark."""
+def test_payloads_execute_where_pickle_reads_them(name: str, tiny_run: Path, tmp_path: Path) -> None:
+    """The control: read without protection, they leave their mark."""
     PAYLOADS[name](read_checkpoint(tiny_run / "checkpoints" / "last.ckpt"), tmp_path / "model.ckpt")
     assert not (tmp_path / MARK).exists()
     if name == "a bare pickle":
@@ -266,12 +275,12 @@ def test_the_payloads_do_execute(name: str, tiny_run: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server on this machine that would hand out a payload, and what it was asked for."""
-    asked: list[str] = []
+    """Return the address of a model on a local server, and the list of the requests that it gets."""
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_response(404)
             self.end_headers()
 
@@ -280,28 +289,25 @@ def site(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/model.ckpt", asked
+    yield f"http://127.0.0.1:{server.server_address[1]}/model.ckpt", requests
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.mark.parametrize("way", ["train ckpt_path=FILE", "train model.weights=FILE.pth", "evaluate", "imgclf.load",
-                                 "ImageClassifier.load_from_checkpoint", "python -m imgclf.predict",
-                                 "Trainer(plugins=[AtomicCheckpointIO()])"])  # fmt: skip
-def test_addresses_are_refused_unasked(
+@pytest.mark.parametrize("way", [RESUME[0], WEIGHTS[0], *PREDICT[:3], CLASSIFIER, LIGHTNING])
+def test_urls_are_refused_without_a_request(
     way: str, paths: dict[str, Callable[[Any], Any]], site: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address, asked = site
+    address, requests = site
     with pytest.raises((ImgclfError, SystemExit)) as raised:
         paths[way](address)
-    said = capsys.readouterr().err if isinstance(raised.value, SystemExit) else str(raised.value)
-    assert "models aren't loaded from URLs" in said
-    assert asked == []
+    message = capsys.readouterr().err if isinstance(raised.value, SystemExit) else str(raised.value)
+    assert "models aren't loaded from URLs" in message
+    assert requests == []
 
 
-def test_timms_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's cache holds a pickle instead of weights: timm meets it, and doesn't run it."""
+def test_pickle_in_the_hub_cache_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, hub = "mobilenetv3_small_050", tmp_path / "hub" / "models--timm--mobilenetv3_small_050.lamb_in1k"
     snapshot = hub / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -328,17 +334,15 @@ def test_shared_and_gapped_tensors_are_refused(tmp_path: Path) -> None:
     base = torch.zeros(1000)
     torch.save({f"t{i}": base.view(10, 100) for i in range(50)}, tmp_path / "shared.pth")
     torch.save({"t": torch.zeros(100)[::2]}, tmp_path / "gaps.pth")
-    torch.save({"t": torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last), "u": torch.zeros(4, 5).t()},
-               tmp_path / "good.pth")  # fmt: skip
-    from imgclf.files.model_file import read_file
-
+    channels_last = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    torch.save({"t": channels_last, "u": torch.zeros(4, 5).t()}, tmp_path / "good.pth")
     assert read_file(tmp_path / "good.pth")["t"].shape == (2, 3, 4, 5)
     for name, message in (("shared", "share their data"), ("gaps", "isn't contiguous")):
         with pytest.raises(ImgclfError, match=message):
             read_file(tmp_path / f"{name}.pth")
 
 
-def test_the_note_beside_the_weights_is_not_trusted(tmp_path: Path) -> None:
+def test_keywords_in_the_note_beside_weights_are_checked(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     save_file({"x": torch.zeros(1)}, weights)
     weights.with_suffix(".json").write_text(
@@ -347,3 +351,82 @@ def test_the_note_beside_the_weights_is_not_trusted(tmp_path: Path) -> None:
     settings = composed(*TINY, "data_dir=demo", f"model.weights='{weights}'")
     with pytest.raises(ImgclfError, match="checkpoint_path would make timm read"):
         train({**settings, "dataset": {**composed("dataset=sign_mnist")["dataset"]}}, tmp_path / "new", [])
+
+
+def test_metadata_survives_a_round_trip_as_plain_data() -> None:
+    facts = DataFacts("cards", "/data/cards", {"train": 3}, ["horizontal"])
+    metadata = CheckpointMetadata(
+        config={"seed": 3, "dataset": {"name": "cards"}},
+        data=facts,
+        fingerprint={"train": {"a": [2, "0f"]}},
+        metrics={"test": {"accuracy": 0.5}},
+        temperature=1.5,
+        engine="eager 2.0 fp32",
+        history=[{"epoch": 0, "val_loss": None}],
+        running=[1.5, 3.0],
+        confusion=[[1, 0], [1, 2]],
+        learning_rate=0.01,
+        plateau={"best": 0.5},
+        stopped_early=True,
+    )
+    values = metadata.to_dict()
+    assert CheckpointMetadata.from_dict(values, 2) == metadata
+    metadata.history.append({"epoch": 1})
+    assert values["history"] == [{"epoch": 0, "val_loss": None}]  # a later epoch doesn't change what was saved
+    with pytest.raises(CheckpointError, match="its confusion isn't what imgclf writes"):
+        CheckpointMetadata.from_dict(values, 3)
+
+
+def test_averaged_weights_are_loaded_and_one_network_is_built(
+    run_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run_tiny("ema_decay=0.9", "trainer.max_epochs=1") / "checkpoints" / "best.ckpt"
+    state, built = read_checkpoint(path)["state_dict"], []
+    build = ImageModel.build
+    monkeypatch.setattr(ImageModel, "build", lambda *args: built.append(1) or build(*args))
+    model = load_image_model(path)
+    assert built == [1] and not model.training
+    trained, averaged = (state[f"{prefix}network.head.output.weight"] for prefix in ("model.", "ema.module."))
+    assert torch.equal(model.network.head.output.weight, averaged) and not torch.equal(trained, averaged)
+    classifier = imgclf.ImageClassifier.load_from_checkpoint(path)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(model(images), classifier(images))
+    assert torch.equal(classifier.network.head.output.weight, trained)
+    assert model.metadata == classifier.metadata and classifier.eval_model.metadata is classifier.metadata
+
+
+def test_checkpoint_without_the_averaged_weights_that_it_declares_is_refused(
+    run_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(run_tiny("ema_decay=0.9", "trainer.max_epochs=1") / "checkpoints" / "best.ckpt")
+    del checkpoint["state_dict"]["ema.module.network.head.output.bias"]
+    torch.save(checkpoint, tmp_path / "lacks.ckpt")
+    checkpoint["hyper_parameters"]["ema_decay"] = None
+    torch.save(checkpoint, tmp_path / "more.ckpt")
+    for name, message in (("lacks", "lacks 'ema.module.network"), ("more", "its network doesn't have")):
+        for load in (imgclf.load, imgclf.ImageClassifier.load_from_checkpoint):
+            with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: .*{message}"):
+                load(tmp_path / f"{name}.ckpt")
+
+
+def test_normalize_is_the_textbook_formula_to_the_bit() -> None:
+    config = ModelConfig.from_dict({"backbone": "small_cnn", "backbone_kwargs": {"layers": [4, "pool"]}})
+    preprocess = imgclf.Preprocess(size=20, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    model = ImageModel.build(config, ["a", "b"], preprocess).eval()
+    images = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8)
+    for layout in (images, images.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(model.normalize(layout), (images.float() - model.mean) / model.std)
+    assert torch.equal(model(images), model.network((images.float() - model.mean) / model.std))
+
+
+def test_forward_features_gives_the_logits_of_the_images() -> None:
+    config = ModelConfig.from_dict({"backbone": "small_cnn", "freeze": "all", "head": {"hidden": [4]}})
+    model = ImageModel.build(config, ["a", "b"], imgclf.Preprocess(size=16)).eval()
+    stem = model.find_frozen_stem()
+    assert stem is not None
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="call use_features first"):
+        model.forward_features(images)
+    model.use_features(stem.frozen_modules)
+    features = stem.stem(model.normalize(images))
+    assert torch.allclose(model.forward_features(features), model(images), atol=1e-6)

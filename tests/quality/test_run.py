@@ -1,4 +1,4 @@
-"""`python -m imgclf.check`: everything planted is found and named, nothing is changed, and training can go without it."""
+"""`imgclf check`: every planted problem is found and named, no file is changed, and training can exclude what it names."""
 
 import json
 import os
@@ -16,9 +16,8 @@ from PIL import Image
 from support.fabricate import as_jpeg, composed, resized, structured
 
 from imgclf.errors import ConfigError, DataError
-from imgclf.quality.oddities import quick_notes
-from imgclf.quality.run import check_before_training, check_data
-from imgclf.training.build import build_data
+from imgclf.quality import check_before_training, check_data, quick_notes
+from imgclf.training.build import data_of
 
 CLASSES = ("<b>x", "cat", "dog")
 
@@ -30,7 +29,7 @@ def save(pixels: np.ndarray, path: Path, **options: Any) -> Path:
 
 
 def tree(root: Path, train: int = 12) -> Path:
-    """Distinct pictures of three classes: 12 in train, 2 in valid and 2 in test of each."""
+    """Distinct images of three classes: 12 in train, 2 in valid and 2 in test of each."""
     for split, count in (("train", train), ("valid", 2), ("test", 2)):
         for target, name in enumerate(CLASSES):
             for number in range(count):
@@ -52,17 +51,21 @@ def check(root: Path, folder: Path, *overrides: str) -> tuple[int, dict[str, Any
 
 def paths(report: dict[str, Any], kind: str) -> list[list[str]]:
     some = [finding for finding in (*report["findings"], *report["near"]) if finding["kind"] == kind]
-    return [[picture["path"] for picture in group["pictures"]] for finding in some for group in finding["groups"]]
+    return [[image["path"] for image in group["images"]] for finding in some for group in finding["groups"]]
 
 
-def test_a_clean_set_is_clean(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_data_has_no_findings(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, report = check(clean, tmp_path / "out")
     assert (code, report["clean"], report["findings"], report["near"], report["exclude"]) == (0, True, [], [], [])
     assert report["counts"]["train"] == {"<b>x": 12, "cat": 12, "dog": 12}
     assert report["files"] == {
-        "pictures": 48, "readable": 48, "formats": {"PNG": 48}, "modes": {"RGB": 48}, "different_sizes": 1,
-        "sizes": [{"width": 40, "height": 40, "pictures": 48}],
-    }  # fmt: skip
+        "images": 48,
+        "readable": 48,
+        "formats": {"PNG": 48},
+        "modes": {"RGB": 48},
+        "different_sizes": 1,
+        "sizes": [{"width": 40, "height": 40, "images": 48}],
+    }
     assert report["notes"] == [] and report["expected"] is None
     assert "clean" in capsys.readouterr().out
 
@@ -80,7 +83,7 @@ def test_every_unreadable_file_is_listed(clean: Path, tmp_path: Path, capsys: py
     assert "unreadable: train/cat/bad0.jpg: " in printed and "and 11 more" in printed
 
 
-def test_duplicates_and_what_becomes_of_them(clean: Path, tmp_path: Path) -> None:
+def test_each_kind_of_duplicate_is_named_and_its_copies_excluded(clean: Path, tmp_path: Path) -> None:
     train = clean / "train"
     shutil.copy(train / "cat" / "00.png", train / "dog" / "labels.png")  # two labels
     shutil.copy(clean / "valid" / "cat" / "00.png", train / "cat" / "leak.png")
@@ -97,41 +100,41 @@ def test_duplicates_and_what_becomes_of_them(clean: Path, tmp_path: Path) -> Non
     code, report = check(clean, tmp_path / "out")
     assert code == 1
     assert paths(report, "labels") == [["train/cat/00.png", "train/dog/labels.png"]]
-    assert paths(report, "leaks") == [["train/cat/leak.png", "valid/cat/00.png"],
-                                      ["valid/cat/01.png", "test/cat/leak.png"]]  # fmt: skip
+    leaks = [["train/cat/leak.png", "valid/cat/00.png"], ["valid/cat/01.png", "test/cat/leak.png"]]
+    assert paths(report, "leaks") == leaks
     assert paths(report, "repeats") == [["train/dog/05.png", "train/dog/repeat1.png", "train/dog/repeat2.png"]]
     assert paths(report, "near_leaks") == [["train/dog/near_leak.png", "test/dog/01.png"]]
     assert paths(report, "near_labels") == [["train/cat/near_label.png", "train/dog/near_label.png"]]
     assert paths(report, "near") == [["train/dog/near1.png", "train/dog/near2.png"]]
     assert [(entry["path"], entry["why"]) for entry in report["exclude"]] == [
-        ("train/cat/00.png", "labels"), ("train/cat/leak.png", "leaks"), ("train/dog/labels.png", "labels"),
-        ("train/dog/near_leak.png", "near_leaks"), ("train/dog/repeat1.png", "repeats"),
+        ("train/cat/00.png", "labels"),
+        ("train/cat/leak.png", "leaks"),
+        ("train/dog/labels.png", "labels"),
+        ("train/dog/near_leak.png", "near_leaks"),
+        ("train/dog/repeat1.png", "repeats"),
         ("train/dog/repeat2.png", "repeats"),
-    ]  # fmt: skip
-    assert {finding["kind"]: finding["excluded"] for finding in report["findings"]} == {
-        "labels": 2, "leaks": 1, "repeats": 2, "near_leaks": 1, "near_labels": 0,
-    }  # fmt: skip
+    ]
+    excluded = {"labels": 2, "leaks": 1, "repeats": 2, "near_leaks": 1, "near_labels": 0}
+    assert {finding["kind"]: finding["excluded"] for finding in report["findings"]} == excluded
     assert all(finding["action"] and finding["title"] for finding in report["findings"])
 
 
-def test_exclude_drops_what_is_named_counts_it_and_leaves_a_clean_rest(clean: Path, tmp_path: Path) -> None:
+def test_exclude_drops_and_counts_the_named_images_and_leaves_clean_data(clean: Path, tmp_path: Path) -> None:
     shutil.copy(clean / "train" / "cat" / "00.png", clean / "train" / "dog" / "twin.png")
     (clean / "valid" / "cat" / "bad.jpg").write_bytes(b"")
     code, _ = check(clean, tmp_path / "out")
     moved = clean.rename(tmp_path / "elsewhere")
     exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
-    data = build_data(composed("dataset=folders", f"data_dir='{moved}'", exclude))
+    data = data_of(composed("dataset=folders", f"data_dir='{moved}'", exclude))
     assert code == 1 and [len(data.samples[split]) for split in ("train", "val", "test")] == [35, 6, 6]
     names = {Path(item).name for samples in data.samples.values() for item in samples.items}
-    assert (
-        not names & {"twin.png", "bad.jpg"}
-        and str(moved / "train" / "cat" / "00.png") not in data.samples["train"].items
-    )
+    assert not names & {"twin.png", "bad.jpg"}
+    assert str(moved / "train" / "cat" / "00.png") not in data.samples["train"].items
     assert f"excluded 3 pictures named by {tmp_path / 'out' / 'check.json'}" in data.notes
     assert check(moved, tmp_path / "again", exclude)[0] == 0
 
 
-def test_exclude_follows_a_picture_into_another_split(tmp_path: Path) -> None:
+def test_exclude_drops_an_image_that_moved_to_another_split(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for target, name in enumerate(CLASSES):
         for number in range(20):
@@ -142,7 +145,7 @@ def test_exclude_follows_a_picture_into_another_split(tmp_path: Path) -> None:
     code, report = check(root, tmp_path / "out", "dataset.split_seed=1")
     assert code == 1 and len(paths(report, "leaks")) > 3
     exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
-    data = build_data(composed("dataset=folders", f"data_dir='{root}'", "dataset.split_seed=2", exclude))
+    data = data_of(composed("dataset=folders", f"data_dir='{root}'", "dataset.split_seed=2", exclude))
     left = [Path(item) for samples in data.samples.values() for item in samples.items]
     named = {str(root / entry["path"]) for entry in report["exclude"]}
     assert len(left) == 78 - len(named) and not named & {str(path) for path in left}
@@ -151,47 +154,58 @@ def test_exclude_follows_a_picture_into_another_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "can't be read"), ("{", "is no check.json"), ("[1]", "is no check.json"), ('{"format": "x"}', "is no check"),
-        ({"name": "mushrooms"}, "is a check of mushrooms"), ({"classes": ["a", "b"]}, "with a, b, the data"),
+        (None, "can't be read"),
+        ("{", "is no check.json"),
+        ("[1]", "is no check.json"),
+        ('{"format": "x"}', "is no check"),
+        ({"format": "imgclf check 1"}, "is no check.json (format 'imgclf check 1')"),
+        ({"name": "mushrooms"}, "is a check of mushrooms"),
+        ({"classes": ["a", "b"]}, "with a, b, the data"),
         ({"exclude": [{"split": "train"}]}, "is no check.json"),
     ],
     ids=str,
-)  # fmt: skip
-def test_a_wrong_exclude_is_one_line(clean: Path, tmp_path: Path, content: Any, message: str) -> None:
+)
+def test_unusable_exclude_raises_config_error_of_one_line(
+    clean: Path, tmp_path: Path, content: Any, message: str
+) -> None:
     path = tmp_path / "check.json"
-    good = {"format": "imgclf check 1", "name": "folders", "classes": list(CLASSES), "exclude": []}
+    good = {"format": "imgclf check 2", "name": "folders", "classes": list(CLASSES), "exclude": []}
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps({**good, **content}))
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        build_data(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{path}'"))
+        data_of(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{path}'"))
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_a_class_that_loses_all_its_pictures_is_an_error(clean: Path, tmp_path: Path) -> None:
+def test_class_without_images_after_exclusion_raises_data_error(clean: Path, tmp_path: Path) -> None:
     entries = [{"split": "train", "path": f"train/cat/{number:02}.png"} for number in range(12)]
-    report = {"format": "imgclf check 1", "name": "folders", "classes": list(CLASSES), "exclude": entries}
+    report = {"format": "imgclf check 2", "name": "folders", "classes": list(CLASSES), "exclude": entries}
     (tmp_path / "check.json").write_text(json.dumps(report))
     with pytest.raises(DataError, match="nothing is left to train on of cat"):
-        build_data(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{tmp_path / 'check.json'}'"))
+        data_of(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{tmp_path / 'check.json'}'"))
 
 
-def test_a_picture_listed_twice_is_dropped_once(tmp_path: Path) -> None:
+def test_image_listed_twice_is_dropped_once(tmp_path: Path) -> None:
     for number in range(8):
         save(structured(number, 24), tmp_path / "data" / f"{number}.png")
     lines = [f"{number}.png,{'ab'[number % 2]}" for number in range(6)]
     (tmp_path / "data" / "train.csv").write_text("\n".join([*lines, "2.png,a"]))
     (tmp_path / "data" / "test.csv").write_text("6.png,a\n7.png,b\n3.png,b\n")
-    layout = ("dataset.splits.train.files=[train.csv]", "dataset.splits.val=null", "dataset.val_fraction=0",
-              "dataset.splits.test={kind:list,files:[test.csv]}")  # fmt: skip
+    layout = [
+        "dataset.splits.train.files=[train.csv]",
+        "dataset.splits.val=null",
+        "dataset.val_fraction=0",
+        "dataset.splits.test={kind:list,files:[test.csv]}",
+    ]
     code, report = check(tmp_path / "data", tmp_path / "out", "dataset=list", *layout)
     assert code == 1 and paths(report, "leaks") == [["3.png", "3.png"]] and paths(report, "repeats") == [["2.png"] * 2]
     exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
-    data = build_data(composed("dataset=list", *layout, exclude, f"data_dir='{tmp_path / 'data'}'"))
+    data = data_of(composed("dataset=list", *layout, exclude, f"data_dir='{tmp_path / 'data'}'"))
     assert [Path(item).name for item in data.samples["train"].items] == ["0.png", "1.png", "2.png", "4.png", "5.png"]
     assert [Path(item).name for item in data.samples["test"].items] == ["6.png", "7.png", "3.png"]
 
 
-def test_oddities_are_notes_and_stray_files_findings(clean: Path, tmp_path: Path) -> None:
+def test_unusual_images_are_notes_and_stray_files_are_findings(clean: Path, tmp_path: Path) -> None:
     train = clean / "train"
     save(structured(1, 90), train / "cat" / "large.png")
     save(np.dstack([structured(2, 40), np.full((40, 40), 128, np.uint8)]), train / "cat" / "clear.png")
@@ -211,19 +225,19 @@ def test_oddities_are_notes_and_stray_files_findings(clean: Path, tmp_path: Path
     assert report["exclude"] == []
 
 
-def test_small_and_unequal_classes_and_empty_files_are_seen_without_decoding(clean: Path) -> None:
+def test_quick_notes_name_small_and_unequal_classes_and_empty_files(clean: Path) -> None:
     for number in range(10):
         (clean / "train" / "dog" / f"{number:02}.png").unlink()
     (clean / "train" / "cat" / "11.png").write_bytes(b"")
-    notes = quick_notes(build_data(composed("dataset=folders", f"data_dir='{clean}'")))
+    notes = quick_notes(data_of(composed("dataset=folders", f"data_dir='{clean}'")))
     assert len(notes) == 4
-    assert notes[0] == "1 of 3 classes have fewer than 10 training pictures: dog (2)"
-    assert notes[1].startswith("unequal classes: <b>x has 12 training pictures, dog 2")
-    assert notes[2].startswith("1 files are empty or gone: ") and "cat/11.png" in notes[2]
-    assert notes[3].startswith("38 picture files, ")
+    assert notes[0] == "1 of 3 classes have fewer than 10 training images: dog (2)"
+    assert notes[1].startswith("unequal classes: <b>x has 12 training images, dog 2")
+    assert notes[2].startswith("1 files are empty or missing: ") and "cat/11.png" in notes[2]
+    assert notes[3].startswith("38 image files, ")
 
 
-def test_200_equal_blank_pictures_are_one_group(tmp_path: Path) -> None:
+def test_200_equal_blank_images_are_one_group(tmp_path: Path) -> None:
     root = tree(tmp_path / "data", train=3)
     for number in range(200):
         save(np.full((30, 30, 3), 255, np.uint8), root / "train" / "cat" / f"blank{number:03}.png")
@@ -233,12 +247,12 @@ def test_200_equal_blank_pictures_are_one_group(tmp_path: Path) -> None:
     assert len(report["exclude"]) == 199 and [len(group) for group in paths(report, "near")] == [2]
 
 
-def test_files_stay_as_they_are(clean: Path, tmp_path: Path) -> None:
+def test_check_changes_no_file_of_the_data(clean: Path, tmp_path: Path) -> None:
     (clean / "train" / "cat" / "bad.png").write_bytes(b"bad")
 
     def state() -> dict[Path, tuple[int, bytes]]:
-        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-                for path in [clean, *clean.rglob("*")]}  # fmt: skip
+        files = [clean, *clean.rglob("*")]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in files}
 
     before = state()
     check(clean, tmp_path / "out")
@@ -246,7 +260,7 @@ def test_files_stay_as_they_are(clean: Path, tmp_path: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """Which tags there are, and what they refer to."""
+    """Tags of a page, and the targets of its references."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -265,7 +279,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_stands_alone_and_escapes_names(clean: Path, tmp_path: Path) -> None:
+def test_page_loads_nothing_and_escapes_names(clean: Path, tmp_path: Path) -> None:
     for number in range(60):
         pixels = structured(5000 + number, 24)
         save(pixels, clean / "train" / "<b>x" / f"a{number}.png")
@@ -280,7 +294,7 @@ def test_the_page_stands_alone_and_escapes_names(clean: Path, tmp_path: Path) ->
     assert not re.search(r"https?://|@import|url\(", text)
 
 
-def test_a_name_that_is_no_text_is_written_all_the_same(clean: Path, tmp_path: Path) -> None:
+def test_file_name_that_is_not_valid_text_is_reported(clean: Path, tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9.png")
     try:
         save(structured(9, 40), clean / "train" / "cat" / "x.png").rename(clean / "train" / "cat" / odd)
@@ -291,23 +305,25 @@ def test_a_name_that_is_no_text_is_written_all_the_same(clean: Path, tmp_path: P
     assert sorted(paths(report, "repeats")[0]) == sorted([f"train/cat/{odd}", "train/cat/zz.png"])
 
 
-def test_before_training_one_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_before_training_prints_one_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(clean / "valid" / "cat" / "00.png", clean / "train" / "cat" / "leak.png")
-    check_before_training(build_data(composed("dataset=folders", f"data_dir='{clean}'")), tmp_path / "run")
+    check_before_training(data_of(composed("dataset=folders", f"data_dir='{clean}'")), tmp_path / "run")
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "2 the same picture in several splits" in printed and "leaves 1 out" in printed
+    assert (
+        printed.count("\n") == 1 and "duplicates in several splits (2 images)" in printed and "leaves 1 out" in printed
+    )
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"check.json", "check.html"}
 
 
-def test_exit_codes_of_the_command(clean: Path, tmp_path: Path) -> None:
+def test_command_exits_with_1_for_findings_and_2_for_errors(clean: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "imgclf.check", "dataset=folders", *arguments], cwd=tmp_path,
-                              capture_output=True, text=True, timeout=60)  # fmt: skip
+        command = [sys.executable, "-m", "imgclf.check", "dataset=folders", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     (clean / "train" / "cat" / "bad.jpg").write_bytes(b"")
-    found = run(f"data_dir={clean}", "hydra.run.dir=here")
-    assert (found.returncode, found.stderr) == (1, "") and (tmp_path / "here" / "check.html").is_file()
-    failed = run("workers.many=1")  # told before torch is loaded
+    findings = run(f"data_dir={clean}", "hydra.run.dir=here")
+    assert (findings.returncode, findings.stderr) == (1, "") and (tmp_path / "here" / "check.html").is_file()
+    failed = run("workers.many=1")  # refused before torch is loaded
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and failed.stdout == ""
     with pytest.raises(DataError, match="/nowhere, which doesn't exist") as caught:
         check(Path("/nowhere"), tmp_path / "out")
@@ -316,7 +332,7 @@ def test_exit_codes_of_the_command(clean: Path, tmp_path: Path) -> None:
         check(clean, tmp_path / "out", "workers=-1")
 
 
-def test_the_real_cards_with_two_labels(shared: Path, tmp_path: Path) -> None:
+def test_real_cards_have_one_card_with_two_labels(shared: Path, tmp_path: Path) -> None:
     root = tmp_path / "cards"
     for split in ("train", "valid"):
         for name in ("four of clubs", "four of spades", "ace of hearts"):

@@ -6,11 +6,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from imgclf.cli.hydra_app import CONF, to_dict
-from imgclf.images.decode import decode
+from imgclf.cli.compose import compose_config
+from imgclf.images import decode
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -35,10 +34,9 @@ def draw_tree(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def composed(*overrides: str, config: str = "train") -> dict[str, Any]:
-    """The settings that a command line composes."""
-    with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        return to_dict(compose(config, overrides=list(overrides)))
+def composed(*overrides: str, config: str = "train") -> Any:
+    """The settings of a command line: a `RunConfig`, `EvaluateConfig`, `CheckConfig` or `DownloadConfig`."""
+    return compose_config(config, overrides)
 
 
 TINY = (

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from imgclf.cli.resolvers import trial_folder
+from imgclf.cli.compose import trial_folder
 from imgclf.errors import DataError
-from imgclf.files.trial_record import TrialRecord, write_record
+from imgclf.files.run_folder import TrialRecord, write_record
 from imgclf.report.page import sweep_page
 from imgclf.sweep import main
 from imgclf.sweeps.leaderboard import importance, page_data, read_sweep

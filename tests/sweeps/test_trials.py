@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from imgclf.cli.resolvers import trial_folder
-from imgclf.files.trial_record import TrialRecord, find_trials, read_record, write_record
+from imgclf.cli.compose import trial_folder
+from imgclf.files.run_folder import TrialRecord, find_trials, read_record, write_record
 from imgclf.sweeps import read_sweep
 
 from support.browser import Tags  # isort: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgclf.errors import ConfigError
-from imgclf.training import loggers
+from imgclf.training import build
 
 from support.fabricate import composed  # isort: skip
 
@@ -77,11 +77,11 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest
         raise ModuleNotFoundError(name)
 
     for logger in ("TensorBoardLogger", "MLFlowLogger", "WandbLogger"):
-        monkeypatch.setattr(loggers, logger, missing)
+        monkeypatch.setattr(build, logger, missing)
     with pytest.raises(ConfigError, match=rf"pip install \"imgclf\[{name}\]\""):
-        loggers.build_logger(composed(f"logger={name}"), tmp_path)
+        build._build_logger(composed(f"logger={name}").logger, tmp_path)
 
 
 def test_an_option_that_is_misspelt_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="flush"):
-        loggers.build_logger(composed("logger=csv", "+logger.flush=3"), tmp_path)
+        build._build_logger(composed("logger=csv", "+logger.options.flush=3").logger, tmp_path)

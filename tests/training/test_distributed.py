@@ -14,9 +14,9 @@ import torch
 from support.fabricate import TINY, composed, draw_tree
 
 from imgclf.files.row_store import list_stores
-from imgclf.files.trial_record import find_trials
+from imgclf.files.run_folder import find_trials
 from imgclf.inference.evaluate_checkpoint import evaluate
-from imgclf.models.weights import read_checkpoint
+from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training.run import train
 
 PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")

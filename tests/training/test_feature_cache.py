@@ -1,4 +1,4 @@
-"""Features that are computed once: the same training as on pictures, for fully and partly frozen networks."""
+"""Cached features: the same training as on images, for fully and partly frozen networks; engines and frozen stems."""
 
 import csv
 import json
@@ -15,15 +15,18 @@ from support.fabricate import composed
 import imgclf
 from imgclf import CheckpointError, ConfigError
 from imgclf.cache import main as cache_command
+from imgclf.config import ModelConfig, TrainerConfig
 from imgclf.data.samples import Samples
+from imgclf.models import ImageModel
 from imgclf.models import engine as engine_module
-from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run
+from imgclf.models.checkpoint import read_checkpoint
+from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run_padded
 from imgclf.models.frozen_stem import find_frozen_stem
 from imgclf.models.network import build_network
-from imgclf.models.weights import read_checkpoint
+from imgclf.preprocess import Preprocess
 from imgclf.training import run as training
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.feature_cache import pictures_seen
+from imgclf.training.feature_cache import images_seen
 from imgclf.training.run import train
 
 Run = Callable[..., Path]
@@ -58,81 +61,84 @@ def assert_same_run(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None:
     assert metrics(ours)["test"]["loss"] == pytest.approx(metrics(theirs)["test"]["loss"], abs=tolerance)
 
 
-def another(backbone: str) -> tuple[str, ...]:
-    """A network of timm's in the tiny run."""
+def with_backbone(backbone: str) -> tuple[str, ...]:
+    """Overrides that give the tiny run a network of timm's."""
     return f"model.backbone={backbone}", "image_size=32", "~model.backbone_kwargs", "+model.backbone_kwargs={}"
 
 
+MOBILENETV3 = with_backbone("tf_mobilenetv3_small_100")
 FROZEN = {
     "all": ("model.freeze=all",),
-    "last layers": (*another("mobilenetv2_100"), "model.freeze=2"),
+    "last layers": (*with_backbone("mobilenetv2_100"), "model.freeze=2"),
     "a glob": ("model.freeze=['network.features.0.*']",),
     "dropout and BatchNorm in the head": ("model.freeze=all", "model.head.dropout=0.5", "model.head.batch_norm=true"),
-    "an average of the weights": ("model.freeze=all", "ema_decay=0.9"),
-    "mobilenetv3, pooled behind": (*another("tf_mobilenetv3_small_100"), "model.freeze=all", "model.head.pool_at=after"),
+    "averaged weights": ("model.freeze=all", "ema_decay=0.9"),
+    "mobilenetv3, pooled behind": (*MOBILENETV3, "model.freeze=all", "model.head.pool_at=after"),
     "limited epochs": ("model.freeze=all", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"),
     "grey": ("model.freeze=all", "model.in_chans=1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("options", FROZEN.values(), ids=FROZEN)
-def test_the_same_training_as_on_pictures(run_tiny: Run, options: tuple[str, ...]) -> None:
+def test_training_on_features_equals_training_on_images(run_tiny: Run, options: tuple[str, ...]) -> None:
     arguments = ("model.pretrained=false", "trainer.max_epochs=3", *options)
-    on_pictures = run_tiny(*arguments, "features=off")
+    on_images = run_tiny(*arguments, "features=off")
     on_features = run_tiny(*arguments)
-    assert forwards(on_pictures) is None and forwards(on_features)
-    assert_same_run(on_features, on_pictures)
-    ours, theirs = (read_checkpoint(run / "checkpoints" / "best.ckpt") for run in (on_features, on_pictures))
+    assert forwards(on_images) is None and forwards(on_features)
+    assert_same_run(on_features, on_images)
+    ours, theirs = (read_checkpoint(run / "checkpoints" / "best.ckpt") for run in (on_features, on_images))
     assert ours["state_dict"].keys() == theirs["state_dict"].keys()
     for name, value in ours["state_dict"].items():
         torch.testing.assert_close(value, theirs["state_dict"][name], rtol=1e-4, atol=1e-5)
-    picture = Path(ours["imgclf"]["data"]["root"]) / "test" / "red" / "001.png"
-    answers = [
-        imgclf.load(run / "checkpoints" / "best.ckpt").predict_proba(picture) for run in (on_features, on_pictures)
+    image = Path(ours["imgclf"]["data"]["root"]) / "test" / "red" / "001.png"
+    probabilities = [
+        imgclf.load(run / "checkpoints" / "best.ckpt").predict_proba(image) for run in (on_features, on_images)
     ]
-    np.testing.assert_allclose(*answers, atol=1e-5)
+    np.testing.assert_allclose(*probabilities, atol=1e-5)
 
 
-def test_each_picture_is_forwarded_once(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_image_is_forwarded_once(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
     first = run_tiny("model.freeze=all", "trainer.max_epochs=3")
     assert forwards(first) == 36 + 12 + 15
-    assert "each picture is run through the frozen part once (eager" in capsys.readouterr().out
+    assert "the frozen layers run once per image (eager" in capsys.readouterr().out
     again = run_tiny("model.freeze=all", "trainer.max_epochs=4", "optimizer.lr=0.02")  # a sweep's next trial
     assert forwards(again) == 0
     limited = run_tiny("model.freeze=all", "trainer.max_epochs=3", "trainer.limit_train_batches=2", "seed=7")
-    loader = ImageClassifier.load_from_checkpoint(limited / "checkpoints" / "best.ckpt").about["config"]
-    assert loader["seed"] == 7
+    config = ImageClassifier.load_from_checkpoint(limited / "checkpoints" / "best.ckpt").metadata.config
+    assert config and config["seed"] == 7
     orders = [np.random.default_rng([7, epoch]).permutation(36)[:16] for epoch in range(3)]
-    assert forwards(limited) == len(set(np.concatenate(orders).tolist())) + 12 + 15  # other random weights: all anew
+    assert forwards(limited) == len(set(np.concatenate(orders).tolist())) + 12 + 15  # all again: other random weights
 
 
-@pytest.mark.parametrize("place", ["ram", "off"])
-def test_features_in_memory(run_tiny: Run, place: str, empty_cache: Path) -> None:
-    kept = run_tiny("model.freeze=all", f"cache={place}")
-    assert forwards(kept) == 63
+@pytest.mark.parametrize("kind", ["ram", "off"])
+def test_features_without_a_disk_cache_are_cached_in_memory(run_tiny: Run, kind: str, empty_cache: Path) -> None:
+    cached = run_tiny("model.freeze=all", f"cache={kind}")
+    assert forwards(cached) == 63
     assert not empty_cache.exists()
-    assert_same_run(kept, run_tiny("model.freeze=all", "features=off"))
+    assert_same_run(cached, run_tiny("model.freeze=all", "features=off"))
 
 
-def test_features_that_fit_nowhere_are_computed_anew(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = run_tiny("model.freeze=all", "cache_gb=0")
+def test_features_over_the_budget_are_computed_each_epoch(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    uncached = run_tiny("model.freeze=all", "cache_gb=0")
     assert "features: not kept" in capsys.readouterr().out
-    assert forwards(kept) == 2 * (36 + 12) + 12 + 15  # each epoch, and validation and test in the end
-    assert_same_run(kept, run_tiny("model.freeze=all", "features=off"))
+    assert forwards(uncached) == 2 * (36 + 12) + 12 + 15  # each epoch, and validation and test in the end
+    assert_same_run(uncached, run_tiny("model.freeze=all", "features=off"))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("model.freeze=none",), ("model.freeze=all", "features=off"), ("model.freeze=all", "mixing.mixup=0.4"),
-        ("model.freeze=all", "dataset.augment={horizontal_flip: true}"),
-    ],
-)  # fmt: skip
-def test_where_every_epoch_sees_the_pictures(run_tiny: Run, options: tuple[str, ...]) -> None:
+NEED_IMAGES = [
+    ("model.freeze=none",),
+    ("model.freeze=all", "features=off"),
+    ("model.freeze=all", "mixing.mixup=0.4"),
+    ("model.freeze=all", "dataset.augment={horizontal_flip: true}"),
+]
+
+
+@pytest.mark.parametrize("options", NEED_IMAGES, ids=lambda options: options[-1])
+def test_features_are_not_cached_where_every_epoch_needs_images(run_tiny: Run, options: tuple[str, ...]) -> None:
     assert forwards(run_tiny(*options, "trainer.max_epochs=1")) is None
 
 
-def test_views_are_the_same_experiment_with_and_without_features(run_tiny: Run) -> None:
+def test_views_give_the_same_run_with_and_without_features(run_tiny: Run) -> None:
     arguments = (
         "model.freeze=all",
         "dataset.augment={rotation_degrees: 30, shift: 0.2}",
@@ -149,14 +155,14 @@ def test_views_are_the_same_experiment_with_and_without_features(run_tiny: Run) 
     )
 
 
-def test_what_is_thawed_sees_pictures_again(run_tiny: Run) -> None:
+def test_unfrozen_stem_trains_on_images_again(run_tiny: Run) -> None:
     arguments = ("model.freeze=all", "model.unfreeze_epoch=2", "trainer.max_epochs=4", "optimizer.backbone_lr=0.01")
     on_features = run_tiny(*arguments)
     assert_same_run(on_features, run_tiny(*arguments, "features=off"))
 
 
-@pytest.mark.parametrize("cleared", [False, True], ids=["kept", "cleared"])
-def test_a_resumed_run_ends_in_the_same_bits(
+@pytest.mark.parametrize("cleared", [False, True], ids=["cached", "cleared"])
+def test_resumed_run_ends_in_the_same_bits(
     run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cleared: bool
 ) -> None:
     arguments = ("model.freeze=all", "trainer.max_epochs=3", "checkpoint.every_n_steps=3")
@@ -180,18 +186,23 @@ def test_a_resumed_run_ends_in_the_same_bits(
     assert history(folder) == history(whole)
 
 
-def test_a_resume_wants_the_same_engine(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_with_another_engine_raises_checkpoint_error(
+    run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = run_tiny("model.freeze=all", folder=tmp_path / "run")
     shutil.move(folder / "environment.json", folder / "gone")
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    with pytest.raises(CheckpointError, match=r"its features were computed by eager 2.*, here is eager 2\.99\.0 fp32"):
+    with pytest.raises(
+        CheckpointError, match=r"the run's features were computed by eager 2.*, here is eager 2\.99\.0 fp32"
+    ):
         train(
             composed(f"resume='{folder}'", "trainer.max_epochs=4"), folder, [f"resume={folder}", "trainer.max_epochs=4"]
         )
 
 
 def network(name: str, freeze: Any, head: dict[str, Any], size: int = 64) -> Any:
-    built = build_network({"backbone": name, "head": head, "freeze": freeze}, 5, 3, size)
+    model = ModelConfig.from_dict({"backbone": name, "head": head, "freeze": freeze})
+    built = build_network(model, 5, 3, size)
     generator = torch.Generator().manual_seed(0)
     for module in built.modules():  # statistics that tell one BatchNorm from another
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -218,20 +229,22 @@ CUTS = [
 
 
 @pytest.mark.parametrize(("name", "freeze", "head", "last", "shape"), CUTS, ids=[f"{c[0]}-{c[1]}" for c in CUTS])
-def test_where_a_network_is_cut(name: str, freeze: Any, head: dict[str, Any], last: str | None, shape: Any) -> None:
+def test_network_is_cut_at_the_deepest_frozen_module_and_parts_add_up(
+    name: str, freeze: Any, head: dict[str, Any], last: str | None, shape: Any
+) -> None:
     whole = network(name, freeze, head)
     keys = list(whole.state_dict())
-    split = find_frozen_stem(whole, 3, 64)
+    stem = find_frozen_stem(whole, 3, 64)
     assert list(whole.state_dict()) == keys and whole.training
     if last is None:
-        assert split is None
+        assert stem is None
         return
-    assert split is not None and split.frozen()
-    assert (split.passed[-1], split.shape) == (last, shape)
+    assert stem is not None and stem.is_frozen()
+    assert (stem.frozen_modules[-1], stem.shape) == (last, shape)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     whole.eval()
     with torch.no_grad():
-        torch.testing.assert_close(split.rest(split.stem(images)), whole(images), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(stem.rest(stem.stem(images)), whole(images), rtol=1e-5, atol=1e-6)
     # What is trained behind the cut is the network's own, in training mode too, and its gradients are the network's.
     whole.train()
     torch.manual_seed(0)
@@ -240,15 +253,15 @@ def test_where_a_network_is_cut(name: str, freeze: Any, head: dict[str, Any], la
     whole.zero_grad()
     torch.manual_seed(0)
     with torch.no_grad():
-        features = split.stem(images)
-    split.rest(features).square().sum().backward()
+        features = stem.stem(images)
+    stem.rest(features).square().sum().backward()
     assert expected
     for key, parameter in whole.named_parameters():
         if key in expected:
             torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-3, atol=1e-4)
 
 
-def test_the_rule_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_engine_follows_device_and_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(engine_module, "openvino_version", lambda: "1.2")
     assert [choose_engine("auto", cpu, n) for n in (1, 999, 1000, 10**6)] == ["eager", "eager", "openvino", "openvino"]
@@ -264,62 +277,63 @@ def test_the_rule_for_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_engine("openvino", cpu, 1)
 
 
-MEAN, STD = torch.full((1, 3, 1, 1), 120.0), torch.full((1, 3, 1, 1), 60.0)
+PREPROCESS = Preprocess(size=64, mean=(0.47, 0.47, 0.47), std=(0.24, 0.24, 0.24))
 
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "tf_mobilenetv3_small_100", "vit_tiny_patch16_224"])
-def test_openvino_gives_eager_numbers(name: str) -> None:
-    split = find_frozen_stem(network(name, "all", {}), 3, 64)
-    assert split is not None
-    engine = build_engine("openvino", split.stem, MEAN, STD, 64)
+def test_openvino_gives_the_numbers_of_eager(name: str) -> None:
+    stem = find_frozen_stem(network(name, "all", {}), 3, 64)
+    assert stem is not None
+    model = ImageModel(stem.stem, ["a"], PREPROCESS)
+    engine = build_engine("openvino", model)
     assert engine.label == f"openvino {openvino_version()} fp32"
     images = torch.randint(0, 256, (35, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    ours, theirs = run(engine, images, 32), Eager(split.stem, MEAN, STD)(images)
-    assert ours.shape == theirs.shape == (35, *split.shape)
+    ours, theirs = run_padded(engine, images, 32), Eager(model)(images)
+    assert ours.shape == theirs.shape == (35, *stem.shape)
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
 @needs_openvino
-def test_an_engine_that_is_wrong_or_fails_gives_way(
+def test_engine_that_differs_or_fails_is_replaced_by_eager(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stem = network("small_cnn", "all", {}).backbone
+    model = ImageModel(network("small_cnn", "all", {}).backbone, ["a"], PREPROCESS)
     right = engine_module.OpenVINO.__call__
     monkeypatch.setattr(engine_module.OpenVINO, "__call__", lambda self, images: right(self, images) * 1.001)
-    assert build_engine("openvino", stem, MEAN, STD, 64).label.startswith("eager")
+    assert build_engine("openvino", model).label.startswith("eager")
     assert "differ by 1.0e-03 of the largest" in capsys.readouterr().out
     monkeypatch.setattr(engine_module.OpenVINO, "__init__", lambda *_: 1 / 0)
-    assert build_engine("openvino", stem, MEAN, STD, 64).label.startswith("eager")
+    assert build_engine("openvino", model).label.startswith("eager")
     assert "OpenVINO can't take this network (ZeroDivisionError" in capsys.readouterr().out
 
 
 @needs_openvino
-def test_training_by_openvino(run_tiny: Run) -> None:
-    arguments = (*another("mobilenetv2_100"), "model.pretrained=false", "model.freeze=all")
+def test_training_with_openvino_matches_training_on_images(run_tiny: Run) -> None:
+    arguments = (*with_backbone("mobilenetv2_100"), "model.pretrained=false", "model.freeze=all")
     fast, eager = run_tiny(*arguments, "engine=openvino"), run_tiny(*arguments, "features=off")
     assert_same_run(fast, eager, tolerance=1e-3)
     assert read_checkpoint(fast / "checkpoints" / "best.ckpt")["imgclf"]["engine"].startswith("openvino ")
 
 
 @needs_openvino
-def test_predicting_by_openvino(tiny_run: Path, colours: Path) -> None:
-    checkpoint, pictures = tiny_run / "checkpoints" / "best.ckpt", colours / "test"
-    expected = imgclf.load(checkpoint).predict_proba(pictures)
-    np.testing.assert_allclose(imgclf.load(checkpoint, engine="openvino").predict_proba(pictures), expected, atol=1e-5)
-    rounded = imgclf.load(checkpoint, precision="bf16").predict_proba(pictures)
+def test_predictions_of_openvino_and_bf16_are_near_those_of_eager(tiny_run: Path, colours: Path) -> None:
+    checkpoint, images = tiny_run / "checkpoints" / "best.ckpt", colours / "test"
+    expected = imgclf.load(checkpoint).predict_proba(images)
+    np.testing.assert_allclose(imgclf.load(checkpoint, engine="openvino").predict_proba(images), expected, atol=1e-5)
+    rounded = imgclf.load(checkpoint, precision="bf16").predict_proba(images)
     assert np.abs(rounded - expected).max() < 0.05 and not np.array_equal(rounded, expected)
 
 
-def test_how_many_pictures_a_run_sees() -> None:
-    def seen(**trainer: Any) -> int:
-        class Data:
-            batch_size = 10
-            samples = {split: Samples(("x",) * n, np.zeros(n, np.int64), ("a",))
-                       for split, n in (("train", 1000), ("val", 100), ("test", 50))}  # fmt: skip
+def test_images_seen_respects_limits_and_epochs() -> None:
+    counts = {"train": 1000, "val": 100, "test": 50}
 
-        limits = {f"limit_{split}_batches": None for split in ("train", "val", "test")}
-        return pictures_seen({"trainer": {**limits, "max_epochs": 3, **trainer}}, Data())  # type: ignore[arg-type]
+    class Data:
+        batch_size = 10
+        samples = {split: Samples(("x",) * n, np.zeros(n, np.int64), ("a",)) for split, n in counts.items()}
+
+    def seen(**trainer: Any) -> int:
+        return images_seen(TrainerConfig.from_dict({"max_epochs": 3, **trainer}), Data())  # type: ignore[arg-type]
 
     assert seen() == 1150
     assert seen(limit_train_batches=5) == 150 + 100 + 50

@@ -50,19 +50,19 @@ def test_the_steepest_descent_is_found_where_it_is_known() -> None:
     rates = [10 ** (-6 + number / 20) for number in range(120)]
     smooth = [2 - 1.5 / (1 + math.exp(-4 * (math.log10(rate) + 3))) + (5 if rate > 0.3 else 0) for rate in rates]
     assert finding._steepest(rates, smooth) == pytest.approx(1e-3, rel=0.3)
-    with pytest.raises(RunError, match="didn't fall"):
+    with pytest.raises(RunError, match="fell at no learning rate"):
         finding._steepest(rates, [2 + rate for rate in rates])
-    with pytest.raises(RunError, match="didn't fall"):
+    with pytest.raises(RunError, match="fell at no learning rate"):
         finding._steepest([], [])
 
 
 def test_batch_sizes_up_to_what_there_is(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     find(composed(*TINY, f"data_dir='{colours}'", "find=batch_size"), tmp_path)
     rows = table(tmp_path / "batch_size.csv")
-    assert [row["batch_size"] for row in rows] == [8, 16, 32], "there are 36 training pictures"
-    fastest = max(row["pictures_per_second"] for row in rows)
+    assert [row["batch_size"] for row in rows] == [8, 16, 32], "there are 36 training images"
+    fastest = max(row["images_per_second"] for row in rows)
     chosen = int(capsys.readouterr().out.partition("dataset.batch_size=")[2].split()[0])
-    assert chosen == next(row["batch_size"] for row in rows if row["pictures_per_second"] >= 0.95 * fastest)
+    assert chosen == next(row["batch_size"] for row in rows if row["images_per_second"] >= 0.95 * fastest)
     assert all(0.05 < row["gigabytes"] < 20 for row in rows) and (tmp_path / "batch_size.png").stat().st_size > 5000
 
 
@@ -78,5 +78,5 @@ def test_what_can_not_be_found(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected lr or batch_size"):
         find(composed(*TINY, f"data_dir='{colours}'", "find=luck"), tmp_path)
     few = draw_tree(tmp_path / "few", {"train": 2, "valid": 1, "test": 1})
-    with pytest.raises(RunError, match="6 training pictures are too few"):
+    with pytest.raises(RunError, match="6 training images are too few"):
         find(composed(*TINY, f"data_dir='{few}'", "find=batch_size"), tmp_path / "out")

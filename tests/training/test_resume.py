@@ -18,9 +18,10 @@ from pytorch_lightning import Trainer
 from support.compare import compare
 from support.fabricate import TINY, composed, draw_tree
 
+from imgclf.config import RunConfig
 from imgclf.data.loader import Loader
 from imgclf.errors import CheckpointError, ConfigError, RunError
-from imgclf.models.weights import read_checkpoint
+from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training import run as training
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
@@ -50,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Train without the tests and plots that follow, and return what `last.ckpt` then holds."""
-    monkeypatch.setattr(training, "_finish", lambda *_: (None, {}))
+    monkeypatch.setattr(training, "_finish", lambda *_: None)
     numbers = itertools.count()
 
     def run(*overrides: str, folder: Path | None = None) -> dict[str, Any]:
@@ -243,16 +244,17 @@ def test_resume_refuses_what_would_change_results(stopped: Path, tmp_path: Path)
         ("checkpoint", "monitor", "val_loss", "val_accuracy"),
     ):
         with pytest.raises(CheckpointError, match=rf"its run had {group}\.{key}={was}, this one has {value}"):
-            train({**saved, "ckpt_path": "last", group: {**saved[group], key: value}}, stopped, [])
+            changed = {**saved, "ckpt_path": "last", group: {**saved[group], key: value}}
+            train(RunConfig.from_dict(changed), stopped, [])
 
 
 @pytest.mark.trust("runs resumed on changed data or classes", "training goes on")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("remove", "train had 18 pictures of red, now 17"),
-        ("add", "valid had 4 pictures of blue, now 5".replace("valid", "val")),
-        ("replace", "the 18 train pictures of green aren't the same files"),
+        ("remove", "train had 18 images of red, now 17"),
+        ("add", "valid had 4 images of blue, now 5".replace("valid", "val")),
+        ("replace", "the 18 train images of green aren't the same files"),
         ("class", r"only there: none; only in the data: pink"),
     ],
 )

@@ -1,0 +1,318 @@
+"""Settings from a command line: Hydra composes `conf/` against the dataclasses of `imgclf.config`.
+
+Nothing here loads torch, so that `--help` and a wrong override answer at once.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, field, fields, make_dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Any, cast, get_args, get_origin
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imgclf.config import (
+    CheckConfig,
+    DatasetConfig,
+    DownloadConfig,
+    EvaluateConfig,
+    ModelConfig,
+    RunConfig,
+    TrainerConfig,
+)
+from imgclf.errors import ConfigError
+from imgclf.files.run_folder import find_trials
+from imgclf.schema import Settings, default_of, group_of
+
+__all__ = ["CONF", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings", "trial_folder"]
+
+_PACKAGED = Path(__file__).parents[1] / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
+CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+COMMANDS: dict[str, type[Settings]] = {
+    "train": RunConfig, "evaluate": EvaluateConfig, "check": CheckConfig, "download": DownloadConfig,
+}  # fmt: skip
+_GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
+_TAKE_A_VALUE = (
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+)
+_LONGEST = 90  # characters of a trial's folder
+_HELP_COLUMN = 44
+
+
+def compose_config(command: str, overrides: Sequence[str]) -> Settings:
+    """Return the settings that `imgclf <command> <overrides>` has; raises `ConfigError` in one line."""
+    try:
+        with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+            return to_settings(command, hydra.compose(command, check_overrides(command, overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain_error(command, error)) from None
+
+
+def to_settings(command: str, config: DictConfig) -> Settings:
+    """Return the composed config as the command's dataclass; raises `ConfigError` for missing values and unknown keys."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_error(command, error)) from None
+    assert isinstance(values, dict)
+    return COMMANDS[command].from_dict({str(key): value for key, value in values.items()})
+
+
+def check_overrides(command: str, words: Sequence[str]) -> list[str]:
+    """Return the words of a command line as Hydra takes them; raises `ConfigError` for a key that doesn't exist.
+
+    `+key=` means `key=` where the key exists, and `~key` sets it to null: the keys of a dataclass can't be deleted.
+    """
+    checked: list[str] = []
+    for position, word in enumerate(words):
+        follows_flag = position > 0 and words[position - 1] in _TAKE_A_VALUE
+        is_override = not follows_flag and not word.startswith("-") and ("=" in word or word.startswith("~"))
+        checked.append(_check_override(COMMANDS[command], word) if is_override else word)
+    return checked
+
+
+def _check_override(schema: type[Settings], word: str) -> str:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:  # Hydra's own message points at the character
+        return word
+    key = override.key_or_group.partition("@")[0]
+    if key.startswith("hydra.") or "/" in key or key in _choice_groups():
+        return word
+    place = _locate(schema, key)
+    if place is None:
+        raise ConfigError(f"{key}: unknown key; {schema.suggest(key)}")
+    if override.is_delete() and place == "field":
+        return f"{key}=null"
+    if place == "optional":  # the group may be null so far, and Hydra only overrides what exists
+        return f"++{word.lstrip('+')}"
+    return word.lstrip("+") if place == "field" else word
+
+
+def _choice_groups() -> list[str]:
+    return [path.name for path in CONF.iterdir() if path.is_dir()]
+
+
+def _locate(schema: type[Settings], key: str) -> str | None:
+    """Return "field" for a key of the schema, "optional" for one of a group that may be null, "free" for one inside a mapping
+    of any keys, None for an unknown one.
+    """
+    owner, names, answer = schema, key.split("."), "field"
+    for position, name in enumerate(names):
+        if name not in owner.field_names():
+            return None
+        inner, rest = group_of(owner, name), names[position + 1 :]
+        if not rest:
+            return answer
+        if inner is None:
+            return "free"
+        if get_origin(owner.type_of(name)) is dict:  # such as dataset.splits.train.files: any name, then a group
+            return "free" if len(rest) == 1 or _locate(inner, ".".join(rest[1:])) else None
+        if type(None) in get_args(owner.type_of(name)):
+            answer = "optional"
+        owner = inner
+    return None
+
+
+def explain_error(command: str, error: BaseException) -> str:
+    """Return what Hydra or OmegaConf found wrong as one line that names the key and what was expected."""
+    schema, cause = COMMANDS[command], error.__cause__ or error.__context__ or error
+    key = str(getattr(error, "full_key", "") or getattr(cause, "full_key", "") or "")
+    text = str(error)
+    if merging := re.match(r"Error merging override (\S+?)=(.*)", text):
+        owner_key = merging[1].lstrip("+~")
+        if expected := schema.expected(owner_key):
+            return f"{owner_key}={merging[2]}: expected {expected}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        choices = [name for name in error.options if name != "base"]
+        near = get_close_matches(choice, choices, 1)
+        way = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(choices)}"
+        network = f"; for any timm network pass model=timm model.backbone={choice}" if group == "model" else ""
+        return f"{group}={choice}: no such choice; {way}{network}"
+    if "Missing mandatory value" in text:
+        return f"{key}: no value; pass {key}=<value>"
+    if key and "not in" in str(cause) and _locate(schema, key) is None:
+        return f"{key}: unknown key; {schema.suggest(key)}"
+    if key and (expected := schema.expected(key)) and "could not be converted" in str(cause):
+        return f"{key}: {str(cause).splitlines()[0]}; expected {expected}"
+    return _one_line(text) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    """Hydra's messages span lines; the useful ones come first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    ends = ("Config search path:", "Set the environment variable")  # what follows is for Hydra's developers
+    end = next((i for i, line in enumerate(lines) if line.startswith(ends)), len(lines))
+    return " ".join(
+        line for line in lines[:end] if not line.startswith(("full_key:", "object_type=", "reference_type="))
+    )
+
+
+def help_text(command: str, overrides: Sequence[str]) -> str:
+    """Return the command's help: usage, choices, and every setting with its value and its sentence."""
+    with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+        config = hydra.compose(command, check_overrides(command, overrides), return_hydra_config=True)
+    template = Template(config.hydra.help.template)
+    values = OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
+    assert isinstance(values, dict)
+    del values["hydra"]
+    groups = {
+        path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in sorted(CONF.iterdir()) if path.is_dir()
+    }
+    schema = COMMANDS[command]
+    shown = {
+        name: choices
+        for name, choices in groups.items()
+        if choices and name in (*schema.field_names(), *_EXTRA.get(command, ()))
+    }
+    listed = "\n".join(f"  {name}: {', '.join(choices)}" for name, choices in shown.items())
+    return template.safe_substitute(APP_CONFIG_GROUPS=listed, CONFIG="\n".join(_describe(schema, values)))
+
+
+_EXTRA = {"train": ("experiment", "debug", "hparams_search")}  # groups that set others' settings
+
+
+def _describe(schema: type[Settings], values: dict[Any, Any], indent: str = "") -> list[str]:
+    """One line per setting: key, value and sentence; advanced settings only where they are set."""
+    lines: list[str] = []
+    for name, value in values.items():
+        item = schema.field(str(name))
+        if item is None or (item.metadata["advanced"] and value == default_of(item)):
+            continue
+        inner = group_of(schema, str(name))
+        if inner is not None and isinstance(value, dict) and get_origin(schema.type_of(str(name))) is not dict:
+            optional = type(None) in get_args(schema.type_of(str(name)))
+            settings = {**inner().to_dict(), **value} if optional else value
+            lines += [f"{indent}{name}:", *_describe(inner, settings, indent + "  ")]
+            continue
+        shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
+        lines.append(
+            f"{f'{indent}{name}: {shown}':<{_HELP_COLUMN}}  # {item.metadata['help'].removesuffix('.')}{choices}"
+        )
+    return lines
+
+
+def _register_schemas() -> None:
+    """Let Hydra compose against the dataclasses: `<command>_schema`, and `base` in the groups that users extend."""
+    store = ConfigStore.instance()
+    for command, schema in COMMANDS.items():
+        store.store(name=f"{command}_schema", node=_mutable(schema))
+    for group, schema in _GROUPS.items():
+        node = OmegaConf.structured(_mutable(schema))
+        if group == "model":
+            node.pretrained = "${imgclf.pretrained:${data_dir}}"  # the drawn demo has nothing in common with ImageNet
+        store.store(group=group, name="base", node=node)
+
+
+_MUTABLE: dict[type[Settings], type] = {}
+
+
+def _mutable(schema: type[Settings]) -> type:
+    """Return a dataclass like `schema`, but not frozen: OmegaConf makes nodes of frozen ones read-only."""
+    if schema in _MUTABLE:
+        return _MUTABLE[schema]
+    members: list[tuple[str, Any, Any]] = []
+    for item in fields(schema):
+        kind, default = schema.type_of(item.name), cast(Any, None)
+        if inner := group_of(schema, item.name):
+            mutable = _mutable(inner)
+            if get_origin(kind) is dict:
+                kind, default = dict[str, mutable | None], field(default_factory=dict)  # type: ignore[valid-type]
+            elif type(None) in get_args(kind):  # OmegaConf can't merge a mapping into a typed null: checked afterwards
+                kind, default = Any, field(default=None)
+            else:
+                kind, default = mutable, field(default_factory=mutable)
+        elif item.default is MISSING:
+            default = field(default_factory=cast(Any, item.default_factory))
+        else:
+            default = field(default=item.default)
+        members.append((item.name, kind, default))
+    _MUTABLE[schema] = make_dataclass(schema.__name__, members)
+    return _MUTABLE[schema]
+
+
+def _register_resolvers() -> None:
+    """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`;
+    `${imgclf.run_folder:${resume},<dataset>,<model>}`: the folder of the run to resume, else a new one;
+    `${imgclf.trial:${hydra.job.override_dirname},<sweep folder>}`: a trial's; `${imgclf.missing:<sweep folder>,<trials>}`: how
+    many trials it lacks; `${imgclf.sampler_seed:<seed>,<sweep folder>}`: another one whenever a search is resumed, which would
+    propose the same trials again otherwise; `${imgclf.direction:<metric>}`: maximize or minimize.
+    """
+
+    def register(name: str, function: Callable[..., Any], cached: bool = False) -> None:
+        OmegaConf.register_new_resolver(f"imgclf.{name}", function, replace=True, use_cache=cached)
+
+    # Cached in the config: launchers resolve it again in the processes that they start.
+    register("stamp", _stamp, cached=True)
+    register("run_folder", _run_folder)
+    register("pretrained", lambda data_dir: data_dir != "demo")
+    register("trial", lambda overrides, sweep: trial_folder(overrides, sweep, os.environ.get("IMGCLF_CONSTANT", "")))
+    register("missing", _missing_trials, cached=True)
+    register("sampler_seed", lambda seed, folder: int(seed) + len(find_trials(Path(folder))), cached=True)
+    register("direction", lambda metric: "minimize" if metric.endswith("loss") else "maximize")
+
+
+def trial_folder(overrides: str, sweep: str = "", constant: str = "") -> str:
+    """Return the folder name of a trial with these `overrides` (joined by commas): that of its folder in `sweep`, else a
+    readable one without the keys in `constant`; different overrides have different names.
+    """
+    digest = hashlib.blake2b(overrides.encode(), digest_size=5).hexdigest()
+    if sweep and (known := sorted(Path(sweep).glob(f"*-{digest}"))):
+        return known[0].name
+    short = []
+    for part in re.split(r",(?=[\w.@/+~]+=)", overrides):
+        key, _, value = part.partition("=")
+        if value and "/" not in value and key not in constant.split():
+            short.append(f"{key.rpartition('.')[2].lstrip('+~')}-{value}")
+    name = re.sub(r"[^\w.+-]+", "_", "_".join(short))[:_LONGEST].strip("_.-")
+    return f"{name or 'trial'}-{digest}"
+
+
+@cache
+def _stamp() -> str:
+    """Date, time and microseconds: one for all trials of a sweep, and, through the environment, for all processes of a
+    distributed run, each of which resolves it by itself.
+    """
+    known = os.environ.get("IMGCLF_STAMP")
+    if "LOCAL_RANK" in os.environ and known:
+        return known
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun: no process knows of the others yet
+        raise ConfigError("with torchrun each process would choose its own folder; pass hydra.run.dir=<one for all>")
+    os.environ["IMGCLF_STAMP"] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    return os.environ["IMGCLF_STAMP"]
+
+
+def _run_folder(resume: str | None, dataset: str, model: str) -> str:
+    return str(Path(resume).expanduser().absolute()) if resume else f"outputs/{dataset}/{model}/{_stamp()}"
+
+
+def _missing_trials(folder: str, trials: int) -> int:
+    done = sum(record.state in ("finished", "failed") for _, record in find_trials(Path(folder)))
+    return max(0, int(trials) - done)
+
+
+_register_schemas()
+_register_resolvers()  # on import: a launcher's processes resolve what this one has composed
