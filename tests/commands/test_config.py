@@ -110,7 +110,7 @@ def test_every_experiment_says_where_it_comes_from() -> None:
         ("train", "model=resnet18", "for any timm network pass model=timm model.backbone=resnet18"),
         ("train", "seed=-1", "seed=-1: expected a whole number of at least 0"),
         ("train", "trainer.max_epochs=ten", "trainer.max_epochs=ten: expected a whole number"),
-        ("train", "dataset.augment.zoom=2", "dataset.augment.zoom=2.0: expected a number of at least 0 and at most 1"),
+        ("train", "dataset.augment.zoom=2", "dataset.augment.zoom=2: expected a number of at least 0 and at most 1"),
         ("train", "checkpoint.keep=some", "checkpoint.keep='some': expected one of best, improved, all"),
         ("evaluate", "splt=val", "splt: unknown key; did you mean split?"),
         ("evaluate", "split=val", "checkpoint: no value; pass checkpoint=<value>"),
