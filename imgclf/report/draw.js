@@ -4,6 +4,7 @@ const page = JSON.parse(document.getElementById("page-data").textContent);
 const main = document.querySelector("main");
 const SVG = "http://www.w3.org/2000/svg";
 const percent = (share, digits = 1) => (100 * share).toFixed(digits) + " %";
+const interval = ([low, high]) => `${(100 * low).toFixed(1)}–${percent(high)}`;
 const number = (value, digits = 4) => value === null || value === undefined ? "" : String(+(+value).toPrecision(digits));
 
 function node(name, attributes = {}, ...children) {
@@ -36,7 +37,7 @@ function list(pairs) {
 // Charts
 
 function chart(title, lines, options) {
-  const width = 460, height = 250, left = 48, right = 12, top = 12, bottom = 34;
+  const width = 460, height = 250, left = 48, right = 22, top = 12, bottom = 34;
   const points = lines.flatMap(line => line.values.filter(([, y]) => y !== null));
   if (!points.length) return null;
   const xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
@@ -52,7 +53,7 @@ function chart(title, lines, options) {
   }
   for (const tick of ticks(lowX, highX, 8).filter(Number.isInteger))
     svg.append(shape("text", {x: x(tick), y: height - bottom + 17, "text-anchor": "middle", "font-size": 12, class: "soft"},
-                     String(tick)));
+                     tick.toLocaleString("en")));
   svg.append(shape("text", {x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle", "font-size": 12}, options.x || "epoch"));
   for (const line of lines) {
     const known = line.values.filter(([, value]) => value !== null);

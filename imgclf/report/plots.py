@@ -154,8 +154,7 @@ def runs_figure(runs: Sequence[tuple[str, History]]) -> Figure:
             axes.plot(_epochs(rows)[known], values[known], label=_legend_name(label), **style)
         _dress(axes, f"Validation {name}", "epoch")
         _dress_epochs(axes, np.array([1, longest + 1]), name)
-    columns = 1 if len(runs) > 3 else len(runs)
-    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    _legend_below(figure, both[0])
     return figure
 
 
@@ -167,7 +166,7 @@ def plot_sizes(series: Sequence[Mapping[str, Any]], path: Path) -> None:
 def sizes_figure(series: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw accuracy over the number of training images for each of `series` (see `Leaderboard.sizes`).
 
-    Validation is a line with error bars of one standard deviation, test a cross. ValueError for no series.
+    Validation is a line with error bars of one standard deviation, test a cross of its colour. ValueError for no series.
     """
     if not series:
         raise ValueError("no sizes to draw")
@@ -177,17 +176,17 @@ def sizes_figure(series: Sequence[Mapping[str, Any]]) -> Figure:
         columns = zip(*one["points"], strict=True)
         counts, validation, spread, test = (np.array(column, dtype=np.float64) for column in columns)  # None is NaN
         name, style = _legend_name(one["name"]), _line_style(number)
-        label = f"{name}: validation" if one["name"] else "validation"
+        label = name if one["name"] else "validation"
         axes.errorbar(counts, validation, np.nan_to_num(spread), marker="o", capsize=3, label=label, **style)
         if np.isfinite(test).any():
-            label = f"{name}: test" if one["name"] else "test"
+            label = "_" if "test" in axes.get_legend_handles_labels()[1] else "test"  # one entry for all crosses
             axes.plot(counts, test, "x", color=style["color"], markersize=8, label=label)
     _dress(axes, "Accuracy by number of training images", "training images")
     axes.set_xscale("log")
     _tick_only(axes, sorted({point[0] for one in series for point in one["points"]}))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _percent_axis(axes)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    _legend_below(figure, axes)
     return figure
 
 
@@ -257,6 +256,14 @@ def _legend_name(name: str) -> str:
     """Return a name as a legend shows it: matplotlib takes "$" for a formula, and hides what begins with "_"."""
     name = short_name(name).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Put the legend of `axes` below the figure, in as many columns as its width holds."""
+    handles, labels = axes.get_legend_handles_labels()
+    width = 0.6 + 0.09 * max(map(len, labels), default=0)  # inches, of an entry
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / width)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _line_style(number: int) -> dict[str, Any]:

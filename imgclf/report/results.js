@@ -59,13 +59,16 @@ function confusion() {
   const count = page.classes.length, cell = Math.max(15, Math.min(46, Math.floor(620 / count)));
   const font = Math.max(10, Math.min(13, cell * 0.75)), short = name =>
     name.length > 26 ? name.slice(0, 13) + "…" + name.slice(-12) : name;  // beginnings and ends tell names apart
-  const room = Math.ceil(Math.max(...page.classes.map(name => short(name).length)) * font * 0.56) + 14;
+  const room = Math.ceil(Math.max(...page.classes.map(name => short(name).length)) * font * 0.56) + 34;  // names and axis title
   const size = room + cell * count + 6;
   const svg = shape("svg", {width: size, height: size, viewBox: `0 0 ${size} ${size}`, role: "group",
                             "aria-label": "Confusion matrix"});
   const totals = page.classes.map(() => 0), readout = node("p", {class: "readout"}), below = node("div");
   for (const [row, , many] of page.matrix) totals[row] += many;
   readout.textContent = "Rows are true classes, columns predicted classes. Point at a cell to read it, click it to see its images.";
+  const centre = room + cell * count / 2, title = {"text-anchor": "middle", "font-size": 13, "font-weight": 650};
+  svg.append(shape("text", {...title, x: Math.max(centre, 40), y: 14}, "Predicted"),
+             shape("text", {...title, transform: `translate(14 ${Math.max(centre, 40)}) rotate(-90)`}, "True"));
   page.classes.forEach((name, index) => {
     const middle = room + cell * (index + 0.5);
     svg.append(shape("text", {x: room - 6, y: middle + font * 0.35, "text-anchor": "end", "font-size": font}, short(name)),
@@ -127,12 +130,13 @@ function summary() {
     node("p", {class: "quiet"}, page.description),
     node("p", {class: "hero"}, `${split.correct} of ${split.count}, ${percent(split.accuracy)}`),
     node("p", {}, `of the ${page.split} images are correctly classified; 95 % confidence interval `
-      + `${(100 * split.interval[0]).toFixed(1)}–${(100 * split.interval[1]).toFixed(1)} % (Clopper-Pearson).`));
+      + `${interval(split.interval)} (Clopper-Pearson).`));
   const names = Object.keys(page.splits);
-  const rows = [["accuracy", s => percent(s.accuracy)], ["95 % interval", s => s.interval ? s.interval.map(v => percent(v)).join(" – ") : ""],
+  const rows = [["accuracy", s => percent(s.accuracy)], ["95 % interval", s => s.interval ? interval(s.interval) : ""],
     ["correct", s => `${s.correct} of ${s.count}`], ["top-5", s => percent(s.top5)], ["macro F1", s => number(s.macro_f1)],
     ["loss", s => number(s.loss)], ["calibration error (ECE)", s => s.ece === undefined ? "" : percent(s.ece)],
-    ["after temperature scaling", s => s.calibrated_ece === undefined ? null : `${percent(s.calibrated_ece)}, loss ${number(s.calibrated_loss)}, T ${number(s.temperature, 3)}`]];
+    ["temperature", s => number(s.temperature, 3)], ["loss with temperature", s => number(s.calibrated_loss)],
+    ["ECE with temperature", s => s.calibrated_ece === undefined ? "" : percent(s.calibrated_ece)]];
   const kept = rows.filter(([, value]) => names.some(name => value(page.splits[name])));
   main.append(node("div", {class: "scroll"}, node("table", {},
     node("thead", {}, node("tr", {}, node("th"), ...names.map(name => node("th", {class: "n"}, name)))),
@@ -174,7 +178,7 @@ function predictions() {
 function calibration() {
   const charts = [reliability(page.reliability, `Uncalibrated: ECE ${percent(page.splits[page.split].ece)}`)];
   const after = page.splits[page.split].calibrated_ece;
-  if (page.reliability_calibrated) charts.push(reliability(page.reliability_calibrated, `After temperature scaling: ECE ${percent(after)}`));
+  if (page.reliability_calibrated) charts.push(reliability(page.reliability_calibrated, `With temperature: ECE ${percent(after)}`));
   section("Calibration", node("p", {class: "quiet"}, "Of the images with a confidence of 80 %, 80 % should be correct: "
     + "each bar should reach its orange line. ECE is the expected calibration error."), node("div", {class: "charts"}, ...charts));
 }

@@ -84,7 +84,8 @@ def _page_data(inputs: ReportInputs) -> dict[str, object]:
     for name, one in inputs.evaluations.items():
         interval = accuracy_interval(int(one.metrics["correct"]), int(one.metrics["count"]))
         splits[name] = {**one.metrics, "interval": interval}
-    epochs = f", {len(inputs.history)} epochs" if inputs.history else ""
+    count = len(inputs.history)
+    epochs = f", {count} epoch{'s' * (count > 1)}" if count else ""
     cells = _cells(evaluation.matrix)
     calibrated = (
         reliability(evaluation.probabilities, evaluation.targets) if "temperature" in evaluation.metrics else None
@@ -235,6 +236,8 @@ def format_settings(value: object) -> str:
     if isinstance(value, Mapping):
         items: Iterable[tuple[str, object]] = value.items()
         return ", ".join(f"{key} {format_settings(inner)}" for key, inner in items if inner not in (None, {}, [], ""))
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value) if value is not None else ""
 
 

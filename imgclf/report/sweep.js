@@ -114,7 +114,7 @@ function trials() {
   const columns = [{name: "trial"}, {name: "state"}, {name: page.metric, n: true, format: value => value < -1e300 ? "" : measure(value)},
     {name: "95 % interval"}, {name: "epochs", n: true}, {name: "seconds", n: true, format: value => value.toFixed(0)}, {name: "error"}];
   const rows = page.trials.map(trial => [trial.folder, trial.state, trial.value === null ? -1.7e308 : trial.value,
-    trial.interval ? trial.interval.map(value => (100 * value).toFixed(1)).join("–") + "\u00a0%" : "", trial.epochs, trial.seconds, trial.error || ""]);
+    trial.interval ? interval(trial.interval) : "", trial.epochs, trial.seconds, trial.error || ""]);
   section("All trials", sortable(columns, rows, {class: "trials"}));
 }
 

@@ -135,9 +135,9 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
         from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": seconds}
-        trained, history = best.metadata.config or {}, best.history
+        config, trained = best.metadata.config or {}, run.classifier
         inputs = ReportInputs(
-            best.eval_model, run.data, evaluations, environment, trained, history, best.training_means()
+            best.eval_model, run.data, evaluations, environment, config, trained.history, trained.training_means()
         )
         write_report(folder, inputs)
         clock.lap("report")

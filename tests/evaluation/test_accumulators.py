@@ -101,10 +101,8 @@ def test_metrics_add_nothing_to_a_modules_state() -> None:
 
 def _process(rank: int, port: int, connection: Connection) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    rows = batches()
-    shard = [(functional.cross_entropy(logits[rank::2], targets[rank::2]), logits[rank::2], targets[rank::2])
-             for _, logits, targets in rows]  # fmt: skip
-    metrics = accumulate(shard)
+    halves = [(logits[rank::2], targets[rank::2]) for _, logits, targets in batches()]
+    metrics = accumulate([(functional.cross_entropy(*half), *half) for half in halves])
     within = metrics.totals()
     local = int(metrics.confusion.sum())
     metrics.reduce()

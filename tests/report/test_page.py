@@ -140,8 +140,8 @@ def test_a_browser_runs_the_page_under_its_own_policy(page: str, tmp_path: Path)
     assert BROWSER
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]  # fmt: skip
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command = [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr and "<h2>Environment</h2>" in done.stdout
 
@@ -156,8 +156,8 @@ def test_a_page_of_a_hundred_classes_fits_the_window(page: str, tmp_path: Path, 
     matrix += [(i, int(j), 1) for i, j in enumerate(generator.integers(0, 100, 100)) if i != j]
     data = page_data_of(page)
     scores = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 5}
-    data |= {"classes": names, "matrix": matrix, "confused": [c for c in matrix if c[0] != c[1]][:15],
-              "per_class": [scores] * 100, "counts": {split: [5] * 100 for split in ("train", "val", "test")}}  # fmt: skip
+    data |= {"classes": names, "matrix": matrix, "confused": [c for c in matrix if c[0] != c[1]][:15]}
+    data |= {"per_class": [scores] * 100, "counts": {split: [5] * 100 for split in ("train", "val", "test")}}
     result, console = browse(results_page(data), SCRIPT, tmp_path, width)
     assert result["says"] == [] and console == "" and result["cells"] == len(matrix)
     assert result["wide"] <= 0 and result["names"][0] in names and len(result["names"]) == 100
@@ -169,9 +169,18 @@ def test_a_page_of_three_hundred_real_images_is_below_five_megabytes(shared: Pat
 
     weights = shared / "weights" / "mobilenetv2_100_tfslim_in1k.safetensors"
     folder = tmp_path / "run"
-    train(composed("dataset=sports", "model=mobilenetv2", "model.freeze=all", f"model.weights='{weights}'", "report=true",
-                   f"data_dir='{shared / 'data' / 'sports'}'", "dataset.test_fraction=0.5", "trainer.max_epochs=1",
-                   "dataset.augment=null"), folder, [])  # fmt: skip
+    overrides = [
+        "dataset=sports",
+        "model=mobilenetv2",
+        "model.freeze=all",
+        f"model.weights='{weights}'",
+        "report=true",
+        f"data_dir='{shared / 'data' / 'sports'}'",
+        "dataset.test_fraction=0.5",
+        "trainer.max_epochs=1",
+        "dataset.augment=null",
+    ]
+    train(composed(*overrides), folder, [])
     data = page_data_of((folder / "report.html").read_text(encoding="utf-8"))
     assert data["splits"]["test"]["count"] >= 300 and len(data["images"]) >= 300
     assert (folder / "report.html").stat().st_size < 5e6
