@@ -116,6 +116,7 @@ class ImageClassifier(LightningModule):
 
     @metadata.setter
     def metadata(self, metadata: CheckpointMetadata) -> None:
+        """Share the metadata between the trained and the averaged model."""
         self.model.metadata = self.eval_model.metadata = metadata
 
     @property
