@@ -41,7 +41,7 @@ def _list_or_clear(action: str, names: Sequence[str]) -> int:
         return 0 if all(cleared) else 1
     for name, (_, metadata, size) in chosen.items():
         print(f"{size / 1e6:>9,.1f} MB  {name}")
-        print(f"{'':>14}{metadata.get('pictures', '?')}, from {metadata.get('root', '?')}")
+        print(f"{'':>14}{metadata.get('images', '?')}, from {metadata.get('root', '?')}")
     total = sum(size for _, _, size in chosen.values())
     print(f"{total / 1e6:>9,.1f} MB  in {root}")
     return 0

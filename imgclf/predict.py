@@ -88,13 +88,15 @@ def _list_images(options: argparse.Namespace, predictor: Predictor) -> list[Inpu
 
 def _label_names(predictor: Predictor, paths: Sequence[str]) -> dict[str, str]:
     """Return the class names of the labels in CSV files, from the data set of the checkpoint."""
-    config = predictor.model.metadata.config or {}
-    if not config or not any(path.lower().endswith(".csv") for path in paths):
+    trained = predictor.model.metadata.config
+    if not trained or not any(path.lower().endswith(".csv") for path in paths):
         return {}
-    from imgclf.data import datamodule_class  # here, because it loads Lightning
+    from imgclf.config import DatasetConfig
+    from imgclf.data.datasets import datamodule_class  # here, because it loads Lightning
 
-    splits = config["dataset"].get("splits") or datamodule_class(config["dataset"]["name"]).splits
-    return dict((splits.get("train") or {}).get("label_names") or {})
+    dataset = DatasetConfig.from_dict(trained["dataset"])
+    layout = {**datamodule_class(dataset.name).splits, **dataset.splits}.get("train")
+    return dict(layout.label_names or {}) if layout else {}
 
 
 def _line_writer(options: argparse.Namespace, predictor: Predictor) -> LineWriter:

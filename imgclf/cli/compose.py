@@ -131,8 +131,8 @@ def _locate(schema: type[Settings], key: str) -> str | None:
 
 def explain_error(command: str, error: BaseException) -> str:
     """Return what Hydra or OmegaConf found wrong as one line that names the key and what was expected."""
-    schema, cause = COMMANDS[command], error.__cause__ or error
-    key = str(getattr(cause, "full_key", "") or "")
+    schema, cause = COMMANDS[command], error.__cause__ or error.__context__ or error
+    key = str(getattr(error, "full_key", "") or getattr(cause, "full_key", "") or "")
     text = str(error)
     if merging := re.match(r"Error merging override (\S+?)=(.*)", text):
         owner_key = merging[1].lstrip("+~")
@@ -150,7 +150,7 @@ def explain_error(command: str, error: BaseException) -> str:
     if key and "not in" in str(cause) and _locate(schema, key) is None:
         return f"{key}: unknown key; {schema.suggest(key)}"
     if key and (expected := schema.expected(key)) and "could not be converted" in str(cause):
-        return f"{key}={str(cause).splitlines()[0]}; expected {expected}"
+        return f"{key}: {str(cause).splitlines()[0]}; expected {expected}"
     return _one_line(text) or type(error).__name__
 
 

@@ -145,7 +145,7 @@ def _image(inputs: ReportInputs, evaluation: Evaluation, position: int) -> dict[
     probabilities, index = evaluation.probabilities[position], int(evaluation.order[position])
     best = np.argsort(-probabilities, kind="stable")[:5].tolist()
     return {
-        "src": data_uri(inputs.data.picture(inputs.split, index), SIDE, 75),
+        "src": data_uri(inputs.data.image(inputs.split, index), SIDE, 75),
         "file": _short_path(evaluation.samples.items[index], inputs.data.root),
         "true": int(evaluation.targets[position]),
         "predicted": best[0],
@@ -179,7 +179,7 @@ def _samples(data: ImageDataModule) -> Iterator[dict[str, str]]:
     """Yield the first training image of each class."""
     train = data.samples["train"]
     for target, index in _one_per_class(train.targets):
-        yield {"src": data_uri(data.picture("train", index), SAMPLE_SIDE, 75), "caption": train.classes[target]}
+        yield {"src": data_uri(data.image("train", index), SAMPLE_SIDE, 75), "caption": train.classes[target]}
 
 
 def _augmented(data: ImageDataModule) -> Iterator[dict[str, str]]:

@@ -11,7 +11,7 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 COMMANDS = ("train", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
-FOUNDATIONS = ("config", "console", "errors", "preprocess", "signals", "threads")
+FOUNDATIONS = ("config", "console", "errors", "preprocess", "schema", "signals", "threads")
 # Folder -> its floor, and what it never imports: other folders of its floor, and third parties. It may import any lower floor.
 FLOORS = {
     "files": 1, "cli": 2, "demo": 2, "fetch": 2, "images": 2, "models": 2, "data": 3, "evaluation": 4, "report": 5,

@@ -78,7 +78,7 @@ def test_colours_stay_in_range_and_brightness_changes_the_mean() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rotate": 10}, "has no rotate: it knows rotation_degrees"),
+        ({"rotate": 10}, "augment.rotate: unknown key"),
         ({"zoom": 1.5}, r"dataset\.augment\.zoom=1\.5"),
         ({"shift": -1}, r"dataset\.augment\.shift=-1"),
         ({"fill": "pink"}, "expected one of nearest, reflect, black"),

@@ -80,7 +80,7 @@ def test_asl_alphabet(tmp_path: Path) -> None:
     assert ASLAlphabetDataModule(tmp_path).holdout == "blocks"
     flat = ASLAlphabetDataModule(tmp_path, splits={"test": ASLAlphabetDataModule.ARCHIVE_TEST})
     assert counts(flat)[2] == 28
-    assert [note for note in flat.notes if note.startswith("test has no pictures of del (")]
+    assert [note for note in flat.notes if note.startswith("test has no images of del (")]
 
 
 def test_sign_mnist(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_sign_mnist(tmp_path: Path) -> None:
     assert train.pixels.shape == (27_455, 28, 28, 1)
     assert train.pixels[0, 9, 4, 0] == (9 * 28 + 4) % 256
     assert data.samples["test"].items[0].endswith("sign_mnist_test.csv:4305")  # line 1 is the header
-    images, targets, indices = next(iter(SignMNISTDataModule(tmp_path, batch_size=4).val_dataloader()))
+    images, targets, indices, _ = next(iter(SignMNISTDataModule(tmp_path, batch_size=4).val_dataloader()))
     assert images.shape == (4, 3, 224, 224)
     assert targets.tolist() == data.samples["val"].targets[indices].tolist()
 

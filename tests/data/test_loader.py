@@ -28,7 +28,8 @@ def loader(colours: Path, **options: object) -> Loader:
 
 def equal(first: Iterable[Batch], second: Iterable[Batch]) -> bool:
     pairs = list(zip(first, second, strict=True))
-    return bool(pairs) and all(torch.equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+    parts = [(a, b) for one, two in pairs for a, b in zip(one[:3], two[:3], strict=True)]
+    return bool(pairs) and all(a is not None and b is not None and torch.equal(a, b) for a, b in parts)
 
 
 def test_a_batch_is_uint8_channels_last_and_tells_its_samples(colours: Path) -> None:

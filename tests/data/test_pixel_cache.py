@@ -13,7 +13,8 @@ from support.fabricate import draw_picture, draw_tree
 import imgclf.data.pixel_cache as cache_module
 from imgclf import ImageDataModule, Preprocess, RunError
 from imgclf.cache import main as cache_command
-from imgclf.data.pixel_cache import CacheConfig, Cached
+from imgclf.config import CacheConfig
+from imgclf.data.pixel_cache import CachedRows
 from imgclf.errors import ConfigError
 from imgclf.files.atomic import cache_folder
 from imgclf.files.row_store import DiskStore, MemoryStore, key_of, list_stores
@@ -42,10 +43,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def module(root: Path, **options: Any) -> ImageDataModule:
-    preprocess = options.pop("preprocess", Preprocess(size=SIZE))
-    data = ImageDataModule(
-        root, preprocess=preprocess, batch_size=8, num_workers=options.pop("num_workers", 0), **options
-    )
+    chosen: dict[str, Any] = {"preprocess": Preprocess(size=SIZE), "batch_size": 8, "num_workers": 0, **options}
+    chosen["cache"] = CacheConfig(chosen.get("cache", "disk"), chosen.pop("cache_gb", 32.0))
+    data = ImageDataModule(root, **chosen)
     data.setup()
     return data
 
@@ -177,7 +177,7 @@ def test_a_bad_picture_is_named_and_the_rest_is_kept(tmp_path: Path, capsys: pyt
         epoch(module(root))
     bad.write_bytes(whole)
     assert same(epoch(module(root)), epoch(module(root, cache="off")))
-    assert "pixels: 176 made" in capsys.readouterr().out  # of 240: the chunk of 64 before the bad one's was kept
+    assert "pixels: 176 computed" in capsys.readouterr().out  # of 240: the chunk of 64 before the bad one's was kept
 
 
 def test_a_file_that_hangs(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_a_file_that_hangs(tmp_path: Path, colours: Path, monkeypatch: pytest.Mo
         return read(source, *args)
 
     monkeypatch.setattr(cache_module, "read_image", hanging)
-    with pytest.raises(RunError, match=r"decoding hangs: nothing came for 0\.5 s"):
+    with pytest.raises(RunError, match=r"decoding hangs: no image for 0\.5 s"):
         epoch(module(colours, timeout_seconds=0.5))
 
 
@@ -200,7 +200,7 @@ def test_no_room_is_a_line_and_not_an_end(
     first, _ = epoch(data), epoch(data, 1)
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert "pixels: not kept, 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in said
+    assert "pixels: not cached, 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in said
     assert len(decoded) == 72  # both epochs
     assert same(first, epoch(module(colours, cache="off")))
 
@@ -215,7 +215,7 @@ def test_a_full_disk_is_a_line_and_not_an_end(
 
     monkeypatch.setattr(DiskStore, "add", full)
     assert same(epoch(module(colours)), epoch(module(colours, cache="off")))
-    assert "pixels: not kept, No space left on device" in capsys.readouterr().out
+    assert "pixels: not cached, No space left on device" in capsys.readouterr().out
 
 
 def test_a_folder_that_can_not_be_made(
@@ -224,13 +224,13 @@ def test_a_folder_that_can_not_be_made(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "file"))
     assert same(epoch(module(colours)), epoch(module(colours, cache="off")))
-    assert capsys.readouterr().out.startswith("pixels: not kept, ")
+    assert capsys.readouterr().out.startswith("pixels: not cached, ")
 
 
 def test_an_interrupted_making_keeps_what_is_done(tmp_path: Path, decoded: list[str]) -> None:
     root = draw_tree(tmp_path / "data", {"train": 80, "valid": 1, "test": 1})
     data = module(root)
-    data.interrupted = lambda: True
+    data.connect(data.preprocess, stop=lambda: True)
     right = epoch(module(root, cache="off"))
     del decoded[:]
     assert same(epoch(data), right)  # what wasn't kept is decoded on the spot
@@ -293,9 +293,9 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
 
 
 def test_settings_outside_their_range() -> None:
-    with pytest.raises(ConfigError, match="cache='tape': expected disk, ram or off"):
+    with pytest.raises(ConfigError, match="cache='tape': expected one of disk, ram, off"):
         CacheConfig("tape")
-    with pytest.raises(ConfigError, match="cache_gb=-1: expected a number of gigabytes"):
+    with pytest.raises(ConfigError, match="cache_gb=-1: expected a number of at least 0"):
         CacheConfig("disk", -1)
 
 
@@ -321,7 +321,7 @@ def test_memory_is_mapped_and_not_held(tmp_path: Path) -> None:
         pytest.skip("needs /proc")
     store = DiskStore(tmp_path / "a" / "b", (1024, 1024), "uint8", {}, 1e12)
     keys = [key_of(n.to_bytes(2, "little")) for n in range(96)]
-    rows = Cached(store, 96, "rows", lambda indices: [keys[i] for i in indices],
+    rows = CachedRows(store, 96, "rows", lambda indices: [keys[i] for i in indices],
                   lambda indices: (np.full((1, 1024, 1024), i, np.uint8) for i in indices))  # fmt: skip
 
     def anonymous() -> int:

@@ -20,16 +20,16 @@ def fabricate(*counts: int) -> Samples:
 @pytest.mark.parametrize("how", ["random", "blocks"])
 def test_hold_out_takes_its_share_of_every_class_and_loses_nothing(how: str) -> None:
     samples = fabricate(3000, 300, 25)
-    kept, held = hold_out(samples, 0.1, seed=3, how=how)
+    kept, held = hold_out(samples, 0.1, seed=3, method=how)
     assert held.counts().tolist() == [300, 30, 3]  # 2.5 pictures are 3
     assert sorted(kept.items + held.items) == sorted(samples.items)
-    again = hold_out(samples, 0.1, seed=3, how=how)[1]
+    again = hold_out(samples, 0.1, seed=3, method=how)[1]
     assert again.items == held.items
-    assert hold_out(samples, 0.1, seed=4, how=how)[1].items != held.items
+    assert hold_out(samples, 0.1, seed=4, method=how)[1].items != held.items
 
 
 def test_blocks_are_runs_of_neighbours() -> None:
-    _, held = hold_out(fabricate(3000, 300), 0.1, seed=0, how="blocks")
+    _, held = hold_out(fabricate(3000, 300), 0.1, seed=0, method="blocks")
     for target, length in ((0, 300), (1, 30)):
         numbers = sorted(int(item[1:-4]) for item, t in zip(held.items, held.targets, strict=True) if t == target)
         assert numbers == list(range(numbers[0], numbers[0] + length))
@@ -58,8 +58,8 @@ def test_impossible_fractions_are_refused(fraction: float) -> None:
 
 def test_impossible_hold_outs_are_refused() -> None:
     with pytest.raises(ConfigError, match="random or blocks"):
-        hold_out(fabricate(4), 0.1, seed=0, how="sorted")
-    with pytest.raises(ConfigError, match="fraction from 0"):
+        hold_out(fabricate(4), 0.1, seed=0, method="sorted")
+    with pytest.raises(ConfigError, match="of at least 0 and below 1"):
         hold_out(fabricate(4), 1.0, seed=0)
 
 
