@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from support.fabricate import ROOT, composed
 
 from imgclf.cli.main import COMMANDS
-from imgclf.config import CheckConfig, DownloadConfig, EvaluateConfig, RunConfig
+from imgclf.config import CheckConfig, DatasetConfig, DownloadConfig, EvaluateConfig, RunConfig
 from imgclf.errors import ConfigError
 
 README, CONF = ROOT / "README.md", ROOT / "conf"
@@ -41,7 +42,9 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def inline(page: Path) -> Iterator[str]:
-    """Yield the code spans outside blocks."""
+    """Yield the code spans outside blocks, and the words of the comments in YAML."""
+    for comment in re.findall(r"# (.*)", "".join(blocks(page, "yaml"))):
+        yield from re.findall(r"[\w.]*\w", comment)
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     yield from re.findall(r"`([^`\n]+)`", text)
 
@@ -106,6 +109,7 @@ def test_settings_in_bash_blocks_compose(page: Path, tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     for text in blocks(page, "yaml"):
         (tmp_path / "dataset" / "mushrooms.yaml").write_text(text)
+        DatasetConfig.from_dict({key: value for key, value in yaml.safe_load(text).items() if key != "defaults"})
     for command, *words in commands(page):
         if command in CONFIGS:
             search = [f"hydra.searchpath=[file://{tmp_path}]"] if "--config-dir" in words else []
