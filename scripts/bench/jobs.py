@@ -121,8 +121,8 @@ def predict_throughput(bench: Bench) -> Run:
     folders = [_copy_flat(Path(job["root"]), bench.new("files"), count) for count in (few, 3 * few)]
 
     def ours(precision: str) -> Run:
-        words = ["-m", "imgclf.predict", str(checkpoint), "--csv", "--precision", precision]
-        return _throughput(few, [bench.command([*words, str(folder)]).seconds for folder in folders])
+        words, options = ["-m", "imgclf.predict", str(checkpoint)], ["--csv", "--precision", precision]
+        return _throughput(few, [bench.command([*words, str(folder), *options]).seconds for folder in folders])
 
     def keras() -> Run:
         results = [bench.peer("keras", job, task="predict_folder", root=str(folder)) for folder in folders]

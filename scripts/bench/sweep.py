@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         grid = [f"optimizer.lr={','.join(RATES)}", f"seed={','.join(SEEDS)}"]
-        sweep = [*command, "-m", *grid, f"hydra.sweep.dir={root / 'sweep'}"]
+        sweep = [*command, *grid, f"hydra.sweep.dir={root / 'sweep'}", "-m"]
         seconds = {"sweep": timed(sweep, root / "shared")}
         seconds["same sweep again"] = timed(sweep, root / "shared")
         separate = []
