@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imgclf.errors import CheckpointError
+from imgclf.errors import CheckpointError, one_line
 
 __all__ = ["check_sums", "read_file"]
 
@@ -84,7 +84,7 @@ def check_sums(path: str | os.PathLike[str]) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except _DAMAGE_ERRORS as error:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({' '.join(str(error).split())[:160]})") from None
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({one_line(error, 160)})") from None
     if damaged:
         raise CheckpointError(f"{path}: damaged: {damaged} in it doesn't match its checksum; use another checkpoint")
 
@@ -104,7 +104,7 @@ def _load(path: Path, map_location: Any) -> Any:
             f"holds more than tensors and plain data, or is damaged; it was not loaded.{reason}"
         ) from None
     except _DAMAGE_ERRORS as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        reason = f"{type(error).__name__}: {one_line(error, 160)}"
         raise CheckpointError(f"damaged, or not a model file ({reason})") from None
 
 

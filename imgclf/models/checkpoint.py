@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.modules import module as hooks
 
 from imgclf.config import ModelConfig
-from imgclf.errors import CheckpointError, ConfigError, RunError
+from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
 from imgclf.files.atomic import write_atomically
 from imgclf.files.model_file import check_sums, read_file
 from imgclf.models.network import Network, build_network
@@ -160,9 +160,9 @@ def checkpoint_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (ConfigError, CheckpointError) as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())[:400]}") from None
+        raise CheckpointError(f"{path}: {one_line(error, 400)}") from None
     except _BUILD_ERRORS as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        reason = f"{type(error).__name__}: {one_line(error, 160)}"
         raise CheckpointError(f"{path}: this version of imgclf can't use the checkpoint ({reason})") from None
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from imgclf.config import ENGINES
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, one_line
 from imgclf.models.image_model import ImageModel
 
 __all__ = ["BATCH", "Engine", "build_engine", "choose_engine", "label_of", "openvino_version", "run_padded"]
@@ -163,7 +163,7 @@ def build_engine(name: str, model: ImageModel, precision: str = "fp32") -> Engin
     try:
         engine = OpenVINO(model)
     except Exception as error:  # its converter may raise anything that the traced code meets
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         print(f"engine: eager, OpenVINO can't take this network ({type(error).__name__}: {reason})", flush=True)
         return eager
     side, channels = model.preprocess.size, model.preprocess.channels

@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgclf.errors import CheckpointError, ConfigError
+from imgclf.errors import CheckpointError, ConfigError, one_line
 from imgclf.files.model_file import read_file
 from imgclf.models.backbone import Backbone, check_name, size_keywords
 from imgclf.preprocess import Preprocess
@@ -52,7 +52,7 @@ def read_note(path: str | Path, backbone: str) -> WeightsNote:
             Preprocess.from_config(dict(note.pretrained_cfg))
         architecture = (note.architecture or "").partition(".")[0]
     except _NOTE_ERRORS as error:
-        reason = f"{type(error).__name__}: {_one_line(error, 160)}"
+        reason = f"{type(error).__name__}: {one_line(error, 160)}"
         raise CheckpointError(f"{file}: can't be used ({reason}); correct it or move it away") from None
     if architecture and architecture != backbone.partition(".")[0]:
         raise CheckpointError(
@@ -142,7 +142,7 @@ def pretrained_network(name: str, kwargs: Mapping[str, Any], in_chans: int, size
     try:
         file = _fetch(config.hf_hub_id, config.hf_hub_filename, str(config.url))
     except Exception as error:  # the hub's client raises a dozen kinds, and so does a failing network
-        reason = f"{type(error).__name__}: {_one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error, 120)}"
         raise CheckpointError(
             f"no ImageNet weights for {name} ({reason}). Three ways out: go online and run again; {alternatives}"
         ) from error
@@ -153,7 +153,7 @@ def pretrained_network(name: str, kwargs: Mapping[str, Any], in_chans: int, size
     try:
         return timm.create_model(name, pretrained=True, in_chans=in_chans, **keywords)
     except Exception as error:  # each network has code of its own that rewrites names and shapes
-        reason = f"{type(error).__name__}: {_one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error, 120)}"
         raise CheckpointError(f"{file}: not the weights of {name} ({reason}). Two ways out: {alternatives}") from error
 
 
@@ -185,7 +185,3 @@ def _go_offline_without_network() -> None:
         socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
     except OSError:
         constants.HF_HUB_OFFLINE = True
-
-
-def _one_line(error: Exception, limit: int = 120) -> str:
-    return " ".join(str(error).split())[:limit]

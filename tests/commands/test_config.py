@@ -89,14 +89,14 @@ def test_pretrained_is_the_default_but_not_for_the_demo() -> None:
     assert composed("data_dir=demo", "model.pretrained=true").model.pretrained is True
 
 
-def test_every_experiment_says_where_it_comes_from() -> None:
+def test_every_experiment_opens_with_source_command_cost_and_result() -> None:
     for path in (CONF / "experiment").glob("*.yaml"):
-        head = path.read_text().splitlines()[:4]
+        head = path.read_text().splitlines()[:5]
         assert head[0] == "# @package _global_"
-        assert any(
-            line.startswith("# Command: python -m imgclf.train experiment=") and path.stem in line for line in head
-        ), path
-        assert head[1].startswith(("# Source:", "# imgclf's recipe"))
+        assert head[1].startswith("# Source: "), path
+        assert head[2] == f"# Command: imgclf train experiment={path.stem}", path
+        assert head[3].startswith("# Cost: "), path
+        assert head[4].startswith("# Result: "), path
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_every_experiment_says_where_it_comes_from() -> None:
         ("train", "model=resnet18", "for any timm network pass model=timm model.backbone=resnet18"),
         ("train", "seed=-1", "seed=-1: expected a whole number of at least 0"),
         ("train", "trainer.max_epochs=ten", "trainer.max_epochs=ten: expected a whole number"),
-        ("train", "dataset.augment.zoom=2", "dataset.augment.zoom=2.0: expected a number of at least 0 and at most 1"),
+        ("train", "dataset.augment.zoom=2", "dataset.augment.zoom=2: expected a number of at least 0 and at most 1"),
         ("train", "checkpoint.keep=some", "checkpoint.keep='some': expected one of best, improved, all"),
         ("evaluate", "splt=val", "splt: unknown key; did you mean split?"),
         ("evaluate", "split=val", "checkpoint: no value; pass checkpoint=<value>"),

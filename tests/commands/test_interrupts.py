@@ -112,7 +112,7 @@ def test_a_signal_saves_this_step(
     assert code == 128 + getattr(signal, signum)
     assert said == f"imgclf: interrupted by {signum}; go on with: python -m imgclf.train resume={folder}\n"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
-    monkeypatch.setattr(training, "_finish", lambda *_: (None, {}))
+    monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}))
     resume = [f"resume='{folder}'"]
     train(composed(*resume), folder, resume)
     assert compare(whole, read_checkpoint(folder / "checkpoints" / "last.ckpt")) is None
@@ -248,7 +248,9 @@ def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch
         return (weight - weight.detach()).abs().sqrt() if len(calls) == 4 else weight * 0
 
     monkeypatch.setattr(Head, "penalty", penalty)
-    with pytest.raises(RunError, match=r"the gradient of model\.network\..* isn't finite at step 3, epoch 1, learning rate"):
+    with pytest.raises(
+        RunError, match=r"the gradient of model\.network\..* isn't finite at step 3, epoch 1, learning rate"
+    ):
         run_tiny("checkpoint.every_n_steps=1", folder=tmp_path / "run")
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
     assert saved_non_finite(tmp_path / "run") == []

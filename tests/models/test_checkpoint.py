@@ -10,6 +10,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from support.fabricate import TINY, composed
 
 import imgclf
 from imgclf import predict
-from imgclf.config import ModelConfig
+from imgclf.config import EvaluateConfig, ModelConfig
 from imgclf.errors import CheckpointError, ConfigError, ImgclfError
 from imgclf.files.model_file import read_file
-from imgclf.inference.evaluate_checkpoint import evaluate
+from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import build_backbone
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts, read_checkpoint, update_metadata
@@ -169,10 +170,10 @@ def paths(
         return folder
 
     def fit(**changes: Any) -> Callable[[Path], Any]:
-        return lambda path: train({**settings, **{k: str(path) for k in changes}}, tmp_path / "new", [])
+        return lambda path: train(replace(settings, **{k: str(path) for k in changes}), tmp_path / "new", [])
 
     def weights(path: Path) -> Any:
-        return train({**settings, "model": {**settings["model"], "weights": str(path)}}, tmp_path / "new", [])
+        return train(replace(settings, model=replace(settings.model, weights=str(path))), tmp_path / "new", [])
 
     def renamed(path: Path) -> Any:
         shutil.move(path, path.with_suffix(".safetensors"))
@@ -190,14 +191,16 @@ def paths(
     def command(path: Path) -> Any:
         sys.exit(predict.main([str(path), str(colours / "test")]))
 
-    evaluated = {"checkpoint": "", "split": "test", "data_dir": None, "device": "cpu", "report": False, "dataset": None}
+    def evaluate(path: Path) -> Any:
+        return evaluate_checkpoint(EvaluateConfig(str(path), device="cpu", report=False), tmp_path / "new")
+
     return {
         "train ckpt_path=FILE": fit(ckpt_path=1),
-        "train ckpt_path=last": lambda path: train(settings | {"ckpt_path": "last"}, in_run(path), []),
+        "train ckpt_path=last": lambda path: train(replace(settings, ckpt_path="last"), in_run(path), []),
         "train resume=DIR": resume,
         "train model.weights=FILE.pth": weights,
         "train model.weights=FILE.safetensors": renamed,
-        "evaluate": lambda path: evaluate({**evaluated, "checkpoint": str(path), "typed": []}, tmp_path / "new"),
+        "evaluate": evaluate,
         "imgclf.load": imgclf.load,
         CLASSIFIER: imgclf.ImageClassifier.load_from_checkpoint,
         "python -m imgclf.predict": command,
@@ -350,7 +353,7 @@ def test_keywords_in_the_note_beside_weights_are_checked(tmp_path: Path) -> None
     )
     settings = composed(*TINY, "data_dir=demo", f"model.weights='{weights}'")
     with pytest.raises(ImgclfError, match="checkpoint_path would make timm read"):
-        train({**settings, "dataset": {**composed("dataset=sign_mnist")["dataset"]}}, tmp_path / "new", [])
+        train(replace(settings, dataset=composed("dataset=sign_mnist").dataset), tmp_path / "new", [])
 
 
 def test_metadata_survives_a_round_trip_as_plain_data() -> None:

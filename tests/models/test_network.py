@@ -46,8 +46,8 @@ REFERENCE = {
 def test_presets_have_the_parameters_of_the_reference(preset: str) -> None:
     classes, size, expected = REFERENCE[preset]
     settings = composed(f"experiment={preset}")
-    assert settings["image_size"] == size
-    network = build_network(ModelConfig.from_dict(settings["model"]), classes, 3, size)
+    assert settings.image_size == size
+    network = build_network(settings.model, classes, 3, size)
     assert count_parameters(network) == expected
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import imgclf
 from imgclf.config import HeadConfig, LossConfig, MixingConfig, ModelConfig, OptimizerConfig, SchedulerConfig
+from imgclf.console import silence_library_logs
 from imgclf.errors import ConfigError
 from imgclf.preprocess import Preprocess
-from imgclf.report.summary import silence_library_logs
 from imgclf.training.classifier import ImageClassifier
 
 MODEL = {"backbone": "small_cnn", "backbone_kwargs": {"layers": [4, "pool"]}, "head": {"hidden": [4]}}

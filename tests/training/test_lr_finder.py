@@ -75,7 +75,7 @@ def test_it_stops_before_memory_runs_out(colours: Path, tmp_path: Path, monkeypa
 
 
 def test_what_can_not_be_found(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected lr or batch_size"):
+    with pytest.raises(ConfigError, match="expected one of lr, batch_size"):
         find(composed(*TINY, f"data_dir='{colours}'", "find=luck"), tmp_path)
     few = draw_tree(tmp_path / "few", {"train": 2, "valid": 1, "test": 1})
     with pytest.raises(RunError, match="6 training images are too few"):

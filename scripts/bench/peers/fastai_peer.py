@@ -1,6 +1,6 @@
-"""fastai: `ImageDataLoaders.from_folder` with its own number of workers, a `Learner` on the same frozen network, `fit`.
+"""fastai: `ImageDataLoaders.from_folder` with fastai's number of workers, a `Learner` on the same frozen network, `fit`.
 
-`vision_learner` would put a head of its own on the network; the rest is what it does. One argument, a JSON object.
+`vision_learner` would put its own head on the network; the rest is as it does. One argument, a JSON object.
 """
 
 import json
@@ -40,13 +40,12 @@ class Clock(Callback):
 def main(job: dict[str, Any]) -> None:
     """Train, test and save, and print the answer."""
     if job["augment"]:
-        raise SystemExit("fastai_peer has no augmentation of imgclf's kind")
+        raise SystemExit("fastai_peer has no augmentation like imgclf's")
     set_seed(0)
     root = Path(job["root"])
-    data = ImageDataLoaders.from_folder(
-        root, train="train", valid="val", bs=job["batch_size"], batch_tfms=Normalize.from_stats(*imagenet_stats),
-        item_tfms=Resize(job["image_size"], method=ResizeMethod.Squish),
-    )  # fmt: skip
+    resize, normalize = Resize(job["image_size"], method=ResizeMethod.Squish), Normalize.from_stats(*imagenet_stats)
+    options = {"bs": job["batch_size"], "item_tfms": resize, "batch_tfms": normalize}
+    data = ImageDataLoaders.from_folder(root, train="train", valid="val", **options)
     network = Classifier(job["model"], len(data.vocab), job["image_size"])
     parameters = check_parameters(job["parameters"], count_parameters(network))
     learner = Learner(data, network, loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=job["out"])
@@ -57,10 +56,10 @@ def main(job: dict[str, Any]) -> None:
         learner.fit(job["epochs"], job["optimizer"]["lr"], cbs=callbacks)
         fitted = perf_counter()
         if (root / "test").is_dir():
-            pictures = sorted(path for path in (root / "test").rglob("*.*") if path.is_file())
-            learner.validate(dl=data.test_dl(pictures, with_labels=True))
+            files = sorted(path for path in (root / "test").rglob("*.*") if path.is_file())
+            learner.validate(dl=data.test_dl(files, with_labels=True))
     learner.save("model")
-    report(PACKAGES, fitted - began, clock.seconds, job["pictures"], parameters=parameters)
+    report(PACKAGES, fitted - began, clock.seconds, job["images"], parameters=parameters)
 
 
 if __name__ == "__main__":

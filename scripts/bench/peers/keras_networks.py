@@ -1,4 +1,4 @@
-"""imgclf's networks, as a Keras user writes them. `model` is the `model` part of an imgclf preset."""
+"""imgclf's networks, as a Keras user writes them. `model` is the `model` group of an imgclf experiment."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ BACKBONES = {
 
 
 def build(model: Mapping[str, Any], classes: int, size: int) -> keras.Model:
-    """Pixels [B, S, S, 3] from 0 to 255 -> logits [B, K], with random weights and its own rescaling."""
+    """Return a model with random weights and its own rescaling: pixels [B, S, S, 3] from 0 to 255 -> logits [B, K]."""
     inputs = keras.Input((size, size, 3))
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     x = _small_cnn(x, **model["backbone_kwargs"]) if model["backbone"] == "small_cnn" else _backbone(x, model, size)
@@ -26,17 +26,17 @@ def build(model: Mapping[str, Any], classes: int, size: int) -> keras.Model:
 
 
 def count_parameters(model: keras.Model) -> tuple[int, int]:
-    """(trainable, total), BatchNorm's statistics included."""
+    """Return (trainable, total), BatchNorm's statistics included."""
     return sum(map(_size, model.trainable_weights)), sum(_size(w) for w in model.weights if "seed" not in w.path)
 
 
 def optimizer(options: Mapping[str, Any]) -> keras.optimizers.Optimizer:
-    """Adam or RMSprop with Keras's defaults, which are the presets'."""
+    """Return Adam or RMSprop with Keras's defaults, which the experiments use."""
     return {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[options["name"]](options["lr"])
 
 
 def augmentation(options: Mapping[str, Any]) -> keras.Sequential:
-    """Keras's random layers for the amounts that imgclf's `dataset.augment` names."""
+    """Return Keras's random layers for the amounts in imgclf's `dataset.augment`."""
     turn, shift, zoom = (options.get(key, 0.0) for key in ("rotation_degrees", "shift", "zoom"))
     shear, fill = options.get("shear_degrees", 0.0) / 90, options.get("fill", "nearest")
     steps = [layers.RandomFlip("horizontal")] if options.get("horizontal_flip") else []
@@ -61,7 +61,7 @@ def _backbone(x: Any, model: Mapping[str, Any], size: int) -> Any:
     if freeze == "all":
         base.trainable = False
         return base(x, training=False)
-    if freeze != "none":  # all but the last so many layers that own weights
+    if freeze != "none":  # a number: all but the last so many layers that own weights
         for layer in [layer for layer in base.layers if layer.weights][:-freeze]:
             layer.trainable = False
     return base(x)
@@ -78,8 +78,9 @@ def _small_cnn(x: Any, layers: list[Any], padding: str, batch_norm: bool, **_: A
     return x
 
 
-def _head(x: Any, classes: int, hidden: list[int], pool: str, dropout: float, batch_norm: bool, l2: float,
-          **_: Any) -> Any:  # fmt: skip
+def _head(
+    x: Any, classes: int, hidden: list[int], pool: str, dropout: float, batch_norm: bool, l2: float, **_: Any
+) -> Any:
     x = layers.Flatten()(x) if pool == "flatten" else layers.GlobalAveragePooling2D()(x)
     for units in hidden:
         x = layers.Dense(units, activation="relu", kernel_regularizer=keras.regularizers.L2(l2) if l2 else None)(x)

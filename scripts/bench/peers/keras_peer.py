@@ -1,6 +1,6 @@
-"""Keras on TensorFlow, as its guides have it: `image_dataset_from_directory`, prefetch, `fit`; no `cache()`.
+"""Keras on TensorFlow, as in its guides: `image_dataset_from_directory`, prefetch, `fit`; no `cache()`.
 
-One argument, a JSON object; `task` is fit, predict_array (pictures/s of `predict` on an array), or predict_folder.
+One argument, a JSON object; `task` is fit, predict_array (images/s of `predict` on an array), or predict_folder.
 """
 
 import json
@@ -11,8 +11,8 @@ from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# TensorFlow leaves oneDNN out on processors that it doesn't know for fast ones; with it small networks are four times as
-# fast there, and a comparison without it would flatter us.
+# TensorFlow leaves oneDNN off on processors that it does not know as fast; with it small networks are four times as fast
+# there, and a comparison without it would favour imgclf.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
@@ -55,27 +55,28 @@ def fit(job: dict[str, Any]) -> None:
     train, val = (part.repeat() if many else part for part, many in ((train, steps), (val, val_steps)))
     model = build(job["model"], classes, job["image_size"])
     parameters = check_parameters(job["parameters"], count_parameters(model))
-    model.compile(optimizer(job["optimizer"]), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                  metrics=["accuracy"], jit_compile="auto")  # fmt: skip
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(job["optimizer"]), loss, metrics=["accuracy"], jit_compile="auto")
+    train, val = (part.prefetch(tf.data.AUTOTUNE) for part in (train, val))
+    limits = {"epochs": job["epochs"], "steps_per_epoch": steps, "validation_steps": val_steps}
     clock, ready = Clock(), perf_counter()
-    model.fit(train.prefetch(tf.data.AUTOTUNE), validation_data=val.prefetch(tf.data.AUTOTUNE), epochs=job["epochs"],
-              steps_per_epoch=steps, validation_steps=val_steps, callbacks=[clock], verbose=0)  # fmt: skip
+    model.fit(train, validation_data=val, callbacks=[clock], verbose=0, **limits)
     fitted = perf_counter()
     if test is not None:
         model.evaluate(test, verbose=0)
     model.save(Path(job["out"]) / "model.keras")
-    report(PACKAGES, fitted - ready, clock.seconds, job["pictures"], parameters=parameters,
-           reading_seconds=ready - began)  # fmt: skip
+    more = {"parameters": parameters, "reading_seconds": ready - began}
+    report(PACKAGES, fitted - ready, clock.seconds, job["images"], **more)
 
 
 def from_folders(job: dict[str, Any]) -> tuple[Any, Any, Any, int]:
-    """The splits below `root`, resized bilinearly by TensorFlow as it decodes them."""
+    """Return the splits below `root`, resized bilinearly by TensorFlow as it decodes them, and the number of classes."""
+    shape = {"image_size": (job["image_size"],) * 2, "batch_size": job["batch_size"]}
 
     def split(name: str) -> Any:
-        return keras.utils.image_dataset_from_directory(
-            Path(job["root"]) / name, image_size=(job["image_size"],) * 2, batch_size=job["batch_size"],
-            shuffle=name == "train", seed=0, verbose=False,
-        )  # fmt: skip
+        order = {"shuffle": name == "train", "seed": 0}
+        folder = Path(job["root"]) / name
+        return keras.utils.image_dataset_from_directory(folder, verbose=False, **order, **shape)
 
     train = split("train")
     test = split("test") if (Path(job["root"]) / "test").is_dir() else None
@@ -83,7 +84,7 @@ def from_folders(job: dict[str, Any]) -> tuple[Any, Any, Any, int]:
 
 
 def from_csv(job: dict[str, Any]) -> tuple[Any, Any, Any, int]:
-    """sign-MNIST: one row a picture, J is missing from the labels; the test file is cut 60 : 40 into val and test."""
+    """Return sign-MNIST, one row per image; J is missing from the labels. The test file is cut 60 : 40 into val and test."""
 
     def read(name: str) -> tuple[Any, Any]:
         rows = np.loadtxt(Path(job["root"]) / name, dtype=np.uint8, delimiter=",", skiprows=1)
@@ -104,7 +105,7 @@ def from_csv(job: dict[str, Any]) -> tuple[Any, Any, Any, int]:
 
 
 def predict_array(job: dict[str, Any]) -> None:
-    """Pictures/s of `predict` of the frozen part alone on one array; the first call, which compiles, is left out."""
+    """Report images/s of `predict` of the frozen part on one array; the first call, which compiles, does not count."""
     size, count = job["image_size"], job["count"]
     model = build({**job["model"], "head": {**job["model"]["head"], "hidden": []}}, 2, size)
     model = keras.Model(model.input, model.layers[-2].output)  # without the dense layer
@@ -117,15 +118,15 @@ def predict_array(job: dict[str, Any]) -> None:
 
 
 def predict_folder(job: dict[str, Any]) -> None:
-    """`predict` of the pictures in a folder; the orchestrator takes the slope over two folders."""
+    """Predict the images of a folder; jobs.py takes the difference between two folders."""
     size = job["image_size"]
     model = build(job["model"], job["classes"], size)
-    data = keras.utils.image_dataset_from_directory(job["root"], labels=None, shuffle=False, batch_size=32,
-                                                    image_size=(size, size), verbose=False)  # fmt: skip
+    shape = {"image_size": (size, size), "batch_size": 32}
+    data = keras.utils.image_dataset_from_directory(job["root"], labels=None, shuffle=False, verbose=False, **shape)
     began = perf_counter()
-    found = model.predict(data.prefetch(tf.data.AUTOTUNE), verbose=0)
+    logits = model.predict(data.prefetch(tf.data.AUTOTUNE), verbose=0)
     seconds = perf_counter() - began
-    report(PACKAGES, seconds, [seconds], len(found))
+    report(PACKAGES, seconds, [seconds], len(logits))
 
 
 if __name__ == "__main__":

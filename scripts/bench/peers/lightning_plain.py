@@ -48,7 +48,7 @@ class Module(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.began = perf_counter()
 
-    def on_train_epoch_end(self) -> None:  # Lightning calls it when validation is through
+    def on_train_epoch_end(self) -> None:  # Lightning calls it after validation
         self.seconds.append(perf_counter() - self.began)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -64,30 +64,30 @@ def main(job: dict[str, Any]) -> None:
     network = Classifier(job["model"], len(loaders["train"].dataset.classes), job["image_size"])
     parameters = check_parameters(job["parameters"], count_parameters(network))
     module = Module(network, job["optimizer"])
-    trainer = pl.Trainer(max_epochs=job["epochs"], limit_train_batches=job["steps"], limit_val_batches=job["val_steps"],
-                         default_root_dir=job["out"], logger=False, enable_progress_bar=False,
-                         enable_model_summary=False)  # fmt: skip
+    limits = {"max_epochs": job["epochs"], "limit_train_batches": job["steps"], "limit_val_batches": job["val_steps"]}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(default_root_dir=job["out"], **limits, **quiet)
     began = perf_counter()
     trainer.fit(module, loaders["train"], loaders["val"])
     fitted = perf_counter()
     if "test" in loaders:
         trainer.test(module, loaders["test"], verbose=False)
-    report(PACKAGES, fitted - began, module.seconds, job["pictures"], parameters=parameters)
+    report(PACKAGES, fitted - began, module.seconds, job["images"], parameters=parameters)
 
 
 def loader(job: dict[str, Any], split: str) -> DataLoader:
-    """Batches of normalised pictures, augmented for training with torchvision's transforms."""
+    """Return batches of normalised images, augmented for training with torchvision's transforms."""
     size, options = job["image_size"], (job["augment"] or {}) if split == "train" else {}
     steps: list[Any] = [transforms.Resize((size, size))]
     if options.get("horizontal_flip"):
         steps.append(transforms.RandomHorizontalFlip())
     if options:
-        shift, zoom = options.get("shift", 0.0), options.get("zoom", 0.0)
-        steps.append(transforms.RandomAffine(options.get("rotation_degrees", 0.0), (shift, shift), (1 - zoom, 1 + zoom),
-                                             options.get("shear_degrees") or None))  # fmt: skip
+        rotation, shift, zoom = (options.get(name, 0.0) for name in ("rotation_degrees", "shift", "zoom"))
+        shear = options.get("shear_degrees") or None
+        steps.append(transforms.RandomAffine(rotation, (shift, shift), (1 - zoom, 1 + zoom), shear))
     steps += [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    pictures = datasets.ImageFolder(Path(job["root"]) / split, transforms.Compose(steps))
-    return DataLoader(pictures, job["batch_size"], shuffle=split == "train", num_workers=2, persistent_workers=True)
+    images = datasets.ImageFolder(Path(job["root"]) / split, transforms.Compose(steps))
+    return DataLoader(images, job["batch_size"], shuffle=split == "train", num_workers=2, persistent_workers=True)
 
 
 if __name__ == "__main__":

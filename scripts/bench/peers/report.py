@@ -1,4 +1,4 @@
-"""What every peer prints as its last line: one JSON object that the orchestrator reads."""
+"""The last line of every peer: one JSON object, which process.py reads."""
 
 import json
 import resource
@@ -10,22 +10,20 @@ from typing import Any
 __all__ = ["check_parameters", "report"]
 
 
-def check_parameters(wanted: list[int] | None, found: tuple[int, int]) -> list[int]:
-    """`found` (trainable, total) again, BatchNorm's statistics counted as Keras counts them; raises if they differ."""
-    if wanted is not None and list(found) != list(wanted):
-        raise SystemExit(f"another network: {found} parameters (trainable, total), imgclf's has {tuple(wanted)}")
-    return list(found)
+def check_parameters(expected: list[int] | None, counts: tuple[int, int]) -> list[int]:
+    """Return `counts` (trainable, total; BatchNorm's statistics count as in Keras); exits where `expected` differs."""
+    if expected is not None and list(counts) != list(expected):
+        raise SystemExit(f"another network: {counts} parameters (trainable, total), imgclf's has {tuple(expected)}")
+    return list(counts)
 
 
-def report(packages: Iterable[str], fit_seconds: float, epoch_seconds: list[float], pictures: int, **more: Any) -> None:
-    """Print the answer; `pictures` are those that an epoch trains on. The first epoch is no steady state, unless it is the
-    only one.
-    """
+def report(packages: Iterable[str], fit_seconds: float, epoch_seconds: list[float], images: int, **more: Any) -> None:
+    """Print the answer; an epoch trains on `images`. The first epoch is not a steady state, unless it is the only one."""
     steady = epoch_seconds[1:] or epoch_seconds
     answer = {
         "fit_seconds": fit_seconds,
         "epoch_seconds": epoch_seconds,
-        "images_per_second": pictures / median(steady),
+        "images_per_second": images / median(steady),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "versions": {name: version(name) for name in packages},
         **more,

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop on timm's loader, as timm's train.py has it, with its --channels-last and without augmentation.
+"""A plain PyTorch loop on timm's loader, as in timm's train.py with --channels-last, without augmentation.
 
 One argument, a JSON object.
 """
@@ -23,11 +23,11 @@ PACKAGES = ("timm", "torch", "torchvision")
 def main(job: dict[str, Any]) -> None:
     """Train, test and save, and print the answer."""
     if job["augment"]:
-        raise SystemExit("timm_loop has no augmentation of imgclf's kind")
+        raise SystemExit("timm_loop has no augmentation like imgclf's")
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaders = {split: loader(job, split, device) for split in ("train", "val", "test")
-               if (Path(job["root"]) / split).is_dir()}  # fmt: skip
+    splits = [split for split in ("train", "val", "test") if (Path(job["root"]) / split).is_dir()]
+    loaders = {split: loader(job, split, device) for split in splits}
     classes = len(loaders["train"].dataset.reader.class_to_idx)
     network = Classifier(job["model"], classes, job["image_size"]).to(device, memory_format=torch.channels_last)
     parameters = check_parameters(job["parameters"], count_parameters(network))
@@ -43,21 +43,33 @@ def main(job: dict[str, Any]) -> None:
     if "test" in loaders:
         validate(network, loaders["test"], device)
     torch.save(network.state_dict(), Path(job["out"]) / "model.pth")
-    report(PACKAGES, fitted - began, seconds, job["pictures"], parameters=parameters)
+    report(PACKAGES, fitted - began, seconds, job["images"], parameters=parameters)
 
 
 def loader(job: dict[str, Any], split: str, device: torch.device) -> Any:
-    """timm's loader of one split; two workers."""
-    pictures = timm.data.create_dataset("", root=str(Path(job["root"]) / split))
+    """Return timm's loader of one split, with two workers."""
+    images = timm.data.create_dataset("", root=str(Path(job["root"]) / split))
+    pixels = {
+        "interpolation": "bilinear",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
     return timm.data.create_loader(
-        pictures, input_size=(3, job["image_size"], job["image_size"]), batch_size=job["batch_size"],
-        is_training=split == "train", no_aug=True, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3,
-        num_workers=2, crop_pct=1.0, crop_mode="squash", device=device,
-    )  # fmt: skip
+        images,
+        input_size=(3, job["image_size"], job["image_size"]),
+        batch_size=job["batch_size"],
+        is_training=split == "train",
+        no_aug=True,
+        num_workers=2,
+        device=device,
+        **pixels,
+    )
 
 
 def train(network: Classifier, batches: Any, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """One epoch."""
+    """Train for one epoch."""
     network.train()
     for images, targets in batches:
         images = images.to(device, memory_format=torch.channels_last)
@@ -69,13 +81,13 @@ def train(network: Classifier, batches: Any, optimizer: torch.optim.Optimizer, d
 
 @torch.inference_mode()
 def validate(network: Classifier, batches: Any, device: torch.device) -> float:
-    """The accuracy."""
+    """Return the accuracy."""
     network.eval()
     correct = count = 0
     for images, targets in batches:
-        answers = network(images.to(device, memory_format=torch.channels_last)).argmax(1).cpu()
-        correct += int((answers == targets.cpu()).sum())
-        count += len(answers)
+        predictions = network(images.to(device, memory_format=torch.channels_last)).argmax(1).cpu()
+        correct += int((predictions == targets.cpu()).sum())
+        count += len(predictions)
     return correct / max(count, 1)
 
 

@@ -1,4 +1,4 @@
-"""imgclf's networks, as a PyTorch user writes them. `model` is the `model` part of an imgclf preset."""
+"""imgclf's networks, as a PyTorch user writes them. `model` is the `model` group of an imgclf experiment."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 __all__ = ["Classifier", "count_parameters", "trainable"]
 
-# Parts that only timm's own classifier uses: the presets put their head on the map before them.
+# Parts that only timm's own classifier uses: the experiments put their head on the map before them.
 UNUSED = {"tf_mobilenetv3_small_100": "conv_head", "vgg16": "pre_logits"}
 
 
 class Classifier(nn.Module):
-    """Normalised images [B, 3, S, S] -> logits [B, K], with random weights; what is frozen stays in eval mode."""
+    """Normalised images [B, 3, S, S] -> logits [B, K], with random weights; frozen modules stay in eval mode."""
 
     def __init__(self, model: Mapping[str, Any], classes: int, size: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
     def train(self, mode: bool = True) -> "Classifier":
-        """BatchNorm whose weights are frozen must not learn statistics."""
+        """Set training mode, except in frozen modules: BatchNorm must not learn statistics there."""
         super().train(mode)
         for module in getattr(self, "frozen", []):
             module.eval()
@@ -61,7 +61,7 @@ class TimmMap(nn.Module):
 
 
 def small_cnn(layers: list[Any], padding: str, batch_norm: bool, **_: Any) -> nn.Sequential:
-    """3x3 convolutions, each with ReLU and perhaps BatchNorm, and 2x2 max-pools."""
+    """Return 3x3 convolutions, each with ReLU and perhaps BatchNorm, and 2x2 max-pools."""
     modules: list[nn.Module] = []
     channels = 3
     for width in layers:
@@ -75,9 +75,10 @@ def small_cnn(layers: list[Any], padding: str, batch_norm: bool, **_: Any) -> nn
     return nn.Sequential(*modules)
 
 
-def head(shape: Any, classes: int, hidden: list[int], pool: str, dropout: float, batch_norm: bool,
-         **_: Any) -> nn.Sequential:  # fmt: skip
-    """Pooling or flattening, then dense layers."""
+def head(
+    shape: Any, classes: int, hidden: list[int], pool: str, dropout: float, batch_norm: bool, **_: Any
+) -> nn.Sequential:
+    """Return pooling or flattening, then dense layers."""
     flat = pool == "flatten"
     modules: list[nn.Module] = [nn.Identity() if flat else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     width = shape.numel() if flat else shape[0]
@@ -90,12 +91,12 @@ def head(shape: Any, classes: int, hidden: list[int], pool: str, dropout: float,
 
 
 def trainable(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters for the optimizer."""
+    """Return the parameters for the optimizer."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """(trainable, total), BatchNorm's statistics included, as Keras counts."""
+    """Return (trainable, total), BatchNorm's statistics included, as Keras counts."""
     statistics = [b for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
     parts = [*network.parameters(), *statistics]
     return sum(p.numel() for p in trainable(network)), sum(p.numel() for p in parts)

@@ -1,7 +1,9 @@
-"""`python pipeline.py '{"who": "torchvision", "root": ...}'`: pictures/s of augmented float batches on one core.
+"""Images/s of augmented float batches on one core.
 
-`who` is torchvision (ImageFolder, PIL transforms, a DataLoader without workers) or imgclf (its training loader, once its
-pixel cache is full). Both hand over float32 [B, 3, S, S] from 0 to 1; prints one JSON object.
+    python pipeline.py '{"who": "torchvision", "root": ...}'
+
+`who` is torchvision (ImageFolder, PIL transforms, a DataLoader without workers) or imgclf (its training loader with a full
+pixel cache). Both yield float32 [B, 3, S, S] from 0 to 1. Prints one JSON object. Runs in imgclf's own environment.
 """
 
 import json
@@ -17,7 +19,7 @@ SIZE, BATCH, DEGREES, SHIFT, ZOOM = 224, 32, 10, 0.1, 0.15
 
 
 def main(job: dict[str, Any]) -> None:
-    """One epoch to warm up, one that counts."""
+    """Run one epoch to warm up, and one that counts."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     epoch = {"torchvision": with_torchvision, "imgclf": with_imgclf}[job["who"]](job["root"])
@@ -29,26 +31,26 @@ def main(job: dict[str, Any]) -> None:
 
 
 def with_torchvision(root: str) -> Any:
-    """The transforms of torchvision's documentation for this augmentation."""
+    """Return an epoch of torchvision's documented transforms for this augmentation."""
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    steps = transforms.Compose([
-        transforms.Resize((SIZE, SIZE)), transforms.RandomAffine(DEGREES, (SHIFT, SHIFT), (1 - ZOOM, 1 + ZOOM),
-        interpolation=transforms.InterpolationMode.BILINEAR), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-    ])  # fmt: skip
-    loader = DataLoader(datasets.ImageFolder(f"{root}/train", steps), BATCH, shuffle=True, num_workers=0)
+    bilinear = transforms.InterpolationMode.BILINEAR
+    affine = transforms.RandomAffine(DEGREES, (SHIFT, SHIFT), (1 - ZOOM, 1 + ZOOM), interpolation=bilinear)
+    steps = [transforms.Resize((SIZE, SIZE)), affine, transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    images = datasets.ImageFolder(f"{root}/train", transforms.Compose(steps))
+    loader = DataLoader(images, BATCH, shuffle=True, num_workers=0)
     return lambda: (images for images, _ in loader)
 
 
 def with_imgclf(root: str) -> Any:
-    """The same amounts by imgclf's own names; its loader gives uint8, which are turned to floats here."""
+    """Return an epoch of the same augmentation by imgclf; its loader yields uint8, which become floats here."""
     from imgclf.data.datamodule import ImageDataModule
     from imgclf.preprocess import Preprocess
 
     augment = {"rotation_degrees": DEGREES, "shift": SHIFT, "zoom": ZOOM, "horizontal_flip": True}
-    data = ImageDataModule(root, preprocess=Preprocess(size=SIZE), batch_size=BATCH, augment=augment, num_workers=0,
-                           cache="disk")  # fmt: skip
+    options = {"batch_size": BATCH, "augment": augment, "num_workers": 0}
+    data = ImageDataModule(root, preprocess=Preprocess(size=SIZE), **options)  # cached on disk by default
     loader = data.train_dataloader()
     numbers = iter(range(1000))
 
