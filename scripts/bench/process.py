@@ -146,7 +146,7 @@ class Bench:
             "epochs": len(epochs),
             "folder": str(folder),
             "images_per_second": images / median(epochs[1:] or epochs),
-            "forwards": environment.get("forwards", {}).get("pictures"),
+            "forwards": environment.get("forwards", {}).get("images"),
         }
 
     def peer(self, who: str, job: Run, **changes: Any) -> Run:
