@@ -17,16 +17,7 @@ from imgclf.evaluation.calibration import calibration_error
 from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
 
-__all__ = [
-    "Evaluation",
-    "ForwardFn",
-    "build_forward",
-    "compute_metrics",
-    "evaluate_split",
-    "metrics_from_probabilities",
-    "predict_logits",
-    "softmax",
-]
+__all__ = ["Evaluation", "ForwardFn", "build_forward", "compute_metrics", "evaluate_split", "predict_logits"]
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

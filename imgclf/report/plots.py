@@ -29,25 +29,7 @@ from numpy.typing import NDArray
 
 from imgclf.files.atomic import write_atomically
 
-__all__ = [
-    "BLUE",
-    "DPI",
-    "ORANGE",
-    "batch_size_figure",
-    "curves_figure",
-    "font_families",
-    "new_figure",
-    "plot_batch_sizes",
-    "plot_curves",
-    "plot_rates",
-    "plot_runs",
-    "plot_sizes",
-    "rates_figure",
-    "runs_figure",
-    "short_name",
-    "sizes_figure",
-    "write_figure",
-]
+__all__ = ["plot_batch_sizes", "plot_curves", "plot_rates", "plot_runs", "plot_sizes", "write_figure"]
 
 DPI = 120
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette, https://jfly.uni-koeln.de/color/

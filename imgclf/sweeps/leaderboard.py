@@ -14,16 +14,7 @@ from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import Run, read_run
 
-__all__ = [
-    "Leaderboard",
-    "Trial",
-    "TrialGroup",
-    "finish_sweep",
-    "importance",
-    "page_data",
-    "read_sweep",
-    "write_leaderboard",
-]
+__all__ = ["Leaderboard", "finish_sweep", "page_data", "read_sweep", "write_leaderboard"]
 
 SEED, FRACTION = "seed", "dataset.fraction"
 BINS = 4  # for a setting with more values, all of them numbers

@@ -68,6 +68,15 @@ def test_evaluate_writes_a_report_too(tiny_run: Path, tmp_path: Path) -> None:
     assert data["split"] == "val" and data["splits"]["val"]["count"] == 12
 
 
+def test_the_page_shows_the_epochs_after_the_best_one(run_tiny: Callable[..., Path]) -> None:
+    folder = run_tiny(
+        "trainer.max_epochs=3", "report=true", "optimizer.lr=0"
+    )  # epochs equal to the best don't replace it
+    data = page_data_of((folder / "report.html").read_text(encoding="utf-8"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(data["history"]) == 3 and data["splits"]["train"]["loss"] == metrics["train"]["loss"]
+
+
 def test_report_false_writes_no_page_and_no_plots(run_tiny: Callable[..., Path]) -> None:
     folder = run_tiny("trainer.max_epochs=1", "report=false")
     assert not list(folder.glob("*.html")) and not list(folder.glob("*.png"))
