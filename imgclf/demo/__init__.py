@@ -1,5 +1,5 @@
 """Drawn miniatures of the five data sets."""
 
-from imgclf.demo.datasets import demo_folder
+from imgclf.demo.datasets import DEMO_NAMES, demo_folder
 
-__all__ = ["demo_folder"]
+__all__ = ["DEMO_NAMES", "demo_folder"]

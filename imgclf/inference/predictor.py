@@ -89,7 +89,12 @@ class Predictor:
     """
 
     def __init__(
-        self, model: ImageModel, path: str | Path, engine: str = "auto", precision: str = "fp32", flips: Sequence[str] = ()
+        self,
+        model: ImageModel,
+        path: str | Path,
+        engine: str = "auto",
+        precision: str = "fp32",
+        flips: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imgclf.config import RunConfig
     from imgclf.data.datamodule import ImageDataModule
 
 __all__ = ["Bench", "Run", "run_process"]
@@ -100,7 +101,7 @@ class Bench:
         """Return what a user types for an experiment; without a `data_dir` its data set lies in `data`."""
         chosen = [f"experiment={experiment}", *more, "model.pretrained=false"]
         if data_dir is None:
-            data_dir = self.data / _settings(chosen)["dataset"]["name"]
+            data_dir = self.data / _config(chosen).dataset.name
         chosen.append(f'data_dir="{data_dir.absolute()}"')
         return [*chosen, *TOY] if self.quick else chosen
 
@@ -108,7 +109,7 @@ class Bench:
         """Return the job of an experiment as the peers take it. Its images are laid out in class folders and read once,
         so that disks are not compared.
         """
-        job, data = _peer_job(_settings(overrides))
+        job, data = _peer_job(_config(overrides))
         root = data.root if job["csv"] else _link_images(data, self.new("images"))
         for path in (path for path in root.rglob("*") if path.is_file()):
             path.read_bytes()
@@ -201,7 +202,7 @@ class Bench:
     def _weights(self, overrides: Sequence[str]) -> list[str]:
         if self.weights is None:
             return []
-        backbone = _settings(overrides)["model"]["backbone"].removeprefix("tf_")
+        backbone = _config(overrides).model.backbone.removeprefix("tf_")
         files = sorted(path for path in self.weights.glob("*.safetensors") if backbone in path.name)
         return [f'model.weights="{files[0].absolute()}"'] if files else []
 
@@ -272,40 +273,40 @@ def _status(folder: Path) -> dict[str, int]:
     return {key: int(value.split()[0]) for key, value in pairs if key in ("PPid", "RssAnon", "VmRSS")}
 
 
-def _settings(overrides: Sequence[str]) -> Run:
+def _config(overrides: Sequence[str]) -> "RunConfig":
     """Return the settings that `imgclf train <overrides>` has."""
-    from hydra import compose, initialize_config_dir
+    from imgclf.cli.compose import compose_config
+    from imgclf.config import RunConfig
 
-    from imgclf.cli.hydra_app import CONF, register_resolvers, to_dict
-
-    register_resolvers()
-    with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        return to_dict(compose("train", list(overrides)))
+    config = compose_config("train", overrides)
+    assert isinstance(config, RunConfig)
+    return config
 
 
-def _peer_job(settings: Run) -> tuple[Run, "ImageDataModule"]:
+def _peer_job(config: "RunConfig") -> tuple[Run, "ImageDataModule"]:
     """Return what a peer needs to do the same, with the parameter counts that its network must have; and the data."""
     from imgclf.models.network import build_network, count_parameters  # here: the page and --help need no torch
-    from imgclf.training.build import build_data
+    from imgclf.training.build import data_of
 
-    data, model, trainer = build_data(settings), settings["model"], settings["trainer"]
-    size, batch = settings["image_size"], data.batch_size
-    network = build_network(model, len(data.classes), 3, size)
+    data, size = data_of(config), config.image_size
+    assert size is not None, "the jobs of the bench state their image size"
+    batch = data.batch_size
+    network = build_network(config.model, len(data.classes), 3, size)
     limits = {}
     for split in ("train", "val"):
-        limit, images = trainer[f"limit_{split}_batches"], len(data.samples[split])
+        limit, images = getattr(config.trainer, f"limit_{split}_batches"), len(data.samples[split])
         # No limit where there are fewer images.
         limits[split] = limit if limit and limit * batch < images else None
     job = {
         "task": "fit",
-        "model": model,
-        "optimizer": settings["optimizer"],
+        "model": config.model.to_dict(),
+        "optimizer": config.optimizer.to_dict(),
         "image_size": size,
         "batch_size": batch,
-        "augment": data.augment,
+        "augment": data.augment.to_dict() if data.augment else None,
         "steps": limits["train"],
         "val_steps": limits["val"],
-        "epochs": trainer["max_epochs"],
+        "epochs": config.trainer.max_epochs,
         "parameters": list(count_parameters(network)),
         "images": limits["train"] * batch if limits["train"] else len(data.samples["train"]),
         "classes": len(data.classes),

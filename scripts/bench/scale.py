@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from imgclf.cli.malloc import tune_malloc
-from imgclf.data import datamodule_class
+from imgclf.config import CacheConfig, ModelConfig, RunConfig, SchedulerConfig
+from imgclf.data.datasets import SportsDataModule
 from imgclf.data.layouts import list_images
 from imgclf.data.manifest import fingerprint
-from imgclf.data.pixel_cache import CacheConfig, pixel_cache
+from imgclf.data.pixel_cache import pixel_cache
 from imgclf.data.samples import Samples
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.atomic import write_atomically
@@ -39,17 +40,6 @@ SIZE = 224
 ROW = SIZE * SIZE * 3
 REPEATS = 5
 FEATURES = 4 * 1280  # bytes: float32 of MobileNetV2's last map, pooled
-SETTINGS: dict[str, Any] = {
-    "image_size": SIZE,
-    "resize": "squash",
-    "seed": 0,
-    "optimizer": {"name": "adamw", "lr": 1e-3},
-    "scheduler": {"name": "none"},
-    "loss": {},
-    "mixing": {},
-    "ema_decay": None,
-    "checkpoint": {"monitor": "val_accuracy"},
-}
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -85,11 +75,10 @@ def seconds_of(function: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 def measure_stages(root: Path, weights: Path, folder: Path) -> dict[str, float]:
     """Return seconds per image of each stage, and bytes."""
-    options = {"check_counts": False, "augment": None, "num_workers": 0, "cache": "disk"}
-    data = datamodule_class("sports")(root, name="sports", **options)
+    data = SportsDataModule(root, check_counts=False, num_workers=0)
     data.setup()
-    model = {"backbone": "mobilenetv2_100", "head": {}, "weights": str(weights)}
-    classifier = build_classifier({**SETTINGS, "model": model}, data)
+    model = ModelConfig(backbone="mobilenetv2_100", weights=str(weights))
+    classifier = build_classifier(RunConfig(image_size=SIZE, model=model, scheduler=SchedulerConfig("none")), data)
     samples, preprocess = data.samples["train"], data.preprocess
     items, count = samples.items, len(samples)
     rows: dict[str, float] = {"file": sum(Path(item).stat().st_size for item in items) / count}
@@ -105,7 +94,7 @@ def measure_stages(root: Path, weights: Path, folder: Path) -> dict[str, float]:
     rows["shard"] = seconds_of(lambda: read_shard(shard, preprocess)) / count
 
     def fill() -> Any:
-        cache = pixel_cache(samples, preprocess, CacheConfig("disk"), f"fill-{time.monotonic_ns()}", root, 300)
+        cache = pixel_cache(samples, preprocess, CacheConfig("disk"), (f"fill-{time.monotonic_ns()}", root), 300)
         cache.prepare(np.arange(count))
         return cache
 

@@ -248,7 +248,9 @@ def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch
         return (weight - weight.detach()).abs().sqrt() if len(calls) == 4 else weight * 0
 
     monkeypatch.setattr(Head, "penalty", penalty)
-    with pytest.raises(RunError, match=r"the gradient of model\.network\..* isn't finite at step 3, epoch 1, learning rate"):
+    with pytest.raises(
+        RunError, match=r"the gradient of model\.network\..* isn't finite at step 3, epoch 1, learning rate"
+    ):
         run_tiny("checkpoint.every_n_steps=1", folder=tmp_path / "run")
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
     assert saved_non_finite(tmp_path / "run") == []

@@ -338,7 +338,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(run_tiny: Run
         (("checkpoint.keep=some",), ConfigError, "expected one of best, improved, all"),
         (("loss.class_weights=[1.0]",), ConfigError, "a number for each of the 3 classes"),
         (("loss.class_weights={pink: 1.0}",), ConfigError, "pink is no class of folders"),
-        (("dataset.augment={spin: 3}",), ConfigError, r"augment\.spin: unknown key; did you mean dataset\.augment\.shift"),
+        (
+            ("dataset.augment={spin: 3}",),
+            ConfigError,
+            r"augment\.spin: unknown key; did you mean dataset\.augment\.shift",
+        ),
         (("optimizer.lr=fast",), ConfigError, r"optimizer\.lr=fast: expected a number"),
         (("model.head.dropout=2",), ConfigError, "dropout"),
         (("dataset.num_workers=-1",), ConfigError, r"dataset\.num_workers=-1: expected a whole number"),

@@ -1,4 +1,4 @@
-"""The demo data sets: the real ones' layouts and quirks, the same bytes for a seed, too hard for a linear model."""
+"""The demo data sets: layouts and quirks of the real ones, the same bytes for a seed, too hard for a linear model."""
 
 import hashlib
 import multiprocessing
@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -15,11 +16,12 @@ import pytest
 
 from imgclf.demo import datasets as demo
 from imgclf.demo.datasets import DEMO_NAMES, demo_folder, draw_demo
-from imgclf.demo.hands import GESTURES, MOVES, draw_hand
+from imgclf.demo.figures import GESTURES, SIGNS, SPORTS, paint
 from imgclf.errors import ConfigError
 
 LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-COUNTS = {  # a third of the pictures, which costs a third of the time; three classes need all theirs to be measured
+# A third of the images, which takes a third of the time; rock-paper-scissors needs all, or its accuracy says little.
+COUNTS = {
     "sign_mnist": {"train": 12, "test": 4},
     "asl_alphabet": {"videos": 3, "frames": 4},
     "rock_paper_scissors": demo._COUNTS["rock_paper_scissors"],
@@ -30,7 +32,7 @@ COUNTS = {  # a third of the pictures, which costs a third of the time; three cl
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """Each data set with the pictures that the tests need, or all, drawn at most once: name -> folder."""
+    """Each data set with the images that the tests need, or in full, drawn at most once: name -> folder."""
     top, folders = tmp_path_factory.mktemp("demo"), {}
 
     def draw(name, full=False):
@@ -47,7 +49,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def few(monkeypatch):
-    """One picture a class and split, where all that counts is how they come about."""
+    """One image per class and split, where only the way of drawing matters."""
     counts = {name: dict.fromkeys(splits, 1) for name, splits in demo._COUNTS.items()}
     monkeypatch.setattr(demo, "_COUNTS", counts)
 
@@ -60,8 +62,8 @@ def digests(folder):
     }
 
 
-def pictures(folder):
-    """Folder below the data set's -> number of pictures in it."""
+def image_counts(folder):
+    """Folder, relative to the data set's -> number of images in it."""
     return Counter(path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.[jp][pn]g"))
 
 
@@ -82,7 +84,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(name, few, tmp_path):
     assert len(differing) >= len(first) - 1  # the list of the files' names is the same for every seed
 
 
-def test_unknown_name_is_told_in_one_line_and_creates_nothing(tmp_path, monkeypatch):
+def test_unknown_name_raises_one_line_and_creates_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "cache"))
     for call in (lambda: draw_demo("mnist", tmp_path / "mnist"), lambda: demo_folder("mnist")):
         with pytest.raises(ConfigError, match=r"^demo 'mnist': expected one of sign_mnist, asl_alphabet, .*sports$"):
@@ -92,10 +94,10 @@ def test_unknown_name_is_told_in_one_line_and_creates_nothing(tmp_path, monkeypa
 
 def test_cards_layout(drawn):
     folder = drawn("cards")
-    found = pictures(folder)
-    classes = {Path(path).name for path in found}
+    per_folder = image_counts(folder)
+    classes = {Path(path).name for path in per_folder}
     assert len(classes) == 53 and {"ace of clubs", "ten of spades", "joker"} <= classes
-    assert found == {f"{split}/{name}": n for split, n in COUNTS["cards"].items() for name in classes}
+    assert per_folder == {f"{split}/{name}": n for split, n in COUNTS["cards"].items() for name in classes}
     assert {path.name for path in (folder / "valid" / "joker").iterdir()} == {"1.jpg", "2.jpg"}
     assert (folder / "train" / "joker" / "001.jpg").exists() and (folder / "train" / "joker" / "012.jpg").exists()
     assert read(folder / "test" / "joker" / "1.jpg").shape == (224, 224, 3)
@@ -107,27 +109,26 @@ def test_cards_quirks(drawn):
     assert lines[0] == "class index,filepaths,labels,card type,data set"
     assert "8,test/five of clubs/2.jpg,five of clubs,five,test" in lines and len(lines) == 1 + 53 * 17 + 1
     listed = {line.split(",")[1] for line in lines[1:]}
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")}
-    assert there < listed and len(listed - there) == 1
-    found = digests(folder)
-    repeated = [digest for digest, count in Counter(found.values()).items() if count > 1]
-    twins = sorted(path for path, digest in found.items() if digest in repeated)
+    existing = {path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg")}
+    assert existing < listed and len(listed - existing) == 1
+    by_path = digests(folder)
+    repeated = [digest for digest, count in Counter(by_path.values()).items() if count > 1]
+    twins = sorted(path for path, digest in by_path.items() if digest in repeated)
     assert twins == ["train/four of clubs/001.jpg", "train/four of spades/001.jpg"]
 
 
 def test_sports_layout_and_quirks(drawn):
     folder = drawn("sports")
-    found = pictures(folder)
-    classes = sorted({Path(path).name for path in found})
+    per_folder = image_counts(folder)
+    classes = sorted({Path(path).name for path in per_folder})
     assert len(classes) == 15 and classes[0] == "archery" and classes[-1] == "wheelchair basketball"
     expected = {f"{split}/{name}": n for split, n in COUNTS["sports"].items() for name in classes}
-    assert found == expected | {"test/rowing": 3}
+    assert per_folder == expected | {"test/rowing": 3}
     lines = (folder / "sports.csv").read_text().splitlines()
-    assert lines[0] == "class id,filepaths,labels,data set" and len(lines) == 1 + sum(found.values())
+    assert lines[0] == "class id,filepaths,labels,data set" and len(lines) == 1 + sum(per_folder.values())
     shapes = Counter(read(path).shape for path in folder.rglob("*.jpg"))
-    assert (
-        shapes.keys() == {(224, 224, 3), (224, 224)} and 3 <= shapes[(224, 224)] <= 20
-    )  # grey is stored as one channel
+    # A grey image is stored with one channel.
+    assert shapes.keys() == {(224, 224, 3), (224, 224)} and 3 <= shapes[(224, 224)] <= 20
     assert digests(folder / "train" / "golf")["001.jpg"] == digests(folder / "valid" / "golf")["1.jpg"]
 
 
@@ -137,7 +138,7 @@ def test_rock_paper_scissors_layout_and_quirks(drawn):
     top = folder / "Rock-Paper-Scissors"
     classes = ("paper", "rock", "scissors")
     expected = {f"{split}/{name}": n for split, n in (("train", 36), ("test", 24)) for name in classes}
-    assert pictures(top) == expected | {"validation": 15}
+    assert image_counts(top) == expected | {"validation": 15}
     flat = {f"{name}{n}.png" for name in classes for n in (1, 2, 3, "-hires1", "-hires2")}
     assert {path.name for path in (top / "validation").iterdir()} == flat
     for path in top.rglob("*.png"):
@@ -150,7 +151,7 @@ def test_asl_alphabet_layout_and_quirks(drawn):
     folder = drawn("asl_alphabet")
     names = [*LETTERS, "del", "nothing", "space"]
     train = folder / "asl_alphabet_train" / "asl_alphabet_train"
-    assert pictures(train) == dict.fromkeys(names, 12)
+    assert image_counts(train) == dict.fromkeys(names, 12)
     assert {path.name for path in (train / "del").iterdir()} == {f"del{number}.jpg" for number in range(1, 13)}
     test = folder / "asl_alphabet_test" / "asl_alphabet_test"
     assert {path.name for path in test.iterdir()} == {f"{name}_test.jpg" for name in names if name != "del"}
@@ -182,7 +183,7 @@ def pixels(paths):
 
 
 def train_and_test(name, folder):
-    """Pixels and classes of both splits; of the alphabet's frames a class the last video is the test split."""
+    """Return pixels and classes of both splits; for the alphabet the last video of each class is the test split."""
     if name == "sign_mnist":
         tables = [np.loadtxt(folder / f"sign_mnist_{s}.csv", delimiter=",", skiprows=1) for s in ("train", "test")]
         return [(table[:, 1:], table[:, 0]) for table in tables]
@@ -205,22 +206,36 @@ def test_a_linear_model_on_pixels_learns_something_and_stays_below_half(name, fu
     (x, y), (test_x, test_y) = train_and_test(name, drawn(name, full))
     mean, std = x.mean(0), x.std(0) + 1e-6
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # after 60 steps it is at most six percent better
+        warnings.simplefilter("ignore", ConvergenceWarning)  # sixty steps gain at most six points
         model = linear.LogisticRegression(max_iter=10).fit(((x - mean) / std).astype(np.float32), y)
     accuracy = model.score(((test_x - mean) / std).astype(np.float32), test_y)
     chance = 1 / len(set(y.tolist()))
     assert accuracy < 0.5
-    if chance < 0.1:  # three classes leave no room between chance and half that 72 pictures could show
+    if chance < 0.1:  # with three classes and 72 images, chance and one half are too close to tell apart
         assert accuracy > 2 * chance
 
 
+INKS = ((255, 219, 190), (85, 73, 63), (60, 80, 160))
+
+
 def test_gestures_differ_in_shape():
-    """What the linear model misses is there: seen alike, paper covers more than scissors, and scissors more than rock."""
-    black, rng = np.zeros((96, 96, 3), np.uint8), np.random.default_rng(0)
-    for _ in range(10):
-        moves = rng.normal(size=MOVES)
-        areas = {name: (draw_hand(black, pose, moves, (255, 255, 255)) > 0).sum() for name, pose in GESTURES.items()}
-        assert areas["paper"] > 1.1 * areas["scissors"] > 1.2 * areas["rock"]
+    """What the linear model misses is there: paper covers more than scissors, and scissors more than rock."""
+    areas = {name: (paint(name, INKS)[..., 3] > 0).sum() for name in GESTURES}
+    assert areas["paper"] > 1.1 * areas["scissors"] > 1.2 * areas["rock"]
+
+
+def test_no_two_figures_of_a_data_set_look_alike():
+    for names in (SIGNS, GESTURES, SPORTS):
+        figures = [paint(name, INKS).astype(float) for name in names]
+        for first, second in combinations(figures, 2):
+            assert (np.abs(first - second).max(-1) > 40).mean() > 0.01
+
+
+def test_a_figure_has_colours_multiplied_by_alpha():
+    for name in (*SIGNS, *GESTURES, *SPORTS):
+        figure = paint(name, ((255, 255, 255),) * 3).astype(int)
+        assert figure.shape == (200, 200, 4)
+        assert (abs(figure[..., :3] - figure[..., 3:]) <= 1).all() and {0, 255} <= set(figure[..., 3].ravel().tolist())
 
 
 def draw_into_cache(cache, names):
@@ -240,7 +255,7 @@ def test_two_processes_that_draw_at_once_share_one_whole_folder(tmp_path):
         racer.join(60)
         assert racer.exitcode == 0
     (folder,) = folders
-    assert sum(pictures(folder).values()) == 15 * 5 - 1
+    assert sum(image_counts(folder).values()) == 15 * 5 - 1
     assert list(folder.parent.iterdir()) == [folder]  # the loser deleted its own
 
 
@@ -274,7 +289,7 @@ def test_a_killed_drawing_leaves_nothing_that_is_used(tmp_path, monkeypatch):
     assert drawer.exitcode != 0 and len(left) == 1 and left[0].name.startswith(".drawing-")
     monkeypatch.setitem(demo._COUNTS, "sports", {"train": 1, "valid": 1, "test": 2})
     folder = demo_folder("sports")
-    assert sum(pictures(folder).values()) == 15 * 4 - 1 and folder.name == "sports-0"
+    assert sum(image_counts(folder).values()) == 15 * 4 - 1 and folder.name == "sports-0"
     assert not folder.is_relative_to(left[0])
 
 

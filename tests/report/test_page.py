@@ -13,7 +13,7 @@ import pytest
 
 from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.evaluation.evaluate import Evaluation
-from imgclf.inference.evaluate_checkpoint import evaluate
+from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.report.page import results_page
 from imgclf.report.run_report import _choose_images
 
@@ -63,7 +63,7 @@ def test_names_that_are_markup_stay_text(page: str) -> None:
 
 def test_evaluate_writes_a_report_too(tiny_run: Path, tmp_path: Path) -> None:
     settings = composed(f"checkpoint='{tiny_run / 'checkpoints' / 'best.ckpt'}'", "split=val", config="evaluate")
-    evaluate({**settings, "typed": []}, tmp_path / "out")
+    evaluate_checkpoint(settings, tmp_path / "out")
     data = page_data_of((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert data["split"] == "val" and data["splits"]["val"]["count"] == 12
 

@@ -189,7 +189,7 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
 
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("going on from") == 2 and set(states(folder).values()) == {"finished"}
+    assert done.stdout.count("resuming from") == 2 and set(states(folder).values()) == {"finished"}
     for path in states(folder):
         assert len(json.loads((folder / path / "history.json").read_text())) == 80
 
@@ -221,7 +221,7 @@ def test_trials_at_once_share_features_and_cores(
     assert done.returncode == 0, done.stderr
     environments = [json.loads((folder / name / "environment.json").read_text()) for name in states(folder)]
     # Each image went through the frozen part in exactly one of the two.
-    assert sum(environment["forwards"]["pictures"] for environment in environments) == 36 + 12 + 15
+    assert sum(environment["forwards"]["images"] for environment in environments) == 36 + 12 + 15
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert {environment["torch_threads"] for environment in environments} == {max(1, cores // 2)}
     for name in states(folder):
@@ -275,26 +275,15 @@ def test_trials_below_the_median_are_pruned(run_tiny: Callable[..., Path], tmp_p
     """Five trials have 90 % in every epoch: one that doesn't learn stops at the third, one that learns continues."""
     from imgclf.report.tables import history_csv
 
-    settings = composed(*TINY)
-    dataset = {**settings["dataset"]}
+    dataset = composed(*TINY).dataset.to_dict()
+    values = {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 0.1, "val_accuracy": 0.9, "lr": 0.1, "seconds": 1.0}
     for number in range(5):
         path = tmp_path / f"other{number}"
         write_record(path, TrialRecord([f"seed={number}"], {"dataset": dataset}, "finished", 0.9))
-        row = {
-            "train_loss": 1.0,
-            "train_accuracy": 0.5,
-            "val_loss": 0.1,
-            "val_accuracy": 0.9,
-            "lr": 0.1,
-            "seconds": 1.0,
-        }
-        history_csv(path / "history.csv", [{"epoch": epoch, **row} for epoch in range(5)])
+        history_csv(path / "history.csv", [{"epoch": epoch, **values} for epoch in range(5)])
     epochs = {}
-    for name, rate, data in (
-        ("hopeless", "1e-9", dataset),
-        ("good", "0.01", dataset),
-        ("elsewhere", "1e-9", {"name": "cards"}),
-    ):
+    trials = [("hopeless", "1e-9", dataset), ("good", "0.01", dataset), ("elsewhere", "1e-9", {"name": "cards"})]
+    for name, rate, data in trials:
         folder = tmp_path / name
         write_record(folder, TrialRecord([], {"dataset": data}))
         run_tiny("callbacks=pruning", f"optimizer.lr={rate}", "trainer.max_epochs=5", folder=folder)

@@ -49,8 +49,8 @@ def with_imgclf(root: str) -> Any:
     from imgclf.preprocess import Preprocess
 
     augment = {"rotation_degrees": DEGREES, "shift": SHIFT, "zoom": ZOOM, "horizontal_flip": True}
-    options = {"batch_size": BATCH, "augment": augment, "num_workers": 0, "cache": "disk"}
-    data = ImageDataModule(root, preprocess=Preprocess(size=SIZE), **options)
+    options = {"batch_size": BATCH, "augment": augment, "num_workers": 0}
+    data = ImageDataModule(root, preprocess=Preprocess(size=SIZE), **options)  # cached on disk by default
     loader = data.train_dataloader()
     numbers = iter(range(1000))
 
