@@ -29,6 +29,7 @@ __all__ = [
     "AVERAGED",
     "TRAINED",
     "CheckpointMetadata",
+    "DataFacts",
     "check_checkpoint",
     "checkpoint_errors",
     "read_checkpoint",
@@ -36,7 +37,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-K = TypeVar("K")
+T = TypeVar("T")
 
 TRAINED, AVERAGED = "model.network.", "ema.module.network."  # prefixes of the two networks in `state_dict`
 _KEYS = ("state_dict", "hyper_parameters", "imgclf")
@@ -257,7 +258,7 @@ def _require(valid: Mapping[str, object]) -> None:
             raise CheckpointError(f"its {name} isn't what imgclf writes; use another checkpoint")
 
 
-def _known(kind: type[K], values: Mapping[str, Any]) -> K:
+def _known(kind: type[T], values: Mapping[str, Any]) -> T:
     """Return the dataclass `kind` of those `values` that it has a field for."""
     return kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values})  # type: ignore[arg-type]
 

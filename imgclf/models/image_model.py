@@ -78,7 +78,7 @@ class ImageModel(nn.Module):
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def find_frozen_stem(self) -> FrozenStem | None:
-        """Return the cut between what is frozen of the network and the rest; None where there is none."""
+        """Return the cut between the frozen stem of the network and the rest; None without one."""
         return find_frozen_stem(self.network, self.preprocess.channels, self.preprocess.size)
 
     def use_features(self, frozen_modules: Sequence[str]) -> None:

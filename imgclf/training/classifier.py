@@ -301,10 +301,9 @@ class ImageClassifier(LightningModule):
         Reads nothing but tensors and plain data. Raises `CheckpointError` for any other or a damaged file.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        checkpoint["hyper_parameters"] |= changes
         with checkpoint_errors(checkpoint_path):
             metadata = check_checkpoint(checkpoint)
-            classifier = cls(**checkpoint["hyper_parameters"])
+            classifier = cls(**{**checkpoint["hyper_parameters"], **changes})
             classifier.load_state_dict(checkpoint["state_dict"])
             classifier.on_load_checkpoint(checkpoint)
             classifier.metadata = metadata
@@ -346,12 +345,9 @@ class ImageClassifier(LightningModule):
             return 1.0, len(targets)
         count = self.model.mean.new_tensor(len(targets))
         weight = count if self.class_weights is None else self.class_weights[targets].sum()
-        mean = self._total(torch.stack([weight, count])) / self._trainer.world_size
+        total = self._trainer.strategy.reduce(torch.stack([weight, count]), reduce_op="sum")
+        mean = total / self._trainer.world_size
         return weight / mean[0], mean[1]
-
-    def _total(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes."""
-        return self.trainer.strategy.reduce(values, reduce_op="sum") if self._trainer is not None else values
 
     def _restart_average(self) -> None:
         if self.ema is not None:

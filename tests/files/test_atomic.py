@@ -190,7 +190,7 @@ def test_checkpoint_holds_classes_preprocessing_settings_and_history_as_plain_da
     assert extra["history"][0]["epoch"] == 0
 
 
-def test_add_facts_keeps_the_rest_of_the_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+def test_update_metadata_keeps_the_rest_of_the_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     path.write_bytes((tiny_run / "checkpoints" / "last.ckpt").read_bytes())
     before = read_checkpoint(path)

@@ -15,7 +15,7 @@ from support.fabricate import TINY, composed, draw_tree
 
 from imgclf.files.row_store import list_stores
 from imgclf.files.run_folder import find_trials
-from imgclf.inference.evaluate_checkpoint import evaluate
+from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training.run import train
 
@@ -97,7 +97,7 @@ def test_two_processes_train_and_measure_what_one_does(
     for split in ("val", "test"):
         assert ours[split]["correct"] == theirs[split]["correct"]
         assert ours[split]["loss"] == pytest.approx(theirs[split]["loss"], abs=1e-5)
-    evaluate(
+    evaluate_checkpoint(
         composed(f"checkpoint='{folder}/checkpoints/best.ckpt'", "device=cpu", config="evaluate"), tmp_path / "again"
     )
     assert metrics(tmp_path / "again")["test"] == ours["test"]
