@@ -29,7 +29,8 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     silence_library_logs()
     require_unused(folder)
     split = config.split
-    model = load_image_model(config.checkpoint).to(choose_device(config.device))
+    device = choose_device(config.device)
+    model = load_image_model(config.checkpoint).to(device)
     data = _data_for(config, model, overrides)
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")

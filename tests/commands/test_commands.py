@@ -44,8 +44,8 @@ def test_help_spells_the_command_as_it_is_typed(tmp_path: Path, command: str) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "dataset=unknown"), "Could not find 'dataset/unknown'"),
-        (("train", "trainer.speed=3"), "Could not override 'trainer.speed'"),
+        (("train", "dataset=unknown"), "dataset=unknown: no such choice; expected one of asl_alphabet, cards"),
+        (("train", "trainer.speed=3"), "trainer.speed: unknown key; expected one of accelerator"),
         (("train", "optimizer.lr=fast="), "optimizer.lr"),
         (("train", "data_dir=/nowhere"), "/nowhere, which doesn't exist"),
         (("evaluate",), "checkpoint"),

@@ -110,7 +110,7 @@ def test_a_signal_saves_this_step(
         arguments(colours, folder), on_call(*place, number, send(getattr(signal, signum))), tmp_path / "stderr"
     )
     assert code == 128 + getattr(signal, signum)
-    assert said == f"imgclf: interrupted by {signum}; go on with: python -m imgclf.train resume={folder}\n"
+    assert said == f"imgclf: interrupted by {signum}; resume it with: imgclf train resume={folder}\n"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
     monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}))
     resume = [f"resume='{folder}'"]
@@ -147,7 +147,7 @@ def test_a_signal_outside_of_training(colours: Path, tmp_path: Path, where: str)
     code, said = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
     assert code == 143
     if where == "while testing":
-        assert said.endswith(f"go on with: python -m imgclf.train resume={folder}\n") and said.count("\n") == 1
+        assert said.endswith(f"resume it with: imgclf train resume={folder}\n") and said.count("\n") == 1
         resume = [f"resume='{folder}'"]
         train(composed(*resume), folder, resume)  # nothing but the test is left to do
         assert (folder / "environment.json").is_file()
@@ -161,9 +161,9 @@ def test_the_line_can_be_typed(colours: Path, tmp_path: Path) -> None:
     code, said = run_in_child([*TINY, f"data_dir='{colours}'", f"hydra.run.dir='{quoted}'"],
                               on_call(*STEP, 2, send(signal.SIGTERM)), tmp_path / "stderr")  # fmt: skip
     assert code == 143
-    command = said.partition("python -m imgclf.train ")[2].strip()
+    command = said.partition("imgclf train ")[2].strip()
     typed = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
-    assert composed(*typed.stdout.split("\0")[:-1])["resume"] == str(folder)
+    assert composed(*typed.stdout.split("\0")[:-1]).resume == str(folder)
 
 
 def alive(mark: str) -> list[int]:
@@ -195,7 +195,7 @@ def test_ctrl_c_reaches_the_whole_group(colours: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.startswith("imgclf: interrupted by SIGINT; go on with: ") and said.count("\n") == 1
+    assert said.startswith("imgclf: interrupted by SIGINT; resume it with: ") and said.count("\n") == 1
     assert alive(mark) == []
     read_checkpoint(last)
 
@@ -293,9 +293,9 @@ def test_a_worker_that_fails(
     error, message = {
         "killed": (
             RunError,
-            r"a loading process was killed, most likely because memory ran out; pass a smaller dataset\.num",
+            r"a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset\.num",
         ),
-        "hangs": (RunError, r"a loading process hangs .*dataset\.timeout_seconds waits longer"),
+        "hangs": (RunError, r"a DataLoader worker hangs .*dataset\.timeout_seconds waits longer"),
         "bad picture": (ImageError, r"train/red/007\.png: is damaged$"),
     }[fault]
     with pytest.raises(error, match=message) as raised:

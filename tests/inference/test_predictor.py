@@ -11,7 +11,7 @@ from PIL import Image
 from support.fabricate import COLOURS, composed, draw_picture
 
 import imgclf
-from imgclf.inference.evaluate_checkpoint import evaluate
+from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.inference.predictor import choose_device
 
 
@@ -64,7 +64,7 @@ def test_load_and_evaluate_refuse_a_missing_device_before_they_read_the_file(
     with pytest.raises(imgclf.ConfigError, match="device='cuda': not available"):
         imgclf.load(tmp_path / "none.ckpt", device="cuda")
     with pytest.raises(imgclf.ConfigError, match="device='cuda': not available"):
-        evaluate(composed(f"checkpoint='{path}'", "device=cuda", config="evaluate"), tmp_path)
+        evaluate_checkpoint(composed(f"checkpoint='{path}'", "device=cuda", config="evaluate"), tmp_path)
 
 
 def test_tta_averages_the_probabilities_over_all_flips(run_tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_evaluation_with_tta_writes_the_probabilities_of_predict_proba(
 ) -> None:
     path = run_tiny("trainer.max_epochs=1", "dataset.flips=[horizontal]") / "checkpoints" / "best.ckpt"
     settings = composed(f"checkpoint='{path}'", "tta=true", "report=false", config="evaluate")
-    evaluate({**settings, "typed": []}, tmp_path / "out")
+    evaluate_checkpoint(settings, tmp_path / "out")
     with (tmp_path / "out" / "predictions_test.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     files = [row["file"] for row in rows]

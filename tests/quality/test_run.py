@@ -130,7 +130,7 @@ def test_exclude_drops_and_counts_the_named_images_and_leaves_clean_data(clean: 
     names = {Path(item).name for samples in data.samples.values() for item in samples.items}
     assert not names & {"twin.png", "bad.jpg"}
     assert str(moved / "train" / "cat" / "00.png") not in data.samples["train"].items
-    assert f"excluded 3 pictures named by {tmp_path / 'out' / 'check.json'}" in data.notes
+    assert f"excluded 3 images named by {tmp_path / 'out' / 'check.json'}" in data.notes
     assert check(moved, tmp_path / "again", exclude)[0] == 0
 
 
@@ -181,7 +181,7 @@ def test_class_without_images_after_exclusion_raises_data_error(clean: Path, tmp
     entries = [{"split": "train", "path": f"train/cat/{number:02}.png"} for number in range(12)]
     report = {"format": "imgclf check 2", "name": "folders", "classes": list(CLASSES), "exclude": entries}
     (tmp_path / "check.json").write_text(json.dumps(report))
-    with pytest.raises(DataError, match="nothing is left to train on of cat"):
+    with pytest.raises(DataError, match="no training images are left of cat"):
         data_of(composed("dataset=folders", f"data_dir='{clean}'", f"dataset.exclude='{tmp_path / 'check.json'}'"))
 
 
