@@ -122,6 +122,10 @@ class Settings:
     @classmethod
     def suggest(cls, key: str) -> str:
         """Return what to type in place of the unknown `key`: the nearest of this group, or of the groups inside it."""
+        first, _, rest = key.partition(".")
+        inner = group_of(cls, first) if rest and first in cls.field_names() else None
+        if inner:
+            return inner.suggest(rest)
         keys = [cls.key(name) for name, _ in cls.walk()]
         by_last = {name.rpartition(".")[2]: name for name in reversed(keys)}
         last = key.rpartition(".")[2]

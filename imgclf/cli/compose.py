@@ -89,7 +89,39 @@ def check_overrides(command: str, words: Sequence[str]) -> list[str]:
         follows_flag = position > 0 and words[position - 1] in _TAKE_A_VALUE
         is_override = not follows_flag and not word.startswith("-") and ("=" in word or word.startswith("~"))
         checked.append(_check_override(COMMANDS[command], word) if is_override else word)
+    if "-m" in words or "--multirun" in words:
+        _check_sweep(command, [word for word in checked if "=" in word and not word.startswith("-")])
     return checked
+
+
+def _check_sweep(command: str, words: Sequence[str]) -> None:
+    """Raise `ConfigError` for a value in `key=a,b,c` that no trial can use, before the first trial begins."""
+    parser = OverridesParser.create()
+    try:
+        overrides = parser.parse_overrides(list(words))
+        fixed = [word for word, override in zip(words, overrides, strict=True) if not override.is_sweep_override()]
+        with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+            config = hydra.compose(command, fixed)
+    except (HydraException, OmegaConfBaseException):  # such as a choice of the user's own --config-dir
+        return
+    for override in overrides:
+        place = _locate(COMMANDS[command], override.key_or_group)
+        if (
+            place not in ("field", "optional")
+            or not override.is_choice_sweep()
+            or override.key_or_group in _choice_groups()
+        ):
+            continue
+        for text in override.sweep_string_iterator():
+            trial = config.copy()
+            OmegaConf.set_struct(trial, False)
+            value = parser.parse_override(f"{override.key_or_group}={text}").value()
+            try:
+                OmegaConf.update(trial, override.key_or_group, value)
+            except OmegaConfBaseException:
+                expected = COMMANDS[command].expected(override.key_or_group)
+                raise ConfigError(f"{override.key_or_group}={text}: expected {expected}") from None
+            to_settings(command, trial)
 
 
 def _check_override(schema: type[Settings], word: str) -> str:

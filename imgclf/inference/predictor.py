@@ -56,7 +56,8 @@ def load(
 
     Raises `CheckpointError` for another or a damaged file, `ConfigError` for a device that this machine lacks.
     """
-    model = load_image_model(path).to(choose_device(device))
+    target = choose_device(device)
+    model = load_image_model(path).to(target)
     return Predictor(model, path, engine, precision, model.flips() if tta else ())
 
 
