@@ -41,8 +41,11 @@ __all__ = ["CONF", "check_overrides", "compose_config", "explain_error", "help_t
 _PACKAGED = Path(__file__).parents[1] / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 COMMANDS: dict[str, type[Settings]] = {
-    "train": RunConfig, "evaluate": EvaluateConfig, "check": CheckConfig, "download": DownloadConfig,
-}  # fmt: skip
+    "train": RunConfig,
+    "evaluate": EvaluateConfig,
+    "check": CheckConfig,
+    "download": DownloadConfig,
+}
 _GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
 _TAKE_A_VALUE = (
     "--config-dir",

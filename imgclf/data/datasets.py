@@ -20,9 +20,22 @@ _LETTERS = {str(position): chr(ord("A") + position) for position in range(25) if
 
 # The reference system for sports used 15 of the 100 classes and named four of them; these are imgclf's.
 FIFTEEN = (
-    "archery", "baseball", "basketball", "bowling", "boxing", "cheerleading", "fencing", "football", "golf", "hockey",
-    "rowing", "swimming", "tennis", "volleyball", "wheelchair basketball",
-)  # fmt: skip
+    "archery",
+    "baseball",
+    "basketball",
+    "bowling",
+    "boxing",
+    "cheerleading",
+    "fencing",
+    "football",
+    "golf",
+    "hockey",
+    "rowing",
+    "swimming",
+    "tennis",
+    "volleyball",
+    "wheelchair basketball",
+)
 
 
 class SignMNISTDataModule(ImageDataModule):
@@ -107,9 +120,13 @@ class SportsDataModule(ImageDataModule):
 _CLASSES: dict[str, type[ImageDataModule]] = {
     module.name: module
     for module in (
-        SignMNISTDataModule, ASLAlphabetDataModule, RockPaperScissorsDataModule, CardsDataModule, SportsDataModule,
+        SignMNISTDataModule,
+        ASLAlphabetDataModule,
+        RockPaperScissorsDataModule,
+        CardsDataModule,
+        SportsDataModule,
     )
-}  # fmt: skip
+}
 
 
 def datamodule_class(name: str) -> type[ImageDataModule]:

@@ -85,7 +85,7 @@ def _sign_mnist(folder: Path, rng: np.random.Generator) -> None:
 def _asl_alphabet(folder: Path, rng: np.random.Generator) -> None:
     train, test = (folder / f"asl_alphabet_{split}" / f"asl_alphabet_{split}" for split in ("train", "test"))
     videos, frames = _COUNTS["asl_alphabet"].values()
-    studio = Studio(rng, 200, 24, scale=(0.85, 0.95), shift=0.05, tilt=0.03, turn=8, things=3)
+    studio = Studio(rng, 200, 24, scale=(0.9, 1.0), shift=0.02, tilt=0.01, turn=4, things=1)
     for name in sorted([*SIGNS, "nothing"]):
         takes = [islice(studio.film(_hand(name, rng)), frames) for _ in range(videos)]
         for number, frame in enumerate((frame for take in takes for frame in take), start=1):
@@ -101,7 +101,7 @@ def _rock_paper_scissors(folder: Path, rng: np.random.Generator) -> None:
         "validation": "validation/{0}{1}.png",
         "hires": "validation/{0}-hires{1}.png",
     }
-    studio = Studio(rng, 300, 24, scale=(0.5, 0.95), shift=0.17, tilt=0.05, turn=180, things=0)
+    studio = Studio(rng, 300, 24, scale=(0.8, 1.0), shift=0.08, tilt=0.04, turn=180, things=0, kinds=("felt",))
     for name in GESTURES:
         for split, count in _COUNTS["rock_paper_scissors"].items():
             for number in range(count) if split in ("train", "test") else range(1, count + 1):
@@ -113,8 +113,12 @@ def _rock_paper_scissors(folder: Path, rng: np.random.Generator) -> None:
 
 
 def _hand(name: str, rng: np.random.Generator) -> Pixels:
-    """Return a hand's layer with random skin and sleeve; an empty layer for "nothing"."""
-    skin, sleeve = _SKINS[rng.integers(len(_SKINS))], colour(rng, (60, 200), (60, 230))
+    """Return a hand's layer with random skin and sleeve; an empty layer for "nothing".
+
+    The hands of gestures wear gloves of any colour: a linear model could count pixels in the colours of skin.
+    """
+    sleeve, glove = colour(rng, (60, 200), (60, 230)), colour(rng, (40, 200), (60, 250))
+    skin = glove if name in GESTURES else _SKINS[rng.integers(len(_SKINS))]
     outline = (skin[0] // 3, skin[1] // 3, skin[2] // 3)
     return np.zeros((200, 200, 4), np.uint8) if name == "nothing" else paint(name, (skin, outline, sleeve))
 

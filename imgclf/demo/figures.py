@@ -87,17 +87,15 @@ def _hand(name: str) -> list[_Stroke]:
     """Return the palm side of a right hand: sleeve, palm, four fingers and the thumb, each with its outline."""
     fingers, thumb, *degrees = _POSES[name]
     spread, turn = (math.radians(float(angle)) for angle in degrees)
-    lines: list[tuple[int, int, list[tuple[float, float]]]] = [
-        (2, 28, [(50, 86), (50, 88)]),
-        (0, 38, [(50, 60), (50, 66)]),
-    ]
+    ends = [(50.0, 86.0, 50.0, 88.0), (50.0, 60.0, 50.0, 66.0)]
     for finger, (up, longest) in enumerate(zip(fingers, (42, 47, 44, 35), strict=True)):
         x, angle = 33 + 11.5 * finger, spread * (finger - 1.5)
         reach = longest * int(up) / 9 or -8  # a folded finger points down
-        lines.append((0, 9, [(x, 50), (x + reach * math.sin(angle), 50 - reach * math.cos(angle))]))
-    lines.append((0, 10, [(30, 72), _THUMBS[thumb]]))
+        ends.append((x, 50, x + reach * math.sin(angle), 50 - reach * math.cos(angle)))
+    ends.append((30, 72, *_THUMBS[thumb]))
     rotation = np.array([(math.cos(turn), -math.sin(turn)), (math.sin(turn), math.cos(turn))])
-    turned = [(ink, width, (np.array(points) - 50) @ rotation + 50) for ink, width, points in lines]
-    return [
-        ("L", *stroke) for ink, width, points in turned for stroke in ((1, width + 3, points), (ink, width, points))
-    ]
+    lines = (np.array(ends).reshape(-1, 2, 2) - 50) @ rotation + 50
+    strokes: list[_Stroke] = []
+    for ink, width, line in zip((2, 0, 0, 0, 0, 0, 0), (28, 38, 9, 9, 9, 9, 10), lines, strict=True):
+        strokes += [("L", 1, width + 3, line), ("L", ink, width, line)]
+    return strokes

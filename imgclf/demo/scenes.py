@@ -27,9 +27,10 @@ class Studio:
     tilt: float  # greatest offset of its corners, in image sides
     turn: float  # greatest rotation, in degrees
     things: int = 9  # on a table
+    kinds: tuple[str, ...] = ("felt", "wood", "cloth")  # of tables
 
     def __post_init__(self) -> None:
-        kinds = [*("felt", "wood", "cloth") * self.tables][: self.tables]
+        kinds = [*self.kinds * self.tables][: self.tables]
         side = self.side * 3 // 2
         self._tables = [_clutter(_surface(self.rng, side, kind), self.rng, self.things) for kind in kinds]
         self._lamps = [_lamp(self.rng, self.side) for _ in range(16)]

@@ -17,9 +17,17 @@ from imgclf.files.atomic import delete_leftovers, write_atomically
 from imgclf.threads import available_cpus
 
 __all__ = [
-    "PRUNED", "TrialRecord", "create_run_folder", "describe_environment", "find_trials", "finished_epochs", "read_record",
-    "require_unused", "write_environment", "write_record",
-]  # fmt: skip
+    "PRUNED",
+    "TrialRecord",
+    "create_run_folder",
+    "describe_environment",
+    "find_trials",
+    "finished_epochs",
+    "read_record",
+    "require_unused",
+    "write_environment",
+    "write_record",
+]
 
 PACKAGES = [
     "imgclf",

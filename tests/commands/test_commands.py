@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -93,7 +94,12 @@ def test_train_evaluate_and_predict_agree_in_fresh_processes(colours: Path, tmp_
 
 def test_wheel_holds_the_package_and_its_configs_and_trains_on_the_demo(tmp_path: Path) -> None:
     pytest.importorskip("build", reason="the wheel is built with the package `build`")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)]
+    source = tmp_path / "source"  # a copy: setuptools would take files that no longer exist from an old build/ folder
+    for name in ("imgclf", "conf"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(source)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
