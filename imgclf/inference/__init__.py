@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imgclf.inference import inputs, writers
-    from imgclf.inference.imagenet import load_imagenet
-    from imgclf.inference.predictor import Predictor, load
+    from imgclf.inference.predictor import Predictor, load, load_imagenet
 
 __all__ = ["Predictor", "inputs", "load", "load_imagenet", "writers"]
-_MODULES = {"Predictor": "predictor", "load": "predictor", "load_imagenet": "imagenet"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
+    if name not in ("Predictor", "load", "load_imagenet"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(f"{__name__}.predictor"), name)

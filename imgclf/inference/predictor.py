@@ -1,6 +1,7 @@
 """Predictions from a checkpoint in Python: `imgclf.load("best.ckpt").predict("image.jpg")`."""
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
@@ -19,12 +22,13 @@ from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.engine import choose_engine
+from imgclf.models.weights import copy_tensors, describe_weights, pretrained_network
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
     from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["Prediction", "Predictor", "choose_device", "load"]
+__all__ = ["Prediction", "Predictor", "choose_device", "load", "load_imagenet"]
 
 PREFETCHED = 64  # images decoded while the network computes: 10 MB of 224 x 224
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
@@ -59,6 +63,29 @@ def load(
     target = choose_device(device)
     model = load_image_model(path).to(target)
     return Predictor(model, path, engine, precision, model.flips() if tta else ())
+
+
+def load_imagenet(
+    name: str, weights: str | None = None, device: str = "auto", engine: str = "auto", precision: str = "fp32"
+) -> "Predictor":
+    """Load timm's network `name` with its ImageNet weights, from the file `weights` or else the hub; images are cropped as
+    for the weights. `device`, `engine` and `precision` are those of `imgclf.load`.
+
+    Raises `ConfigError` for a network that timm does not have or whose classes are not ImageNet's, `CheckpointError` for
+    weights that cannot be read or downloaded.
+    """
+    place = choose_device(device)
+    if weights and not Path(weights).expanduser().is_file():
+        raise ConfigError(f"--weights {weights}: no such file; expected safetensors or pth")
+    preprocess, keywords = describe_weights(name, weights, resize="crop")
+    if weights:
+        network = timm.create_model(name, pretrained=False, **keywords)
+        copy_tensors(network, Path(weights).expanduser(), name)
+    else:
+        network = pretrained_network(name, {}, preprocess.channels, preprocess.size)
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    model = ImageModel(network, _class_names(network, name), preprocess).eval().to(place)
+    return Predictor(model, weights or name, engine, precision)
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -210,3 +237,17 @@ class Predictor:
                 yield Prediction(image, next(rows), pixels, None)
             if isinstance(image.source, RemoteImage):
                 image.source.release()
+
+
+def _class_names(network: Any, name: str) -> tuple[str, ...]:
+    """Return the WordNet name of each class; one that several classes share (crane: bird and machine) has its id behind it."""
+    subset = infer_imagenet_subset(network)
+    if subset is None:
+        raise ConfigError(
+            f"--imagenet {name}: its {network.num_classes} classes are not those of ImageNet; choose another network"
+        )
+    info = ImageNetInfo(subset)
+    words = [info.index_to_description(index).partition(",")[0] for index in range(network.num_classes)]
+    wnids = [info.index_to_label_name(index) for index in range(network.num_classes)]
+    uses = Counter(words)
+    return tuple(f"{word} ({wnid})" if uses[word] > 1 else word for word, wnid in zip(words, wnids, strict=True))

@@ -19,7 +19,7 @@ from imgclf.cli.hydra_app import run_app
 from imgclf.data import pixel_cache as cache_module
 from imgclf.errors import ImageError, RunError
 from imgclf.models.checkpoint import read_checkpoint
-from imgclf.models.head import Head
+from imgclf.models.network import Head
 from imgclf.signals import Signals
 from imgclf.train import main
 from imgclf.training import run as training
