@@ -169,7 +169,9 @@ class CheckpointConfig(Settings):
     path = "checkpoint"
     monitor: str = setting("val_accuracy", "Metric by which the best epoch is chosen.", choices=tuple(MONITORS))
     keep: str = changeable(
-        "best", "Kept beside last.ckpt: the best, every improvement, all.", choices=("best", "improved", "all")
+        "best",
+        "Epochs kept besides the last: the best, improvements, or all.",
+        choices=("best", "improved", "all"),
     )
     every_minutes: float | None = changeable(5.0, "Renew last.ckpt at least this often within an epoch.", low=0)
     every_n_steps: int | None = changeable(None, "Renew last.ckpt every so many steps.", low=1)
@@ -238,7 +240,7 @@ class TrainerConfig(Settings):
     gradient_clip_algorithm: str | None = advanced(None, "Clip by norm or value.")
     overfit_batches: int | float | None = advanced(None, "Train on the same few batches again and again.")
     profiler: str | None = advanced(None, "Profile the run: simple, advanced.")
-    fast_dev_run: int | bool | None = advanced(None, "Run a few batches only, and save nothing.")
+    fast_dev_run: int | bool | None = advanced(None, "Run one epoch of this many batches, as a trial.")
     min_epochs: int | None = advanced(None, "Least number of epochs.")
     max_steps: int | None = advanced(None, "Number of optimizer steps after which training ends.", may_change=True)
     min_steps: int | None = advanced(None, "Least number of optimizer steps.")
@@ -270,8 +272,8 @@ class RunConfig(Settings):
     """All settings of `imgclf train`."""
 
     aliases = {"epochs": "trainer.max_epochs", "learning_rate": "optimizer.lr", "lr": "optimizer.lr"}
-    task_name: str = changeable("train", "Kept in config.yaml, to search runs by.")
-    tags: list[str] = changeable(list, "Kept in config.yaml, to search runs by.")
+    task_name: str = changeable("train", "Free text stored in config.yaml, to find the run later.")
+    tags: list[str] = changeable(list, "Words stored in config.yaml, to find the run later.")
     seed: int = setting(0, "Seed of weights, order and augmentation.", low=0)
     data_dir: str | None = changeable(None, _DATA_DIR)
     image_size: int | None = setting(None, "Side in pixels; null: that of the weights.", low=1, high=4096)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from imgclf.errors import ConfigError
@@ -61,7 +62,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = _convert(getattr(self, item.name), _types(type(self))[item.name], self.key(item.name))
+            value = _convert(getattr(self, item.name), self.type_of(item.name), self.key(item.name))
             _check_limits(value, item, self.key(item.name))
             object.__setattr__(self, item.name, value)
 
@@ -108,7 +109,7 @@ class Settings:
     @classmethod
     def type_of(cls, name: str) -> Any:
         """Return the annotated type of the field `name`."""
-        return _types(cls)[name]
+        return _types(cls)[name]  # type: ignore[arg-type]  # mypy looks for the hash of an instance
 
     @classmethod
     def expected(cls, key: str) -> str | None:
@@ -174,6 +175,7 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Plain:
     return flat
 
 
+@cache
 def _types(cls: type[Settings]) -> dict[str, Any]:
     return get_type_hints(cls)
 
@@ -228,7 +230,7 @@ def _check_limits(value: Any, item: Field[Any], key: str) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return value.to_dict()
-    if is_dataclass(value) or isinstance(value, (bool, int, float, str)) or value is None:
+    if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}

@@ -88,12 +88,16 @@ def check_overrides(command: str, words: Sequence[str]) -> list[str]:
     `+key=` means `key=` where the key exists, and `~key` sets it to null: the keys of a dataclass can't be deleted.
     """
     checked: list[str] = []
+    overrides: list[str] = []
     for position, word in enumerate(words):
         follows_flag = position > 0 and words[position - 1] in _TAKE_A_VALUE
         is_override = not follows_flag and not word.startswith("-") and ("=" in word or word.startswith("~"))
-        checked.append(_check_override(COMMANDS[command], word) if is_override else word)
+        if is_override:
+            word = _check_override(COMMANDS[command], word)
+            overrides.append(word)
+        checked.append(word)
     if "-m" in words or "--multirun" in words:
-        _check_sweep(command, [word for word in checked if "=" in word and not word.startswith("-")])
+        _check_sweep(command, overrides)
     return checked
 
 
@@ -138,13 +142,14 @@ def _check_override(schema: type[Settings], word: str) -> str:
     place = _locate(schema, key)
     if place is None:
         raise ConfigError(f"{key}: unknown key; {schema.suggest(key)}")
-    if override.is_delete() and place == "field":
-        return f"{key}=null"
+    if override.is_delete() and place != "free":
+        word = f"{key}=null"
     if place == "optional":  # the group may be null so far, and Hydra only overrides what exists
         return f"++{word.lstrip('+')}"
     return word.lstrip("+") if place == "field" else word
 
 
+@cache
 def _choice_groups() -> list[str]:
     return [path.name for path in CONF.iterdir() if path.is_dir()]
 

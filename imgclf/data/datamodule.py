@@ -75,6 +75,8 @@ class ImageDataModule(LightningDataModule):
         self.settings = DatasetConfig.from_dict({**vars(given), **changes})
         self.name, self.root = self.settings.name, Path(root).expanduser()
         self.splits = {**type(self).splits, **self.settings.splits}
+        if foreign := set(self.splits) - {"train", "val", "test"}:
+            raise ConfigError(f"dataset.splits.{min(foreign)}: unknown split; expected train, val or test")
         self.holdout = self.settings.holdout or type(self).holdout
         self.flips = type(self).flips if self.settings.flips is None else self.settings.flips
         augment = self.settings.augment or AugmentConfig()

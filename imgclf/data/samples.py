@@ -48,7 +48,8 @@ def hold_out(samples: Samples, fraction: float, seed: int, method: str = "random
     """Split off `fraction` of every class, and return (the rest, the held-out part); each keeps the original order.
 
     `method` is "random", or "blocks": one run of neighbouring file numbers per class, so that near-identical frames of a
-    video aren't on both sides. A class of one sample keeps it; a larger class gives at least one and keeps one.
+    video aren't on both sides. Of a class with one sample, none is held out; of a larger class at least one is held out, and at
+    least one stays.
     Raises `ConfigError` for another method or a fraction outside 0 to 1.
     """
     if method not in ("random", "blocks"):

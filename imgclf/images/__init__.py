@@ -7,5 +7,5 @@ from imgclf.images.pixels import fit
 
 __all__ = ["as_pixels", "decode", "describe", "fit", "read_image"]
 
-# Names the pixels that a file becomes: raise the number with every change of them, so that caches are made again.
+# Part of every cache key: raise the number whenever decoding changes any pixel, so that caches are made again.
 __version__ = f"1, Pillow {PIL.__version__}"

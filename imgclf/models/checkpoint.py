@@ -217,7 +217,8 @@ def _meta_device(state: Mapping[str, Any]) -> Iterator[None]:
 def _check_numbers(values: object, state: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` for a whole number among a network's settings that is larger than it can need.
 
-    A width is a side of one of its tensors and a depth at most their number; all else stays below `_MAX_NUMBER`.
+    A layer width is a dimension of some tensor, and a depth is at most the number of tensors;
+    any other number is at most `_MAX_NUMBER`.
     """
     sides = (side for value in state.values() if isinstance(value, Tensor) for side in value.shape)
     most, pending = max(_MAX_NUMBER, len(state), *sides), [values]

@@ -3,7 +3,7 @@
 The rule never looks at a clock, so that the same run takes the same engine: `auto` is OpenVINO on a CPU where it is
 installed and at least `OPENVINO_MIN_IMAGES` images are to be seen, below which its two to three seconds of preparation
 don't pay; else eager. OpenVINO is compared with eager before its first use, and eager is taken where they differ.
-`scripts/bench/engines.py` measures them.
+`scripts/bench/peers/engines.py` measures them.
 """
 
 import importlib.metadata

@@ -175,9 +175,13 @@ def _with_class_weights(config: LossConfig, data: ImageDataModule) -> LossConfig
         if unknown := sorted(set(weights) - set(data.classes)):
             raise ConfigError(f"loss.class_weights: {', '.join(unknown)} is no class of {data.name}")
         weights = [weights.get(name, 1.0) for name in data.classes]
-    elif weights is not None and (isinstance(weights, str) or len(weights) != len(data.classes)):
+    if weights is not None and not (
+        isinstance(weights, (list, tuple))
+        and len(weights) == len(data.classes)
+        and all(isinstance(weight, (int, float)) for weight in weights)
+    ):
         raise ConfigError(
-            f"loss.class_weights={weights!r}: expected null, balanced, a number for each of the "
+            f"loss.class_weights={config.class_weights!r}: expected null, balanced, a number for each of the "
             f"{len(data.classes)} classes in their order, or a mapping from names to numbers"
         )
     return replace(config, class_weights=None if weights is None else [float(weight) for weight in weights])

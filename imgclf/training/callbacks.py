@@ -45,7 +45,16 @@ def build_callbacks(
 
 
 class EarlyStoppingPlainState(EarlyStopping):
-    """Lightning's early stopping with plain data as its state: Lightning's begins as an infinite tensor."""
+    """Lightning's early stopping that says why it stopped, and has plain data as its state, not an infinite tensor."""
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Print that early stopping ended the run, if it did."""
+        if trainer.should_stop and self.wait_count >= self.patience and trainer.is_global_zero:
+            print(
+                f"early stopping: {self.monitor} has not improved for {self.wait_count} epochs "
+                f"(best {float(self.best_score):.4g}); callbacks.early_stopping.patience waits longer",
+                flush=True,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state, with the best score as a number."""

@@ -84,9 +84,7 @@ def _steepest(rates: list[float], smooth: list[float]) -> float:
     """Return the rate where the smoothed loss falls fastest over the logarithm of the rate, before its minimum."""
     least = smooth.index(min(smooth)) if smooth else 0
     if least < 10:
-        raise RunError(
-            "find=lr: the loss fell at no learning rate; look at the data and the labels, or train for longer"
-        )
+        raise RunError("find=lr: the loss never fell; check the data and the labels, or try another dataset.batch_size")
     falls = [smooth[i - 3] - smooth[i + 3] for i in range(5, min(least, len(smooth) - 4) + 1)]
     return rates[5 + falls.index(max(falls))]
 

@@ -56,7 +56,7 @@ class _Clock:
     """Wall time in seconds of each part of a run."""
 
     def __init__(self) -> None:
-        self.began = self._last = time.perf_counter()
+        self._last = time.perf_counter()
         self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
@@ -98,7 +98,8 @@ def _fit(run: Run) -> None:
     except ImgclfError:
         raise
     except Exception as error:
-        if failure := worker_failure(error):
+        # What is raised while a batch is fetched is translated there; a signal handler raises anywhere, a RuntimeError.
+        if isinstance(error, RuntimeError) and (failure := worker_failure(error)):
             raise failure from None
         # The backends have no exception of their own for a lost process.
         if (
