@@ -45,7 +45,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_tiny(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Function that trains a tiny network through the real code, with more overrides, and returns the run's folder."""
+    """Function that trains a tiny network with more overrides and returns the run's folder."""
 
     def run(*overrides: str, folder: Path | None = None) -> Path:
         folder = folder or tmp_path_factory.mktemp("run") / "here"

@@ -291,10 +291,7 @@ def test_resume_on_moved_data_equals_the_uninterrupted_run(fit: Callable[..., An
     fit("trainer.max_epochs=1", folder=folder)
     shutil.copytree(data, tmp_path / "moved")
     again = fit("ckpt_path=last", f"data_dir='{tmp_path / 'moved'}'", folder=folder)
-    assert compare(whole["state_dict"] | {k: whole[k] for k in ("optimizer_states",)} | whole, again | again) in (
-        None,
-        "imgclf.data.root",
-    )
+    assert compare(whole, again) in (None, "imgclf.data.root")
 
 
 def test_resume_of_an_early_stopped_run_trains_no_step(
