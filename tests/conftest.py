@@ -1,4 +1,4 @@
-"""Fabricated data, and a run on it that the tests of whole commands share. Nothing here is downloaded."""
+"""Fixtures that all tests share: fabricated data and a finished run on it. Nothing is downloaded."""
 
 import os
 
@@ -18,20 +18,20 @@ pytest_plugins = ["support.trust_table"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: several processes of tests then end together."""
+    """Run the longest files first, so that several test processes end together."""
     items.sort(key=lambda item: item.path.name not in ("test_trials.py", "test_distributed.py"))
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache, and none sees the user's data."""
+    """Keep tests away from the user's cache and data."""
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("IMGCLF_DATA", raising=False)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The real slices and weights, which only the developers have."""
+    """Folder of the real slices and weights, which only the developers have."""
     if not SHARED.is_dir():
         pytest.skip("needs the real slices of the data, which are not part of the project")
     return SHARED
@@ -39,13 +39,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 training, 4 validation and 5 test pictures of each of three colours."""
+    """Folder with 12 training, 4 validation and 5 test images of each of three colours."""
     return draw_tree(tmp_path_factory.mktemp("colours"), {"train": 12, "valid": 4, "test": 5})
 
 
 @pytest.fixture(scope="session")
 def run_tiny(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Train a tiny network through the real code, with more overrides; returns the run's folder."""
+    """Function that trains a tiny network with more overrides and returns the run's folder."""
 
     def run(*overrides: str, folder: Path | None = None) -> Path:
         folder = folder or tmp_path_factory.mktemp("run") / "here"
@@ -57,5 +57,5 @@ def run_tiny(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture(scope="session")
 def tiny_run(run_tiny: Callable[..., Path]) -> Path:
-    """One finished run that the tests only read."""
+    """Folder of a finished run that the tests only read."""
     return run_tiny("trainer.max_epochs=3", "report=true")

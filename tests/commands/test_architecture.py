@@ -1,4 +1,4 @@
-"""The plan of the house: imports go down only, third parties stay where they belong, and the public face is what it claims."""
+"""Architecture: the floors of the folders, the third parties of each, and the public names of the package."""
 
 import ast
 import subprocess
@@ -12,11 +12,23 @@ import imgclf
 PACKAGE = Path(imgclf.__file__).parent
 COMMANDS = ("train", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
 FOUNDATIONS = ("config", "console", "errors", "preprocess", "schema", "signals", "threads")
-# Folder -> its floor, and what it never imports: other folders of its floor, and third parties. It may import any lower floor.
+# Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
-    "files": 1, "cli": 2, "demo": 2, "fetch": 2, "images": 2, "models": 2, "data": 3, "evaluation": 4, "report": 5,
-    "quality": 6, "training": 7, "inference": 8, "sweeps": 8,
-}  # fmt: skip
+    "files": 1,
+    "cli": 2,
+    "demo": 2,
+    "fetch": 2,
+    "images": 2,
+    "models": 2,
+    "data": 3,
+    "evaluation": 4,
+    "report": 5,
+    "quality": 6,
+    "training": 7,
+    "inference": 8,
+    "sweeps": 8,
+}
+# Folder -> the folders and third parties that it never imports.
 NEVER = {
     "cli": ("data", "models", "training", "torch"),
     "demo": ("torch", "data", "images"),
@@ -29,8 +41,8 @@ NEVER = {
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
     "inference": ("sweeps",),
-}  # fmt: skip
-# Third parties keep to their home.
+}
+# Third party -> the only folders or modules that import it.
 HOMES = {
     "hydra": ("cli",),
     "omegaconf": ("cli",),
@@ -44,29 +56,33 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.rela
 
 
 def module_of(path: Path) -> str:
+    """Return the dotted name of a file, without the package's name."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def room_of(module: str) -> str:
-    """The folder that a module lies in; "" for one right in the package."""
+def folder_of(module: str) -> str:
+    """Return the folder of a module; "" for a module at the top of the package."""
     return module.split(".")[0] if "." in module or module in FLOORS else ""
 
 
 def floor_of(module: str) -> int:
+    """Return the floor of a module: 9 for commands, 0 for the foundations."""
     name = module.split(".")[0]
     return FLOORS.get(name, 9 if name in (*COMMANDS, "__init__") else 0)
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that the file imports, inside functions too; not what only a type checker sees."""
+    """Return every module that the file imports, also inside functions, but not below `if TYPE_CHECKING`."""
     tree = ast.parse(path.read_text())
-    unseen = {
-        id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
-    }  # fmt: skip
+    }
     names = set()
     for node in ast.walk(tree):
-        if id(node) in unseen:
+        if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
             names |= {name.name for name in node.names}
@@ -76,42 +92,42 @@ def imports(path: Path) -> set[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    """The modules of imgclf that the file imports, without the package's name."""
+    """Return the modules of imgclf that the file imports, without the package's name."""
     names = {name.removeprefix("imgclf.") for name in imports(path) if name.startswith("imgclf.")}
     return {name for name in names if name.split(".")[0] in (*FLOORS, *COMMANDS, *FOUNDATIONS)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_imports_go_down_only(path: Path) -> None:
+def test_module_imports_only_lower_floors(path: Path) -> None:
     module = module_of(path)
     for name in own_imports(path):
-        if room_of(name) != room_of(module) or not room_of(module):
+        if folder_of(name) != folder_of(module) or not folder_of(module):
             assert floor_of(name) < floor_of(module) or {floor_of(name), floor_of(module)} == {0}, f"{module}: {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_folder_never_imports_what_it_must_not_know(path: Path) -> None:
+def test_module_imports_nothing_that_its_folder_excludes(path: Path) -> None:
     module = module_of(path)
     for name in own_imports(path) | imports(path):
-        assert name.split(".")[0] not in NEVER.get(room_of(module), ()), f"{module} imports {name}"
+        assert name.split(".")[0] not in NEVER.get(folder_of(module), ()), f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_third_parties_keep_to_their_home(path: Path) -> None:
+def test_third_party_is_imported_in_its_folders_only(path: Path) -> None:
     module = module_of(path)
     for name in imports(path):
         homes = HOMES.get(name.split(".")[0])
         assert homes is None or module.startswith(homes), f"{module} imports {name}"
 
 
-def test_every_folder_and_root_module_has_its_place() -> None:
+def test_every_folder_and_root_module_is_listed() -> None:
     folders = {path.parent.name for path in FILES if path.parent != PACKAGE}
     assert folders == set(FLOORS)
     modules = {path.stem for path in FILES if path.parent == PACKAGE and path.stem != "__init__"}
     assert modules <= {*COMMANDS, *FOUNDATIONS}
 
 
-def test_no_module_is_a_suitcase() -> None:
+def test_no_module_is_called_utils_helpers_common_or_misc() -> None:
     for path in FILES:
         assert path.stem not in ("utils", "helpers", "common", "misc")
 
@@ -127,12 +143,12 @@ def test_every_public_name_of_the_package_has_a_docstring() -> None:
 @pytest.mark.parametrize(
     "module", ["imgclf", "imgclf.cli.hydra_app", "imgclf.cli.main", *(f"imgclf.{c}" for c in COMMANDS[:-1])]
 )
-def test_what_answers_at_once_loads_no_torch(module: str) -> None:
+def test_light_module_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_every_public_thing_has_a_docstring() -> None:
+def test_every_public_class_and_function_has_a_docstring() -> None:
     for path in FILES:
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), path

@@ -1,4 +1,4 @@
-"""Every committed YAML composes and fits the code that takes it."""
+"""Every committed YAML file composes to valid settings, and wrong settings raise one line."""
 
 import inspect
 import subprocess
@@ -21,7 +21,7 @@ from imgclf.preprocess import Preprocess
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
-# What people type, and scripts rely on.
+# Keys that users type and scripts rely on.
 PUBLIC_KEYS = """
 data_dir image_size resize seed ckpt_path report task_name tags dataset.classes dataset.augment dataset.augment_val
 dataset.holdout dataset.fraction dataset.batch_size dataset.num_workers model.backbone model.pretrained
@@ -34,7 +34,7 @@ checkpoint.every_minutes checkpoint.every_n_steps
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_composes_to_settings_that_fit_the_code(group: str, choice: str) -> None:
+def test_each_choice_of_a_group_composes_to_valid_settings(group: str, choice: str) -> None:
     config = composed(f"{group}={choice}")
     assert issubclass(datamodule_class(config.dataset.name), ImageDataModule)
     check_name(config.model.backbone)
@@ -48,13 +48,13 @@ def test_trainer_settings_are_arguments_of_lightnings_trainer() -> None:
     assert set(TrainerConfig.field_names()) <= set(inspect.signature(Trainer.__init__).parameters)
 
 
-def test_every_setting_has_one_sentence() -> None:
+def test_every_setting_has_a_help_sentence() -> None:
     for schema in (RunConfig, EvaluateConfig, CheckConfig, DownloadConfig):
         for name, item in schema.walk():
             assert item.metadata["help"].endswith("."), name
 
 
-def test_all_groups_and_data_sets_are_there() -> None:
+def test_every_group_and_data_set_has_its_yaml() -> None:
     assert GROUPS == [
         "callbacks",
         "dataset",
@@ -74,22 +74,22 @@ def test_all_groups_and_data_sets_are_there() -> None:
 
 
 @pytest.mark.parametrize("key", PUBLIC_KEYS)
-def test_public_keys(key: str) -> None:
+def test_public_key_exists(key: str) -> None:
     assert RunConfig.expected(key)
 
 
-def test_no_yaml_restates_what_is_derived() -> None:
+def test_no_yaml_sets_num_classes_which_is_derived() -> None:
     for path in CONF.rglob("*.yaml"):
         assert "num_classes" not in path.read_text()
 
 
-def test_pretrained_is_the_default_but_not_for_the_demo() -> None:
+def test_pretrained_defaults_to_true_except_for_the_demo() -> None:
     assert composed().model.pretrained is True
     assert composed("data_dir=demo").model.pretrained is False
     assert composed("data_dir=demo", "model.pretrained=true").model.pretrained is True
 
 
-def test_every_experiment_opens_with_source_command_cost_and_result() -> None:
+def test_every_experiment_starts_with_source_command_cost_and_result() -> None:
     for path in (CONF / "experiment").glob("*.yaml"):
         head = path.read_text().splitlines()[:5]
         assert head[0] == "# @package _global_"
@@ -117,22 +117,24 @@ def test_every_experiment_opens_with_source_command_cost_and_result() -> None:
         ("check", "wrokers=2", "wrokers: unknown key; did you mean workers?"),
     ],
 )
-def test_a_wrong_override_names_the_key_and_what_was_expected(command: str, override: str, message: str) -> None:
+def test_wrong_override_raises_one_line_with_the_key_and_the_expected_value(
+    command: str, override: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         composed(override, config=command)
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_wrong_key_in_a_users_yaml_is_named(tmp_path: Path) -> None:
+def test_unknown_key_in_a_users_yaml_is_named_with_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "mine.yaml").write_text("defaults: [base]\nname: mine\nclasess: [a]\n")
     command = [sys.executable, "-m", "imgclf.train", "--config-dir", str(tmp_path), "dataset=mine"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert answer.returncode == 2
-    assert answer.stderr.strip() == "imgclf: dataset.clasess: unknown key; did you mean dataset.classes?"
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "imgclf: dataset.clasess: unknown key; did you mean dataset.classes?"
 
 
-def test_the_nearest_key_of_another_level_is_suggested() -> None:
+def test_suggestion_is_the_nearest_key_of_any_level() -> None:
     assert RunConfig.suggest("max_epochs") == "did you mean trainer.max_epochs?"
     assert RunConfig.suggest("batch_size") == "did you mean dataset.batch_size?"
     assert "expected one of" in RunConfig.suggest("zzzzzz")

@@ -1,4 +1,4 @@
-"""Signals and faults in the middle of a run: what was done is kept, what is said is one line, and nothing stays behind."""
+"""Signals and faults during a run: finished steps are saved, the message is one line, and no process is left."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
 
 
 def on_call(owner: type, name: str, number: int, action: Hook) -> Hook:
-    """Something that makes the `number`-th call of `owner.name` begin with `action`."""
+    """Return a function that makes the `number`-th call of `owner.name` start with `action`."""
 
     def install() -> None:
         original, calls = getattr(owner, name), []
@@ -50,11 +50,12 @@ def on_call(owner: type, name: str, number: int, action: Hook) -> Hook:
 
 
 def send(*numbers: int) -> Hook:
+    """Return a function that sends these signals to its process."""
     return lambda: [os.kill(os.getpid(), number) for number in numbers] and None
 
 
 def run_in_child(arguments: list[str], before: Hook, output: Path) -> tuple[int, str]:
-    """Run the real entry point in a forked process, which saves the seconds of importing torch; (exit code, stderr)."""
+    """Run `imgclf train` in a forked process, which saves the seconds of importing torch; return exit code and stderr."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -77,12 +78,13 @@ def run_in_child(arguments: list[str], before: Hook, output: Path) -> tuple[int,
 
 
 def arguments(colours: Path, folder: Path, *overrides: str) -> list[str]:
+    """Return the command line of a tiny run with dropout."""
     return [*TINY, f"data_dir='{colours}'", f"hydra.run.dir={folder}", "model.head.dropout=0.3", *overrides]
 
 
 @pytest.fixture(scope="module")
 def whole(run_tiny: Run) -> dict[str, Any]:
-    """The run that nothing stopped: 2 epochs of 5 batches."""
+    """Last checkpoint of the uninterrupted run: 2 epochs of 5 batches."""
     return read_checkpoint(run_tiny("model.head.dropout=0.3") / "checkpoints" / "last.ckpt")
 
 
@@ -91,26 +93,37 @@ STEP, VALIDATION = (ImageClassifier, "training_step"), (ImageClassifier, "valida
 
 @pytest.mark.trust(
     "SIGINT, SIGTERM and SIGHUP within an epoch, in its last step and in its validation",
-    "a step lost, or a resumed run that differs",
+    "a lost step, or a resumed run that differs from the uninterrupted one",
 )
 @pytest.mark.parametrize(
     ("signum", "place", "number", "steps"),
     [
-        ("SIGINT", STEP, 3, 3), ("SIGTERM", STEP, 7, 7), ("SIGHUP", STEP, 1, 1), ("SIGTERM", STEP, 5, 5),
-        ("SIGINT", VALIDATION, 1, 5), ("SIGTERM", VALIDATION, 2, 5), ("SIGHUP", VALIDATION, 4, 10), ("SIGINT", STEP, 10, 10),
+        ("SIGINT", STEP, 3, 3),
+        ("SIGTERM", STEP, 7, 7),
+        ("SIGHUP", STEP, 1, 1),
+        ("SIGTERM", STEP, 5, 5),
+        ("SIGINT", VALIDATION, 1, 5),
+        ("SIGTERM", VALIDATION, 2, 5),
+        ("SIGHUP", VALIDATION, 4, 10),
+        ("SIGINT", STEP, 10, 10),
     ],
-)  # fmt: skip
-def test_a_signal_saves_this_step(
-    whole: dict[str, Any], colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    signum: str, place: tuple[type, str], number: int, steps: int,
-) -> None:  # fmt: skip
-    """In the middle of an epoch, in its last step, in its validation: the resumed run ends as the whole one."""
+)
+def test_signal_saves_the_running_step_and_the_resumed_run_equals_the_uninterrupted_one(
+    whole: dict[str, Any],
+    colours: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: str,
+    place: tuple[type, str],
+    number: int,
+    steps: int,
+) -> None:
     folder = tmp_path / "run"
-    code, said = run_in_child(
-        arguments(colours, folder), on_call(*place, number, send(getattr(signal, signum))), tmp_path / "stderr"
-    )
-    assert code == 128 + getattr(signal, signum)
-    assert said == f"imgclf: interrupted by {signum}; resume it with: imgclf train resume={folder}\n"
+    sent = getattr(signal, signum)
+    interrupt = on_call(*place, number, send(sent))
+    code, stderr = run_in_child(arguments(colours, folder), interrupt, tmp_path / "stderr")
+    assert code == 128 + sent
+    assert stderr == f"imgclf: interrupted by {signum}; resume it with: imgclf train resume={folder}\n"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
     monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}))
     resume = [f"resume='{folder}'"]
@@ -118,17 +131,17 @@ def test_a_signal_saves_this_step(
     assert compare(whole, read_checkpoint(folder / "checkpoints" / "last.ckpt")) is None
 
 
-def test_a_signal_while_gradients_accumulate(colours: Path, tmp_path: Path) -> None:
+def test_signal_while_gradients_accumulate_saves_after_the_update(colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    code, _ = run_in_child(arguments(colours, folder, "trainer.accumulate_grad_batches=3"),
-                           on_call(*STEP, 1, send(signal.SIGTERM)), tmp_path / "stderr")  # fmt: skip
+    accumulating = arguments(colours, folder, "trainer.accumulate_grad_batches=3")
+    code, _ = run_in_child(accumulating, on_call(*STEP, 1, send(signal.SIGTERM)), tmp_path / "stderr")
     assert code == 143
     saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert saved["global_step"] == 1  # the three batches of the first update
     assert saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["batch"] == 3
 
 
-def test_a_second_sigint_quits_at_once(colours: Path, tmp_path: Path) -> None:
+def test_second_sigint_quits_without_saving(colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     twice = on_call(*STEP, 2, send(signal.SIGINT, signal.SIGINT))
     code, _ = run_in_child(arguments(colours, folder), twice, tmp_path / "stderr")
@@ -137,76 +150,83 @@ def test_a_second_sigint_quits_at_once(colours: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["before the first step", "while testing"])
-def test_a_signal_outside_of_training(colours: Path, tmp_path: Path, where: str) -> None:
+def test_signal_outside_of_training_ends_with_one_line(colours: Path, tmp_path: Path, where: str) -> None:
     folder = tmp_path / "run"
 
     def install() -> None:
         name = "print_network" if where == "before the first step" else "metrics_json"
         setattr(training, name, lambda *_: send(signal.SIGTERM)())
 
-    code, said = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
+    code, stderr = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
     assert code == 143
     if where == "while testing":
-        assert said.endswith(f"resume it with: imgclf train resume={folder}\n") and said.count("\n") == 1
+        assert stderr.endswith(f"resume it with: imgclf train resume={folder}\n") and stderr.count("\n") == 1
         resume = [f"resume='{folder}'"]
-        train(composed(*resume), folder, resume)  # nothing but the test is left to do
+        train(composed(*resume), folder, resume)  # only the evaluation remains
         assert (folder / "environment.json").is_file()
     else:
-        assert said == "imgclf: interrupted by SIGTERM; nothing was saved yet, begin the run again\n"
+        assert stderr == "imgclf: interrupted by SIGTERM; nothing was saved yet, begin the run again\n"
 
 
-def test_the_line_can_be_typed(colours: Path, tmp_path: Path) -> None:
+def test_printed_resume_command_is_quoted_for_the_shell(colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "it's [a] b=c"
     quoted = str(folder).replace("'", "\\'")
-    code, said = run_in_child([*TINY, f"data_dir='{colours}'", f"hydra.run.dir='{quoted}'"],
-                              on_call(*STEP, 2, send(signal.SIGTERM)), tmp_path / "stderr")  # fmt: skip
+    command_line = [*TINY, f"data_dir='{colours}'", f"hydra.run.dir='{quoted}'"]
+    code, stderr = run_in_child(command_line, on_call(*STEP, 2, send(signal.SIGTERM)), tmp_path / "stderr")
     assert code == 143
-    command = said.partition("imgclf train ")[2].strip()
+    command = stderr.partition("imgclf train ")[2].strip()
     typed = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
     assert composed(*typed.stdout.split("\0")[:-1]).resume == str(folder)
 
 
 def alive(mark: str) -> list[int]:
-    """Processes that inherited `mark` in their environment."""
-    found = []
+    """Return the processes that inherited `mark` in their environment."""
+    processes = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdecimal() and mark.encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
+                processes.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return processes
 
 
-@pytest.mark.trust("Ctrl-C to the whole process group, with workers", "a process left behind, or no checkpoint")
+@pytest.mark.trust(
+    "Ctrl-C to the whole process group, with DataLoader workers", "a process left behind, or no checkpoint"
+)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_ctrl_c_reaches_the_whole_group(colours: Path, tmp_path: Path) -> None:
-    """As from a terminal: the workers get the signal too, and the parent still saves and leaves nobody behind."""
+def test_ctrl_c_to_the_process_group_saves_and_ends_all_workers(colours: Path, tmp_path: Path) -> None:
+    """A terminal sends the signal to the DataLoader workers too; the parent must still save and end them."""
     mark = f"IMGCLF_TEST={uuid.uuid4()}"
-    command = [sys.executable, "-m", "imgclf.train", *arguments(colours, tmp_path / "run", "dataset.num_workers=2",
-               "trainer.max_epochs=100000")]  # fmt: skip
-    process = subprocess.Popen(command, env={**os.environ, "IMGCLF_TEST": mark.partition("=")[2]}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    endless = arguments(colours, tmp_path / "run", "dataset.num_workers=2", "trainer.max_epochs=100000")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imgclf.train", *endless],
+        env={**os.environ, "IMGCLF_TEST": mark.partition("=")[2]},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(alive(mark)) == 5  # two workers each for training and for validation
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.startswith("imgclf: interrupted by SIGINT; resume it with: ") and said.count("\n") == 1
+    assert stderr.startswith("imgclf: interrupted by SIGINT; resume it with: ") and stderr.count("\n") == 1
     assert alive(mark) == []
     read_checkpoint(last)
 
 
-def test_handlers_are_left_as_they_were(run_tiny: Run) -> None:
+def test_training_restores_the_signal_handlers(run_tiny: Run) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run_tiny("trainer.max_epochs=1")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_nohup_is_respected() -> None:
+def test_ignored_sighup_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     others = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -219,13 +239,14 @@ def test_nohup_is_respected() -> None:
 
 
 def saved_non_finite(folder: Path) -> list[str]:
+    """Return the first non-finite tensor of each checkpoint in the folder that has one."""
     return [
         f"{path.name}: {name}" for path in folder.rglob("*.ckpt") if (name := first_non_finite(read_checkpoint(path)))
     ]
 
 
-@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
-def test_a_loss_that_is_no_number(run_tiny: Run, tmp_path: Path) -> None:
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a value")
+def test_non_finite_loss_raises_run_error_and_lists_the_batch(run_tiny: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(RunError) as raised:
         run_tiny("optimizer.name=sgd", "optimizer.lr=1e30", "checkpoint.every_n_steps=1", folder=folder)
@@ -237,8 +258,10 @@ def test_a_loss_that_is_no_number(run_tiny: Run, tmp_path: Path) -> None:
     assert saved_non_finite(folder) == []
 
 
-@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
-def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a value")
+def test_non_finite_gradient_raises_run_error_before_the_step(
+    run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The square root of zero has a finite value and an infinite slope."""
     calls = []
 
@@ -256,9 +279,11 @@ def test_a_gradient_that_is_no_number(run_tiny: Run, tmp_path: Path, monkeypatch
     assert saved_non_finite(tmp_path / "run") == []
 
 
-@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a number")
-def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever spoils them: it is noticed before they are saved."""
+@pytest.mark.trust("losses, gradients and weights that become NaN or infinite", "a saved file with such a value")
+def test_non_finite_weight_raises_run_error_before_it_is_saved(
+    run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before saving notices a non-finite weight of any cause."""
     step = ImageClassifier.optimizer_step
 
     def spoil(self: ImageClassifier, *args: Any, **kwargs: Any) -> None:
@@ -273,16 +298,16 @@ def test_weights_that_are_no_numbers(run_tiny: Run, tmp_path: Path, monkeypatch:
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
-@pytest.mark.trust("loading processes killed, hanging, or met by a bad picture", "more than one line, or no end")
-@pytest.mark.parametrize("fault", ["killed", "hangs", "bad picture"])
-def test_a_worker_that_fails(
+@pytest.mark.trust("DataLoader workers that are killed, hang or read a bad image", "more than one line, or a hang")
+@pytest.mark.parametrize("fault", ["killed", "hangs", "bad image"])
+def test_failing_dataloader_worker_raises_one_line(
     run_tiny: Run, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     read, parent = cache_module.read_image, os.getpid()
 
     def faulty(source: Any, *args: Any) -> Any:
         if str(source).endswith("train/red/007.png") and os.getpid() != parent:
-            if fault == "bad picture":
+            if fault == "bad image":
                 raise ImageError(f"{source}: is damaged")
             if fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -296,7 +321,7 @@ def test_a_worker_that_fails(
             r"a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset\.num",
         ),
         "hangs": (RunError, r"a DataLoader worker hangs .*dataset\.timeout_seconds waits longer"),
-        "bad picture": (ImageError, r"train/red/007\.png: is damaged$"),
+        "bad image": (ImageError, r"train/red/007\.png: is damaged$"),
     }[fault]
     with pytest.raises(error, match=message) as raised:
         run_tiny("cache=off", "dataset.num_workers=2", "dataset.timeout_seconds=3", folder=tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Augmentation: a function of its position, and the geometry that it claims."""
+"""Augmentation: its determinism, geometry and errors."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 EVERYTHING = Augment(15, 0.1, 10, 0.2, True, True, 0.3, 0.3, 0.3)
 
 
-def test_the_same_position_gives_the_same_bytes_and_another_does_not() -> None:
+def test_augmentation_depends_on_seed_epoch_and_index_only() -> None:
     first = EVERYTHING(PIXELS, seed=1, epoch=2, index=3)
     assert np.array_equal(first, EVERYTHING(PIXELS, seed=1, epoch=2, index=3))
     for other in ((9, 2, 3), (1, 9, 3), (1, 2, 9)):
@@ -19,13 +19,13 @@ def test_the_same_position_gives_the_same_bytes_and_another_does_not() -> None:
     assert first.dtype == np.uint8
 
 
-def test_nothing_asked_is_nothing_done() -> None:
+def test_default_augmentation_changes_nothing_and_grey_images_keep_their_shape() -> None:
     assert np.array_equal(Augment()(PIXELS, 0, 0, 0), PIXELS)
     grey = PIXELS[:, :, :1]
     assert EVERYTHING(grey, 0, 0, 0).shape == (32, 32, 1)
 
 
-def test_flips_are_exact_and_come_half_of_the_time() -> None:
+def test_flips_are_exact_and_happen_half_of_the_time() -> None:
     flipped = [Augment(horizontal_flip=True)(PIXELS, 0, 0, index) for index in range(200)]
     mirrored = sum(np.array_equal(image, PIXELS[:, ::-1]) for image in flipped)
     assert mirrored + sum(np.array_equal(image, PIXELS) for image in flipped) == 200
@@ -34,7 +34,7 @@ def test_flips_are_exact_and_come_half_of_the_time() -> None:
     assert any(np.array_equal(image, PIXELS[::-1]) for image in upside_down)
 
 
-def test_a_shift_moves_a_point_by_at_most_its_fraction() -> None:
+def test_shift_moves_a_point_by_at_most_its_fraction() -> None:
     point = np.zeros((41, 41, 1), dtype=np.uint8)
     point[20, 20] = 255
     offsets = []
@@ -47,7 +47,7 @@ def test_a_shift_moves_a_point_by_at_most_its_fraction() -> None:
     assert np.abs(np.mean(offsets, axis=0)).max() < 1
 
 
-def test_a_rotation_turns_about_the_centre_by_at_most_its_angle() -> None:
+def test_rotation_turns_about_the_centre_by_at_most_its_angle() -> None:
     line = np.zeros((101, 101, 1), dtype=np.uint8)
     line[50, 50:, 0] = 255
     angles = []
@@ -59,7 +59,7 @@ def test_a_rotation_turns_about_the_centre_by_at_most_its_angle() -> None:
     assert abs(np.mean(angles)) < 4
 
 
-def test_a_zoom_scales_by_at_most_its_factor() -> None:
+def test_zoom_scales_by_at_most_its_factor() -> None:
     square = np.zeros((101, 101, 1), dtype=np.uint8)
     square[30:71, 30:71] = 255
     areas = [(Augment(zoom=0.2)(square, 0, 0, index) > 127).sum() / 41**2 for index in range(200)]
@@ -67,7 +67,7 @@ def test_a_zoom_scales_by_at_most_its_factor() -> None:
     assert 1.35 < max(areas) < 1.57
 
 
-def test_colours_stay_in_range_and_brightness_changes_the_mean() -> None:
+def test_brightness_changes_the_mean_by_at_most_its_fraction() -> None:
     means = [Augment(brightness=0.5)(np.full((8, 8, 3), 100, np.uint8), 0, 0, index).mean() for index in range(200)]
     assert 50 <= min(means) < 60
     assert 140 < max(means) <= 150
@@ -84,6 +84,6 @@ def test_colours_stay_in_range_and_brightness_changes_the_mean() -> None:
         ({"fill": "pink"}, "expected one of nearest, reflect, black"),
     ],
 )
-def test_unknown_settings(values: dict[str, object], message: str) -> None:
+def test_unknown_or_impossible_setting_raises_config_error(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Augment.from_dict(values)

@@ -1,4 +1,4 @@
-"""The five data sets: exact counts on trees of the real shape, and the quirks of the real archives."""
+"""The five data sets: exact counts on folders of the real layout, and the quirks of the real archives."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +23,7 @@ ASL = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "del", "nothing", "space"]
 
 
 def touch(folder: Path, names: Iterable[str]) -> None:
-    """Empty files: finding opens none of them."""
+    """Create empty files; reading a layout opens none of them."""
     folder.mkdir(parents=True)
     for name in names:
         (folder / name).touch()
@@ -45,20 +45,20 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_cards(cards: Path) -> None:
+def test_cards_have_their_published_counts_and_classes(cards: Path) -> None:
     data = CardsDataModule(cards)
     assert counts(data) == (7_624, 265, 265)
     assert data.classes == tuple(sorted(CARDS))
     assert data.notes == []
 
 
-def test_rock_paper_scissors(tmp_path: Path) -> None:
+def test_rock_paper_scissors_reads_its_flat_validation_folder(tmp_path: Path) -> None:
     root = tmp_path / "archive" / "Rock-Paper-Scissors"
     for name in ("rock", "paper", "scissors"):
         touch(root / "train" / name, (f"{name}{i}.png" for i in range(840)))
         touch(root / "test" / name, (f"test{name}{i}.png" for i in range(124)))
-    flat = [f"{name}{tail}.png" for name in ("rock", "paper", "scissors")
-            for tail in ("-hires1", "-hires2", *map(str, range(1, 10)))]  # fmt: skip
+    tails = ("-hires1", "-hires2", *map(str, range(1, 10)))
+    flat = [f"{name}{tail}.png" for name in ("rock", "paper", "scissors") for tail in tails]
     touch(root / "validation", [*flat, ".DS_Store", "._rock1.png"])
     data = RockPaperScissorsDataModule(tmp_path)
     assert counts(data) == (2_520, 33, 372)
@@ -67,7 +67,7 @@ def test_rock_paper_scissors(tmp_path: Path) -> None:
     assert data.notes == []
 
 
-def test_asl_alphabet(tmp_path: Path) -> None:
+def test_asl_alphabet_holds_out_test_and_validation_images(tmp_path: Path) -> None:
     for name in ASL:
         touch(tmp_path / "asl_alphabet_train" / "asl_alphabet_train" / name, (f"{name}{i}.jpg" for i in range(1, 3001)))
     touch(tmp_path / "asl_alphabet_test" / "asl_alphabet_test", (f"{name}_test.jpg" for name in ASL if name != "del"))
@@ -83,7 +83,7 @@ def test_asl_alphabet(tmp_path: Path) -> None:
     assert [note for note in flat.notes if note.startswith("test has no images of del (")]
 
 
-def test_sign_mnist(tmp_path: Path) -> None:
+def test_sign_mnist_has_24_letters_and_splits_its_test_file(tmp_path: Path) -> None:
     header = "label," + ",".join(f"pixel{i}" for i in range(1, 785))
     labels = [label for label in range(25) if label != 9]
     tail = ",".join(str(i % 256) for i in range(784))
@@ -95,7 +95,7 @@ def test_sign_mnist(tmp_path: Path) -> None:
     assert data.classes == tuple("ABCDEFGHIKLMNOPQRSTUVWXY")
     assert data.notes == []
     train = data.samples["train"]
-    assert [train.classes[target] for target in train.targets[8:11]] == ["I", "K", "L"]  # none is off by one behind J
+    assert [train.classes[target] for target in train.targets[8:11]] == ["I", "K", "L"]  # J has no images
     assert train.pixels is not None
     assert train.pixels.shape == (27_455, 28, 28, 1)
     assert train.pixels[0, 9, 4, 0] == (9 * 28 + 4) % 256
@@ -106,7 +106,7 @@ def test_sign_mnist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["9", "25", "A"])
-def test_a_label_that_is_no_letter_is_named_with_its_line(tmp_path: Path, label: str) -> None:
+def test_unknown_sign_mnist_label_raises_data_error_with_its_line(tmp_path: Path, label: str) -> None:
     row = ",".join(["7"] * 784)
     (tmp_path / "sign_mnist_train.csv").write_text(f"0,{row}\n1,{row}\n{label},{row}\n")
     with pytest.raises(DataError, match=rf"sign_mnist_train\.csv, line 3: label '{label}'"):
@@ -114,7 +114,7 @@ def test_a_label_that_is_no_letter_is_named_with_its_line(tmp_path: Path, label:
 
 
 @pytest.mark.parametrize("number", [15, 100])
-def test_sports_has_the_classes_on_disk(tmp_path: Path, number: int) -> None:
+def test_sports_has_the_classes_of_its_folders(tmp_path: Path, number: int) -> None:
     names = [*FIFTEEN, *(f"sport {i:02}" for i in range(number - 15))]
     for name in names:
         for split, count in (("train", 149), ("valid", 5), ("test", 5)):
@@ -125,7 +125,7 @@ def test_sports_has_the_classes_on_disk(tmp_path: Path, number: int) -> None:
     assert counts(SportsDataModule(tmp_path, classes=FIFTEEN)) == (2235, 75, 75)
 
 
-def test_a_subset_of_the_classes(cards: Path) -> None:
+def test_chosen_classes_are_the_only_ones_and_unknown_ones_are_refused(cards: Path) -> None:
     data = CardsDataModule(cards, classes=["joker", "ace of clubs"])
     assert counts(data) == (144 + 143, 10, 10)
     assert data.classes == ("ace of clubs", "joker")
@@ -135,11 +135,11 @@ def test_a_subset_of_the_classes(cards: Path) -> None:
         CardsDataModule(cards, classes=[True, "joker"]).setup()
 
 
-def test_counts_that_differ_are_one_line(cards: Path, tmp_path: Path) -> None:
+def test_incomplete_data_set_is_noted_with_the_expected_counts(cards: Path, tmp_path: Path) -> None:
     for name in CARDS:
         touch(tmp_path / "train" / name, (f"{i:03}.jpg" for i in range(10)))
     data = CardsDataModule(tmp_path)
-    assert counts(data) == (53 * 7, 53 * 2, 53)  # one of ten for test, 20 % of nine for validation
+    assert counts(data) == (53 * 7, 53 * 2, 53)  # 1 of 10 for test, 20 % of 9 for validation
     assert "371 / 106 / 53 images in train / val / test, the whole data set has 7,624 / 265 / 265" in data.notes[-1]
     assert sum("held out" in note for note in data.notes) == 2
 
@@ -154,10 +154,10 @@ def test_counts_that_differ_are_one_line(cards: Path, tmp_path: Path) -> None:
         (ASLAlphabetDataModule, "asl_alphabet", (522, 116, 87), 29),
     ],
 )
-def test_real_slices(
+def test_real_slice_has_its_counts_and_loads_batches(
     shared: Path, module: type[ImageDataModule], name: str, expected: tuple[int, ...], classes: int
 ) -> None:
-    for root in (shared / "data" / name, shared / "data"):  # the set's own folder, or the one that holds all of them
+    for root in (shared / "data" / name, shared / "data"):  # the data set's own folder, or the one above it
         data = module(root, batch_size=4)
         assert counts(data) == expected
         assert len(data.classes) == classes

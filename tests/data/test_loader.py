@@ -1,4 +1,4 @@
-"""Batches: order by position, any number of workers, and going on where one stopped."""
+"""Batches: their order, any number of DataLoader workers, and resuming within an epoch."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +32,7 @@ def equal(first: Iterable[Batch], second: Iterable[Batch]) -> bool:
     return bool(pairs) and all(a is not None and b is not None and torch.equal(a, b) for a, b in parts)
 
 
-def test_a_batch_is_uint8_channels_last_and_tells_its_samples(colours: Path) -> None:
+def test_batch_is_uint8_channels_last_with_targets_and_indices(colours: Path) -> None:
     batches = list(loader(colours, shuffle="never", augment=None))
     assert [len(batch.targets) for batch in batches] == [5] * 7 + [1]
     assert batches[0].images.shape == (5, 3, 16, 16)
@@ -42,7 +42,7 @@ def test_a_batch_is_uint8_channels_last_and_tells_its_samples(colours: Path) -> 
     assert torch.cat([batch.targets for batch in batches]).tolist() == [0] * 12 + [1] * 12 + [2] * 12
 
 
-def test_every_epoch_has_its_own_order_of_all_samples(colours: Path) -> None:
+def test_each_epoch_has_its_own_order_of_all_samples(colours: Path) -> None:
     source = loader(colours)
     orders = []
     for epoch in (0, 1):
@@ -56,15 +56,15 @@ def test_every_epoch_has_its_own_order_of_all_samples(colours: Path) -> None:
     assert first == torch.cat([batch.indices for batch in once]).tolist() != list(range(36))
 
 
-def test_workers_change_nothing(colours: Path) -> None:
-    plain, helped = loader(colours), loader(colours, num_workers=2)
+def test_dataloader_workers_change_no_batch(colours: Path) -> None:
+    plain, parallel = loader(colours), loader(colours, num_workers=2)
     for epoch in (0, 1, 2):
         plain.set_epoch(epoch)
-        helped.set_epoch(epoch)
-        assert equal(plain, helped)
+        parallel.set_epoch(epoch)
+        assert equal(plain, parallel)
 
 
-def test_no_training_batch_is_a_single_picture(colours: Path) -> None:
+def test_single_last_image_joins_the_previous_training_batch(colours: Path) -> None:
     sizes = [len(batch.targets) for batch in loader(colours, batch_size=7)]
     assert sizes == [7, 7, 7, 7, 8]  # 36 = 5 * 7 + 1
     assert len(loader(colours, batch_size=7)) == 5
@@ -72,7 +72,7 @@ def test_no_training_batch_is_a_single_picture(colours: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_going_on_from_any_batch(colours: Path, workers: int) -> None:
+def test_resumed_loader_yields_the_remaining_batches(colours: Path, workers: int) -> None:
     whole = loader(colours)
     whole.set_epoch(1)
     expected = list(whole)
@@ -84,13 +84,13 @@ def test_going_on_from_any_batch(colours: Path, workers: int) -> None:
             next(iterator)
         resumed = loader(colours, num_workers=workers)
         resumed.load_state_dict(stopped.state_dict())
-        resumed.set_epoch(1)  # Lightning does so
+        resumed.set_epoch(1)  # as Lightning does
         assert equal(list(resumed), expected[position:])
         resumed.set_epoch(2)
-        assert len(list(resumed)) == len(whole)  # the next epoch is whole again
+        assert len(list(resumed)) == len(whole)  # the next epoch is complete
 
 
-def test_processes_share_a_batch(colours: Path) -> None:
+def test_processes_split_each_batch_and_refuse_one_smaller_than_their_number(colours: Path) -> None:
     whole = torch.cat([batch.indices for batch in loader(colours)])
     parts = [torch.cat([batch.indices for batch in loader(colours, rank=rank, world_size=2)]) for rank in (0, 1)]
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
@@ -100,7 +100,7 @@ def test_processes_share_a_batch(colours: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "channels"), [(28, 1), (28, 3), (40, 1), (40, 3)])
-def test_pictures_in_memory(size: int, channels: int) -> None:
+def test_images_in_memory_are_resized_and_get_the_channels(size: int, channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28, 1), dtype=np.uint8)
     samples = Samples(tuple(map(str, range(6))), np.zeros(6, np.int64), ("a", "b"), pixels)
     (batch,) = Loader(samples, Preprocess(size=size).with_channels(channels), LoaderOptions(batch_size=8))

@@ -1,4 +1,4 @@
-"""Decoded pictures and features that are kept: right, whole, shared, made once, and never ahead of need."""
+"""The pixel cache: its batches, sharing, repair, limits and command."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.fabricate import draw_picture, draw_tree
+from support.fabricate import draw_image, draw_tree
 
 import imgclf.data.pixel_cache as cache_module
 from imgclf import ImageDataModule, Preprocess, RunError
@@ -30,7 +30,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are decoded from here on, in this process."""
+    """Files that this process decodes from here on, in order."""
     files: list[str] = []
     read = cache_module.read_image
 
@@ -68,19 +68,19 @@ def store_file() -> Path:
 @pytest.mark.parametrize("place", ["disk", "ram"])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("augment", [None, {"rotation_degrees": 20, "horizontal_flip": True}])
-def test_the_same_batches_with_and_without(colours: Path, place: str, workers: int, augment: Any) -> None:
+def test_cached_batches_equal_uncached_ones(colours: Path, place: str, workers: int, augment: Any) -> None:
     plain = module(colours, cache="off", augment=augment)
     cached = module(colours, cache=place, augment=augment, num_workers=workers)
     for number in (0, 1, 3):
         assert same(epoch(cached, number), epoch(plain, number))
 
 
-def test_each_picture_is_decoded_once_for_all_runs(colours: Path, decoded: list[str]) -> None:
+def test_each_image_is_decoded_once_for_all_runs(colours: Path, decoded: list[str]) -> None:
     first = epoch(module(colours), 0)
     assert sorted(decoded) == sorted(map(str, colours.glob("train/*/*")))
     for number in range(3):
-        epoch(module(colours), number)  # later runs, and other orders
-    epoch(module(colours, fraction=0.5), 0)  # a part of the same pictures
+        epoch(module(colours), number)  # later runs and other orders
+    epoch(module(colours, fraction=0.5), 0)  # a part of the same images
     assert len(decoded) == 36
     assert same(epoch(module(colours), 0), first)
     assert [about["data"] for _, about, _ in list_stores(cache_folder())] == ["custom"]
@@ -89,7 +89,7 @@ def test_each_picture_is_decoded_once_for_all_runs(colours: Path, decoded: list[
 @pytest.mark.parametrize(
     "change", [{"size": 20}, {"resize": "crop"}, {"resize": "letterbox"}, {"interpolation": "nearest"}], ids=str
 )
-def test_another_preprocessing_is_another_cache(colours: Path, decoded: list[str], change: dict[str, Any]) -> None:
+def test_other_preprocessing_gets_its_own_cache(colours: Path, decoded: list[str], change: dict[str, Any]) -> None:
     epoch(module(colours))
     changed = Preprocess(**{"size": SIZE, **change})
     images = epoch(module(colours, preprocess=changed))
@@ -97,14 +97,14 @@ def test_another_preprocessing_is_another_cache(colours: Path, decoded: list[str
     assert same(images, epoch(module(colours, preprocess=changed, cache="off")))
 
 
-def test_only_what_the_run_will_see_is_decoded(colours: Path, decoded: list[str]) -> None:
+def test_only_images_of_the_next_batches_are_decoded(colours: Path, decoded: list[str]) -> None:
     loader = module(colours).loader("train", shuffle="epoch", training=True, limit=2)
     for _, _ in zip(range(2), loader, strict=False):
         pass
     assert len(decoded) == 16  # two batches of 8
     loader.load_state_dict({"epoch": 0, "batch": 1})
     next(iter(loader))
-    assert len(decoded) == 16  # the second of them again
+    assert len(decoded) == 16  # the second of them, a second time
     loader.set_epoch(1)
     wanted = {loader.samples.items[index] for index in loader.permutation(1)[:16]}
     seen = set(decoded)
@@ -113,15 +113,15 @@ def test_only_what_the_run_will_see_is_decoded(colours: Path, decoded: list[str]
 
 
 @pytest.mark.parametrize("how", ["another size", "another time"])
-def test_a_changed_file_is_decoded_anew(tmp_path: Path, decoded: list[str], how: str) -> None:
+def test_changed_file_is_decoded_again(tmp_path: Path, decoded: list[str], how: str) -> None:
     root = draw_tree(tmp_path / "data", {"train": 3, "valid": 1, "test": 1})
     epoch(module(root))
     changed = root / "train" / "red" / "001.png"
     status = changed.stat()
     if how == "another size":
-        draw_picture(changed, (0, 0, 0), seed=5, size=25)
+        draw_image(changed, (0, 0, 0), seed=5, size=25)
     else:
-        draw_picture(changed, (200, 40, 40), seed=4, size=24)
+        draw_image(changed, (200, 40, 40), seed=4, size=24)
         os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     del decoded[:]
     images = epoch(module(root))
@@ -129,14 +129,15 @@ def test_a_changed_file_is_decoded_anew(tmp_path: Path, decoded: list[str], how:
     assert same(images, epoch(module(root, cache="off")))
 
 
-def torn(path: Path, how: str) -> None:
+def damage(path: Path, how: str) -> None:
+    """Damage the rows in `path`, or their index."""
     data, index = bytearray(path.read_bytes()), path.parent / "index.bin"
     if how == "rows cut off":
         path.write_bytes(data[:-7])
     elif how == "a flipped bit":
         data[5 * SIZE * SIZE * 3 + 11] ^= 1
         path.write_bytes(data)
-    elif how == "rows gone":
+    elif how == "rows missing":
         path.unlink()
     elif how == "index cut off":
         index.write_bytes(index.read_bytes()[:-3])
@@ -146,29 +147,38 @@ def torn(path: Path, how: str) -> None:
         index.write_bytes(b"")
     elif how == "index of another":
         index.write_bytes(b"imgclf rows 1\n" + bytes(200))
-    elif how == "rows not in the index":  # killed between the two
+    elif how == "rows not in the index":  # killed between the two writes
         path.write_bytes(data + bytes(1000))
 
 
+# Damage -> the number of images that are decoded again.
 DAMAGES = {
-    "rows cut off": 36, "a flipped bit": 1, "rows gone": 36, "index cut off": 36, "index flipped": 36, "index empty": 36,
-    "index of another": 36, "rows not in the index": 0,
-}  # fmt: skip
+    "rows cut off": 36,
+    "a flipped bit": 1,
+    "rows missing": 36,
+    "index cut off": 36,
+    "index flipped": 36,
+    "index empty": 36,
+    "index of another": 36,
+    "rows not in the index": 0,
+}
 
 
-@pytest.mark.trust("kept pictures that are torn, flipped, cut off or gone", "a wrong pixel in a batch")
+@pytest.mark.trust("cached images that are torn, flipped, cut off or missing", "a wrong pixel in a batch")
 @pytest.mark.parametrize("how", DAMAGES)
-def test_what_is_damaged_is_made_anew(colours: Path, decoded: list[str], how: str) -> None:
+def test_damaged_cache_is_rebuilt_without_a_wrong_pixel(colours: Path, decoded: list[str], how: str) -> None:
     right = epoch(module(colours))
-    torn(store_file(), how)
+    damage(store_file(), how)
     del decoded[:]
     assert same(epoch(module(colours)), right)
     assert len(decoded) == DAMAGES[how]
     del decoded[:]
-    assert same(epoch(module(colours)), right) and not decoded  # and is whole again
+    assert same(epoch(module(colours)), right) and not decoded  # the cache is whole again
 
 
-def test_a_bad_picture_is_named_and_the_rest_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_image_raises_its_name_and_earlier_chunks_stay_cached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = draw_tree(tmp_path / "data", {"train": 80, "valid": 1, "test": 1})
     bad = root / "train" / "green" / "050.png"
     whole = bad.read_bytes()
@@ -177,10 +187,10 @@ def test_a_bad_picture_is_named_and_the_rest_is_kept(tmp_path: Path, capsys: pyt
         epoch(module(root))
     bad.write_bytes(whole)
     assert same(epoch(module(root)), epoch(module(root, cache="off")))
-    assert "pixels: 176 computed" in capsys.readouterr().out  # of 240: the chunk of 64 before the bad one's was kept
+    assert "pixels: 176 computed" in capsys.readouterr().out  # of 240: the chunk of 64 before the bad image was cached
 
 
-def test_a_file_that_hangs(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_file_raises_run_error(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = cache_module.read_image
 
     def hanging(source: Any, *args: Any) -> Any:
@@ -193,20 +203,20 @@ def test_a_file_that_hangs(tmp_path: Path, colours: Path, monkeypatch: pytest.Mo
         epoch(module(colours, timeout_seconds=0.5))
 
 
-def test_no_room_is_a_line_and_not_an_end(
+def test_full_cache_is_one_line_and_the_run_continues(
     colours: Path, capsys: pytest.CaptureFixture[str], decoded: list[str]
 ) -> None:
     data = module(colours, cache_gb=1e-6)
     first, _ = epoch(data), epoch(data, 1)
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert "pixels: not cached, 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in said
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert "pixels: not cached, 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in printed
     assert len(decoded) == 72  # both epochs
     assert same(first, epoch(module(colours, cache="off")))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_a_line_and_not_an_end(
+def test_full_disk_is_one_line_and_the_run_continues(
     colours: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
@@ -218,7 +228,7 @@ def test_a_full_disk_is_a_line_and_not_an_end(
     assert "pixels: not cached, No space left on device" in capsys.readouterr().out
 
 
-def test_a_folder_that_can_not_be_made(
+def test_cache_folder_that_cannot_be_created_is_one_line_and_the_run_continues(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -227,19 +237,21 @@ def test_a_folder_that_can_not_be_made(
     assert capsys.readouterr().out.startswith("pixels: not cached, ")
 
 
-def test_an_interrupted_making_keeps_what_is_done(tmp_path: Path, decoded: list[str]) -> None:
+def test_interrupted_build_keeps_the_finished_chunk(tmp_path: Path, decoded: list[str]) -> None:
     root = draw_tree(tmp_path / "data", {"train": 80, "valid": 1, "test": 1})
     data = module(root)
     data.connect(data.preprocess, stop=lambda: True)
     right = epoch(module(root, cache="off"))
     del decoded[:]
-    assert same(epoch(data), right)  # what wasn't kept is decoded on the spot
+    assert same(epoch(data), right)  # images that aren't cached are decoded when they are needed
     del decoded[:]
     epoch(module(root))
     assert len(decoded) == 240 - cache_module.CHUNK
 
 
-def test_what_is_cleared_meanwhile(colours: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_cleared_during_a_run_changes_no_batch(
+    colours: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     data = module(colours, augment={"horizontal_flip": True})
     first = epoch(data, 0, limit=2)
     assert cache_command(["clear"]) == 0
@@ -250,12 +262,14 @@ def test_what_is_cleared_meanwhile(colours: Path, decoded: list[str], capsys: py
     assert same(epoch(data, 0, limit=2), first)
 
 
-def test_the_command(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_command_lists_and_clears_stores_that_are_not_in_use(
+    colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     epoch(module(colours))
     capsys.readouterr()
     assert cache_command([]) == 0
-    said = capsys.readouterr().out
-    assert "0.0 MB  pixels/custom-" in said and "16 x 16 x 3, squash, from" in said and str(colours) in said
+    printed = capsys.readouterr().out
+    assert "0.0 MB  pixels/custom-" in printed and "16 x 16 x 3, squash, from" in printed and str(colours) in printed
     assert cache_command(["clear", "pixels/nothing"]) == 2
     assert "holds no pixels/nothing" in capsys.readouterr().err
     (store,) = list_stores(cache_folder())
@@ -265,7 +279,7 @@ def test_the_command(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is in use by a run" in capsys.readouterr().err
 
 
-def test_rows_in_memory_and_on_disk_are_the_same_thing(tmp_path: Path) -> None:
+def test_memory_and_disk_stores_behave_alike(tmp_path: Path) -> None:
     numbers = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
     keys = [key_of(bytes([n])) for n in range(4)]
     for store in (DiskStore(tmp_path / "a" / "b", (2, 3), "float32", {}, 1e9), MemoryStore((2, 3), "float32", 4, 1e9)):
@@ -277,8 +291,8 @@ def test_rows_in_memory_and_on_disk_are_the_same_thing(tmp_path: Path) -> None:
         assert np.array_equal(store.rows.take(np.array([2, 0])), numbers[[2, 0]])
 
 
-def test_two_processes_share_a_store(tmp_path: Path) -> None:
-    """What one adds the other finds; neither loses the other's rows."""
+def test_two_processes_see_each_others_rows(tmp_path: Path) -> None:
+    """Each process reads the rows that the other added, and no row is lost."""
     numbers = np.arange(12, dtype=np.uint8).reshape(6, 2)
     keys = [key_of(bytes([n])) for n in range(6)]
     ours, theirs = (DiskStore(tmp_path / "a" / "b", (2,), "uint8", {}, 1e9) for _ in range(2))
@@ -292,14 +306,14 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
         assert np.array_equal(store.rows.take(store.find(keys)), numbers)
 
 
-def test_settings_outside_their_range() -> None:
+def test_cache_settings_outside_their_range_raise_config_error() -> None:
     with pytest.raises(ConfigError, match="cache='tape': expected one of disk, ram, off"):
         CacheConfig("tape")
     with pytest.raises(ConfigError, match="cache_gb=-1: expected a number of at least 0"):
         CacheConfig("disk", -1)
 
 
-def test_rows_of_a_csv_are_kept_at_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_csv_are_resized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (12, 64))
     text = "\n".join(",".join(map(str, [n % 2, *row])) for n, row in enumerate(rows))
     (tmp_path / "data").mkdir()
@@ -315,14 +329,17 @@ def test_rows_of_a_csv_are_kept_at_another_size(tmp_path: Path, monkeypatch: pyt
     assert same(first, epoch(module(tmp_path / "data", splits=splits, cache="off")))
 
 
-def test_memory_is_mapped_and_not_held(tmp_path: Path) -> None:
-    """Reading every row of a store larger than the limit adds next to no anonymous memory."""
+def test_store_is_mapped_and_adds_little_memory(tmp_path: Path) -> None:
+    """Reading every row of the store adds less than a quarter of its size in anonymous memory."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     store = DiskStore(tmp_path / "a" / "b", (1024, 1024), "uint8", {}, 1e12)
     keys = [key_of(n.to_bytes(2, "little")) for n in range(96)]
-    rows = CachedRows(store, 96, "rows", lambda indices: [keys[i] for i in indices],
-                  lambda indices: (np.full((1, 1024, 1024), i, np.uint8) for i in indices))  # fmt: skip
+
+    def compute(indices: Any) -> Any:
+        return (np.full((1, 1024, 1024), i, np.uint8) for i in indices)
+
+    rows = CachedRows(store, 96, "rows", lambda indices: [keys[i] for i in indices], compute)
 
     def anonymous() -> int:
         return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
@@ -334,15 +351,17 @@ def test_memory_is_mapped_and_not_held(tmp_path: Path) -> None:
     assert anonymous() - before < 24  # MiB, of 96
 
 
-def test_a_file_that_changes_while_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pixels may be the old ones or the new ones; the next run has the new ones."""
+def test_file_that_changes_while_it_is_decoded_is_new_in_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run may see the old pixels or the new ones; the next run must see the new ones."""
     root = draw_tree(tmp_path / "data", {"train": 3, "valid": 1, "test": 1})
     changed, read = root / "train" / "red" / "001.png", cache_module.read_image
 
     def late(source: Any, *args: Any) -> Any:
         pixels = read(source, *args)
         if Path(source) == changed:
-            draw_picture(changed, (0, 0, 0), seed=5, size=25)
+            draw_image(changed, (0, 0, 0), seed=5, size=25)
         return pixels
 
     monkeypatch.setattr(cache_module, "read_image", late)

@@ -1,4 +1,4 @@
-"""Pixel CSV files: what is read, to the value, and what is refused, to the line."""
+"""Pixel CSV files: exact values of valid files, and the line of each error."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def write(folder: Path, text: str | bytes) -> Path:
         ("a,b,c,d,LABEL\n0,1,2,255,3.0\n9,8,7,6,10\n", [2, 3]),
     ],
 )
-def test_every_spelling_of_the_same_two_rows(tmp_path: Path, text: str, lines: list[int]) -> None:
+def test_every_spelling_of_two_rows_gives_the_same_table(tmp_path: Path, text: str, lines: list[int]) -> None:
     table = read_pixel_csv(write(tmp_path, text))
     assert table.pixels.dtype == np.uint8 and table.pixels.flags.c_contiguous
     np.testing.assert_array_equal(table.pixels, GREY)
@@ -46,7 +46,7 @@ def test_every_spelling_of_the_same_two_rows(tmp_path: Path, text: str, lines: l
     assert table.lines.dtype == np.int64 and table.lines.tolist() == lines
 
 
-def test_colour_is_interleaved(tmp_path: Path) -> None:
+def test_rgb_pixels_are_interleaved(tmp_path: Path) -> None:
     values = np.arange(12)
     table = read_pixel_csv(write(tmp_path, "cat," + ",".join(map(str, values)) + "\n"), channels=3)
     np.testing.assert_array_equal(table.pixels, values.reshape(1, 2, 2, 3))
@@ -54,12 +54,12 @@ def test_colour_is_interleaved(tmp_path: Path) -> None:
         read_pixel_csv(tmp_path / "pixels.csv", channels=1)
 
 
-def test_no_width_is_both_grey_and_colour() -> None:
+def test_no_row_length_is_both_grey_and_rgb() -> None:
     squares = {side * side for side in range(1, 5000)}
     assert not squares & {3 * square for square in squares}  # the square root of 3 is irrational
 
 
-def test_class_names_and_long_labels(tmp_path: Path) -> None:
+def test_labels_may_be_quoted_long_or_accented(tmp_path: Path) -> None:
     long = "x" * 200
     table = read_pixel_csv(write(tmp_path, f'"ace, of clubs",1,2,3,4\n{long},1,2,3,4\nétoile,1,2,3,4\n'))
     assert table.labels == ["ace, of clubs", long, "étoile"]
@@ -94,25 +94,27 @@ def test_class_names_and_long_labels(tmp_path: Path) -> None:
         (b'3,1,2,3,"' + b"4" * 200_000, "isn't CSV"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str | bytes, expected: str) -> None:
+def test_malformed_csv_raises_data_error_with_the_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(DataError, match=expected) as caught:
         read_pixel_csv(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_folder_or_missing_file_raises_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a folder"):
         read_pixel_csv(tmp_path)
     with pytest.raises(DataError, match="no such file"):
         read_pixel_csv(tmp_path / "absent.csv")
 
 
-def test_the_two_ways_agree(tmp_path: Path) -> None:
+def test_fast_and_slow_parsers_agree(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 49))
     rows = "\n".join(f"{i % 7}," + ",".join(map(str, row)) for i, row in enumerate(pixels))
     fast = read_pixel_csv(write(tmp_path, rows))
-    slow = read_pixel_csv(write(tmp_path, rows + "\n\n0," + ",".join(["0"] * 49)))  # the blank line takes the slow way
+    slow = read_pixel_csv(
+        write(tmp_path, rows + "\n\n0," + ",".join(["0"] * 49))
+    )  # the blank line needs the slow parser
     np.testing.assert_array_equal(fast.pixels[..., 0].reshape(50, 49), pixels)
     np.testing.assert_array_equal(slow.pixels[:-1], fast.pixels)
     assert slow.labels[:-1] == fast.labels and slow.lines[-2:].tolist() == [50, 52]
@@ -122,7 +124,7 @@ needs_odd = pytest.mark.skipif(not (SHARED / "odd" / "csv").is_dir(), reason="th
 
 
 @needs_odd
-def test_real_odd_files() -> None:
+def test_real_web_page_is_refused_and_a_real_csv_without_header_is_read() -> None:
     with pytest.raises(DataError, match="a web page"):
         read_pixel_csv(SHARED / "odd" / "csv" / "html_error_page_named_sign_mnist_test.csv")
     table = read_pixel_csv(SHARED / "odd" / "csv" / "sign_mnist_noheader_truncated_11rows.csv")
@@ -132,7 +134,7 @@ def test_real_odd_files() -> None:
 
 @pytest.mark.skipif(not (SHARED / "sign_mnist").is_dir(), reason="the real sign-MNIST slices aren't here")
 @pytest.mark.parametrize(("split", "count"), [("train", 6000), ("test", 1500)])
-def test_real_sign_mnist(split: str, count: int) -> None:
+def test_real_sign_mnist_slice_has_its_counts_and_labels(split: str, count: int) -> None:
     table = read_pixel_csv(SHARED / "sign_mnist" / f"sign_mnist_{split}.csv", channels=1)
     assert table.pixels.shape == (count, 28, 28, 1) and len(table.labels) == count
     assert set(table.labels) == {str(label) for label in range(25) if label != 9}

@@ -1,6 +1,6 @@
-"""Predictions in Python: devices, and test-time augmentation."""
+"""Predictions in Python: loading, inputs, devices and test-time augmentation."""
 
-import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.fabricate import COLOURS, composed, draw_picture
+from pytorch_lightning import Trainer
+from support.fabricate import COLOURS, composed, draw_image
+from support.run_files import read_json, read_rows
 
 import imgclf
+from imgclf.console import silence_library_logs
+from imgclf.errors import DataError
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.inference.predictor import choose_device
 
@@ -69,12 +73,12 @@ def test_load_and_evaluate_refuse_a_missing_device_before_they_read_the_file(
 
 def test_tta_averages_the_probabilities_over_all_flips(run_tiny: Callable[..., Path], tmp_path: Path) -> None:
     path = run_tiny("trainer.max_epochs=1", "dataset.flips=[horizontal,vertical]") / "checkpoints" / "best.ckpt"
-    draw_picture(tmp_path / "one.png", (120, 90, 60), 7)
+    draw_image(tmp_path / "one.png", (120, 90, 60), 7)
     with Image.open(tmp_path / "one.png") as image:
         pixels = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
     views = [pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1]]
     single = imgclf.load(path).predict_proba([np.ascontiguousarray(view) for view in views])
-    assert np.ptp(single[:, 0]) > 1e-4, "the views must differ, or the test shows nothing"
+    assert np.ptp(single[:, 0]) > 1e-4, "the views must differ for the test to show anything"
     mean = imgclf.load(path, tta=True).predict_proba([pixels])
     assert np.allclose(mean[0], single.mean(axis=0), atol=1e-6)
 
@@ -90,9 +94,85 @@ def test_evaluation_with_tta_writes_the_probabilities_of_predict_proba(
     path = run_tiny("trainer.max_epochs=1", "dataset.flips=[horizontal]") / "checkpoints" / "best.ckpt"
     settings = composed(f"checkpoint='{path}'", "tta=true", "report=false", config="evaluate")
     evaluate_checkpoint(settings, tmp_path / "out")
-    with (tmp_path / "out" / "predictions_test.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "out" / "predictions_test.csv")
     files = [row["file"] for row in rows]
     written = np.array([[float(row[name]) for name in sorted(COLOURS)] for row in rows])
     assert np.allclose(written, imgclf.load(path, tta=True).predict_proba(files), atol=1e-6)
     assert not np.allclose(written, imgclf.load(path).predict_proba(files), atol=1e-6)
+
+
+def test_loaded_checkpoint_predicts_every_kind_of_input_as_the_run_did(
+    tiny_run: Path, colours: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere.ckpt"  # the file alone, without its run folder
+    shutil.copy(tiny_run / "checkpoints" / "best.ckpt", moved)
+    classifier = imgclf.load(moved)
+    assert classifier.classes == tuple(COLOURS)
+    assert classifier.metrics == read_json(tiny_run / "metrics.json")
+    assert [row["epoch"] for row in classifier.history][:1] == [0]
+    rows = read_rows(tiny_run / "predictions_test.csv")
+    files = [row["file"] for row in rows]
+    expected = np.array([[float(row[name]) for name in COLOURS] for row in rows], dtype=np.float32)
+    probabilities = classifier.predict_proba(files)
+    assert probabilities.dtype == np.float32
+    assert np.allclose(probabilities, expected, atol=1e-6)
+    assert classifier.predict(files) == [row["predicted"] for row in rows]
+    assert classifier.predict(files[0]) == rows[0]["predicted"]
+    assert classifier.predict(Path(files[0])) == rows[0]["predicted"]
+    assert classifier.predict(colours / "test") == classifier.predict(files)
+    image = Image.open(files[0])
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    for one in (image, array, tensor, tensor / 255):
+        assert np.allclose(classifier.predict_proba(one), expected[:1], atol=1e-6)
+    assert classifier.predict([image, files[1], array]) == [rows[i]["predicted"] for i in (0, 1, 0)]
+    assert classifier.predict(np.stack([array, array])) == [rows[0]["predicted"]] * 2
+    assert classifier.predict([]) == []
+    assert classifier.predict_proba([]).shape == (0, 3)
+
+
+def test_unreadable_image_raises_image_error_or_is_returned_in_its_place(
+    tiny_run: Path, colours: Path, tmp_path: Path
+) -> None:
+    classifier = imgclf.load(tiny_run / "checkpoints" / "best.ckpt")
+    good, bad = colours / "test" / "red" / "000.png", tmp_path / "bad.png"
+    bad.write_bytes(good.read_bytes()[:100])
+    with pytest.raises(imgclf.ImageError, match=r"bad\.png"):
+        classifier.predict([good, bad])
+    first, second, third = classifier.predict([good, bad, tmp_path / "none.png"], errors="return")
+    assert first in COLOURS
+    assert isinstance(second, imgclf.ImageError) and isinstance(third, imgclf.ImageError)
+    probabilities = classifier.predict_proba([good, bad], errors="return")
+    assert np.isfinite(probabilities[0]).all() and np.isnan(probabilities[1]).all()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in this folder"):
+        classifier.predict(tmp_path / "empty")
+
+
+def test_load_from_checkpoint_gives_a_classifier_whose_head_can_be_replaced(tiny_run: Path) -> None:
+    classifier = imgclf.ImageClassifier.load_from_checkpoint(tiny_run / "checkpoints" / "best.ckpt")
+    assert classifier.classes == tuple(COLOURS)
+    assert not classifier.training
+    other = classifier.replace_head(["a", "b"])
+    assert other(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).shape == (1, 2)
+
+
+def test_lightning_trainer_tests_and_predicts_with_the_metrics_of_the_run(tiny_run: Path, colours: Path) -> None:
+    classifier = imgclf.load(tiny_run / "checkpoints" / "best.ckpt").classifier
+    data = imgclf.ImageDataModule(colours, preprocess=classifier.preprocess, batch_size=8)
+    silence_library_logs()
+    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
+    (measured,) = trainer.test(classifier, datamodule=data, verbose=False)
+    expected = read_json(tiny_run / "metrics.json")["test"]
+    assert measured["test_accuracy"] == pytest.approx(expected["accuracy"])
+    assert measured["test_loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    predictions = trainer.predict(classifier, datamodule=data)
+    assert sum(len(part) for part in predictions or []) == 15
+
+
+def test_loading_leaves_the_random_number_generator_unchanged(tiny_run: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    imgclf.load(tiny_run / "checkpoints" / "best.ckpt")
+    assert torch.equal(torch.rand(3), expected)

@@ -132,7 +132,7 @@ SCRIPT = """
 def test_a_browser_opens_points_at_clicks_and_sorts_the_page(page: str, tmp_path: Path) -> None:
     result, console = browse(page, SCRIPT, tmp_path)
     data = page_data_of(page)
-    assert result["says"] == [] and console == ""
+    assert result["errors"] == [] and console == ""
     assert result["cells"] == len(data["matrix"]) and result["charts"] == 4
     row, column = result["cell"]
     many = next(count for r, c, count in data["matrix"] if (r, c) == (row, column))
@@ -168,7 +168,7 @@ def test_a_page_of_a_hundred_classes_fits_the_window(page: str, tmp_path: Path, 
     data |= {"classes": names, "matrix": matrix, "confused": [c for c in matrix if c[0] != c[1]][:15]}
     data |= {"per_class": [scores] * 100, "counts": {split: [5] * 100 for split in ("train", "val", "test")}}
     result, console = browse(results_page(data), SCRIPT, tmp_path, width)
-    assert result["says"] == [] and console == "" and result["cells"] == len(matrix)
+    assert result["errors"] == [] and console == "" and result["cells"] == len(matrix)
     assert result["wide"] <= 0 and result["names"][0] in names and len(result["names"]) == 100
 
 

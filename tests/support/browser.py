@@ -1,4 +1,4 @@
-"""A real browser without a window, where one is installed: opens a page, and says what a script finds in it."""
+"""Open a page in a headless browser, where one is installed, and return what a script reads from it."""
 
 import html
 import json
@@ -17,29 +17,40 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: on
 
 _FRAME = """
 <script>
-const complaints = [];
-window.addEventListener("error", event => complaints.push("error: " + event.message));
-window.addEventListener("securitypolicyviolation", event => complaints.push("blocked: " + event.blockedURI));
+const errors = [];
+window.addEventListener("error", event => errors.push("error: " + event.message));
+window.addEventListener("securitypolicyviolation", event => errors.push("blocked: " + event.blockedURI));
 window.addEventListener("load", () => {
   const out = {};
   %s
-  out.says = complaints;
-  document.documentElement.setAttribute("data-found", JSON.stringify(out));
+  out.errors = errors;
+  document.documentElement.setAttribute("data-result", JSON.stringify(out));
 });
 </script>
 """
 
 
 def browse(page: str, script: str, folder: Path, width: int = 1180) -> tuple[dict[str, Any], str]:
-    """What `script` put into `out` once the page had loaded, with the errors under "says"; and the browser's console."""
+    """Run `script` in the loaded page; return its `out`, with the page's errors under "errors", and the browser's console."""
     assert BROWSER
     path = folder / "page.html"
     loosened = re.sub(r"script-src 'sha256-[^']+'", "script-src 'unsafe-inline'", page)
     path.write_text(loosened.replace("<main>", _FRAME % script + "<main>", 1), encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900",
-               f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=4000", "--dump-dom", path.as_uri()]  # fmt: skip
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--window-size={width},900",
+        profile,
+        "--virtual-time-budget=4000",
+        "--dump-dom",
+        path.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    match = re.search(r'data-found="(.*?)"', done.stdout)
+    match = re.search(r'data-result="(.*?)"', done.stdout)
     assert match, done.stderr[-2000:]
     console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     return json.loads(html.unescape(match[1])), console
@@ -49,7 +60,7 @@ NASTY = '</script><img src=x onerror="document.title=1">&'
 
 
 class Tags(HTMLParser):
-    """What a page would load from elsewhere, and how many of each element it has."""
+    """Elements of a page (`tags`) and the addresses that it would load from (`loads`)."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What tests fabricate: images, folders of them, and the settings that a command line composes."""
+"""Fabricated images, data sets, predictions and settings."""
 
 import io
 from pathlib import Path
@@ -16,57 +16,68 @@ SHARED = ROOT.parent / "shared"
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 40, 40)}
 
 
-def draw_picture(path: Path, colour: tuple[int, int, int], seed: int, size: int = 24) -> None:
-    """A noisy picture of one colour, which a small network can learn."""
+def draw_image(path: Path, colour: tuple[int, int, int], seed: int, size: int = 24) -> None:
+    """Write a noisy image of one colour, which a small network can learn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(-40, 40, (size, size, 3))
     Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
 
 
 def draw_tree(root: Path, counts: dict[str, int]) -> Path:
-    """`{split}/{class}/NNN.png` for the classes blue, green and red."""
+    """Write `{split}/{class}/NNN.png` for the classes blue, green and red; return `root`."""
     for split, count in counts.items():
         for position, (name, colour) in enumerate(COLOURS.items()):
             for number in range(count):
-                draw_picture(
-                    root / split / name / f"{number:03}.png", colour, seed=1000 * len(split) + 10 * number + position
-                )
+                seed = 1000 * len(split) + 10 * number + position
+                draw_image(root / split / name / f"{number:03}.png", colour, seed)
     return root
 
 
 def composed(*overrides: str, config: str = "train") -> Any:
-    """The settings of a command line: a `RunConfig`, `EvaluateConfig`, `CheckConfig` or `DownloadConfig`."""
+    """Return the settings of a command line: a `RunConfig`, `EvaluateConfig`, `CheckConfig` or `DownloadConfig`."""
     return compose_config(config, overrides)
 
 
 TINY = (
-    "dataset=folders", "model=small_cnn", "trainer=cpu", "image_size=16", "dataset.batch_size=8", "trainer.max_epochs=2",
-    "model.backbone_kwargs.layers=[4,pool,8,pool]", "model.head.hidden=[8]", "dataset.num_workers=0",
-    "scheduler.name=none", "model.head.dropout=0.0", "optimizer.lr=0.01", "report=false",
-)  # fmt: skip
+    "dataset=folders",
+    "model=small_cnn",
+    "trainer=cpu",
+    "image_size=16",
+    "dataset.batch_size=8",
+    "trainer.max_epochs=2",
+    "model.backbone_kwargs.layers=[4,pool,8,pool]",
+    "model.head.hidden=[8]",
+    "dataset.num_workers=0",
+    "scheduler.name=none",
+    "model.head.dropout=0.0",
+    "optimizer.lr=0.01",
+    "report=false",
+)
 
 
 def structured(seed: int, side: int = 120) -> np.ndarray:
-    """A picture with large shapes and noise, unlike any other seed's: uint8 [side, side, 3]."""
+    """Return an image of large shapes and noise that depend on the seed: uint8 [side, side, 3]."""
     rng = np.random.default_rng(seed)
     large = cv2.resize(rng.uniform(0, 255, (6, 6, 3)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     return np.clip(large + rng.normal(0, 8, (side, side, 3)), 0, 255).astype(np.uint8)
 
 
 def as_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """Return the pixels after a round trip through JPEG."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return decode(stream.getvalue())
 
 
 def resized(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Return the pixels at another size, bicubic."""
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def random_predictions(
     num_samples: int, num_classes: int, seed: int = 0, missing: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities float32 [N, K] and targets int64 [N]; the `missing` classes are neither a target nor predicted."""
+    """Return probabilities float32 [N, K] and targets int64 [N]; `missing` classes are neither a target nor predicted."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(num_samples, num_classes))
     targets = generator.choice([k for k in range(num_classes) if k not in missing], size=num_samples)

@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that tests configure: it cuts connections, sends wrong lengths and redirects."""
+"""HTTP server on 127.0.0.1 that tests configure: it cuts connections, sends wrong lengths and redirects."""
 
 import os
 import threading
@@ -21,20 +21,24 @@ class Site:
     body: bytes = BODY
     etag: str | None = '"v1"'
     ranges: bool = True
-    cut_after: int | None = None  # bytes of the body until the connection breaks
-    extra_length: int = 0  # added to the Content-Length
+    # Bytes of the body until the connection breaks.
+    cut_after: int | None = None
+    # Added to the Content-Length.
+    extra_length: int = 0
     headers: dict[str, str] = field(default_factory=dict)
-    status: list[int] = field(default_factory=list)  # of the next responses, instead of the file
+    # Status codes of the next responses, which have no body.
+    status: list[int] = field(default_factory=list)
     redirects: dict[str, str] = field(default_factory=dict)
     if_range_ignored: bool = False
-    length: str = "declared"  # or "chunked", or "undeclared"
+    # "declared", "chunked" or "undeclared".
+    length: str = "declared"
     pause_seconds: float = 0
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET as its `site` is configured."""
+    """Serves GET requests as its `site` is configured."""
 
     site: Site
 
@@ -49,9 +53,9 @@ class Handler(BaseHTTPRequestHandler):
         if site.status:
             return self.respond(site.status.pop(0), {"Content-Length": "0"})
         start = 0
-        asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-        if asked and site.ranges and (site.if_range_ignored or condition == site.etag):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        requested, condition = self.headers.get("Range"), self.headers.get("If-Range")
+        if requested and site.ranges and (site.if_range_ignored or condition == site.etag):
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
         if start >= len(site.body) > 0:
             return self.respond(416, {"Content-Range": f"bytes */{len(site.body)}", "Content-Length": "0"})
         data = site.body[start:]

@@ -19,20 +19,20 @@ HEIGHT, WIDTH = 24, 36
 
 
 def scene(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """RGB with 4 x 4 = 16 colours in blocks, different in every corner and under every turn."""
+    """Return RGB pixels: 4 x 4 blocks of 16 colours, which differ in every corner and orientation."""
     y, x = np.mgrid[:height, :width]
     rgb = np.stack([x * 4 // width * 80, y * 4 // height * 70, (x * 4 // width + y * 4 // height) * 30], axis=2)
     return rgb.astype(np.uint8)
 
 
 def blended(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """RGB pixels over the background, rounded."""
+    """Return RGB pixels blended over the background, rounded."""
     share = alpha[..., None] / 255.0
     return np.rint(rgb * share + np.array(BACKGROUND) * (1 - share)).astype(np.uint8)
 
 
 def grey3(values: np.ndarray) -> np.ndarray:
-    """[H, W, 3] of grey values [H, W]."""
+    """Return [H, W, 3] of grey values [H, W]."""
     return np.repeat(values[..., None], 3, axis=2)
 
 
@@ -46,23 +46,26 @@ SIZE_TAGS = {256: (3, [WIDTH]), 257: (3, [HEIGHT]), 259: (3, [1]), 277: (3, [1])
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Return the image as a file of the format `kind`."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a PNG chunk."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, bits: int, colour: int, raw: bytes, *extra: bytes, level: int = 6) -> bytes:
+    """Return a PNG of raw filtered rows, with `extra` chunks before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     parts = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", zlib.compress(raw, level)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def tiff(tags: dict[int, tuple[int, list[int]]], data: bytes) -> bytes:
-    """A little-endian TIFF of the pixels `data` (tag 273 points to them) with short (3) and long (4) tags."""
+    """Return a little-endian TIFF of the pixels `data` (tag 273 points to them) with short (3) and long (4) tags."""
     tags = {**tags, 273: (4, [8]), 279: (4, [len(data)])}
     start, extra = 8 + len(data), b""
     entries = struct.pack("<H", len(tags))
@@ -76,19 +79,20 @@ def tiff(tags: dict[int, tuple[int, list[int]]], data: bytes) -> bytes:
 
 
 def exif(orientation: int) -> bytes:
+    """Return EXIF data with the orientation, 1 to 8."""
     tags = Image.Exif()
     tags[274] = orientation
     return tags.tobytes()
 
 
 def rows(array: np.ndarray) -> bytes:
-    """Rows of a PNG, each with filter type 0."""
+    """Return the rows of a PNG, each with filter type 0."""
     return b"".join(b"\0" + row.tobytes() for row in array.reshape(HEIGHT, -1))
 
 
 @cache
 def lossless() -> dict[str, bytes]:
-    """The scene in every lossless format."""
+    """Return {name: file}: the scene in every lossless format."""
     rgb, paletted = Image.fromarray(SCENE), Image.fromarray(SCENE).quantize(16, dither=Image.Dither.NONE)
     files = {
         "png": encoded(rgb, "PNG"),
@@ -114,7 +118,7 @@ def lossless() -> dict[str, bytes]:
 
 @cache
 def modes() -> dict[str, tuple[bytes, np.ndarray]]:
-    """{name: (file, expected pixels)} for every mode of Pillow that a file can have."""
+    """Return {name: (file, expected pixels)} for every mode of Pillow that a file can have."""
     rgba, la = Image.fromarray(np.dstack([SCENE, ALPHA])), Image.fromarray(np.dstack([GREY, ALPHA]), "LA")
     paletted = Image.fromarray(SCENE).quantize(16, dither=Image.Dither.NONE)
     index = np.asarray(paletted)

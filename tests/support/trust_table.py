@@ -1,9 +1,9 @@
-"""A pytest plugin: writes what the tests marked `trust` tried, and how much of it went wrong, into a page.
+"""pytest plugin that writes what the tests marked `trust` tried, and how often it failed, into a page.
 
     pytest tests -m trust --trust-table docs/trust.md
 
-`@pytest.mark.trust(what was tried, what must not happen)` marks a test; each of its cases counts once, or as often as it
-says by `record_property("tried", n)`. A test that fails counts as gone wrong with all that it tried.
+`@pytest.mark.trust(what was tried, what must not happen)` marks a test; each of its cases counts once, or `n` times after
+`record_property("tried", n)`. A failed test counts as failed with everything that it tried.
 """
 
 import platform
@@ -20,7 +20,7 @@ Row = tuple[str, str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--trust-table", metavar="PAGE", help="write the table of faults tried and runs lost into PAGE")
+    parser.addoption("--trust-table", metavar="PAGE", help="write the table of faults tried and failures into PAGE")
 
 
 @pytest.fixture(autouse=True)
@@ -35,23 +35,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Collector:
-    """Gathers the reports, those of other processes too."""
+    """Collects the reports of tests, those of other processes too."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.page: str | None = config.getoption("--trust-table")
         self.rows: dict[Row, list[int]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        said = dict(report.user_properties)
-        if (
-            "trust" not in said
-            or report.skipped
-            or report.when == "teardown"
-            or (report.when == "setup" and report.passed)
-        ):
+        properties = dict(report.user_properties)
+        finished = report.when == "call" or (report.when == "setup" and report.failed)
+        if "trust" not in properties or report.skipped or not finished:
             return
-        what, bad = said["trust"]
-        row, tried = self.rows.setdefault((str(what), str(bad)), [0, 0]), int(str(said.get("tried", 1)))
+        what, bad = properties["trust"]
+        row = self.rows.setdefault((str(what), str(bad)), [0, 0])
+        tried = int(str(properties.get("tried", 1)))
         row[0] += tried
         row[1] += tried if report.failed else 0
 
@@ -63,9 +60,10 @@ class _Collector:
         page.write_text(f"{head}{BEGIN}\n{self.table()}{END}{rest.partition(END)[2]}", encoding="utf-8")
 
     def table(self) -> str:
-        """Markdown."""
+        """Return the table in Markdown, with the date and the versions below it."""
         lines = ["| what was tried | times | what must not happen | happened |", "|---|--:|---|--:|"]
         lines += [f"| {what} | {row[0]:,} | {bad} | {row[1]:,} |" for (what, bad), row in sorted(self.rows.items())]
-        lines += ["", f"Measured by the tests on {date.today().isoformat()}: {platform.system()}, {platform.machine()}, Python "
-                  f"{platform.python_version()}, torch {torch.__version__}."]  # fmt: skip
+        versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+        machine = f"{platform.system()}, {platform.machine()}"
+        lines += ["", f"Measured by the tests on {date.today().isoformat()}: {machine}, {versions}."]
         return "\n".join(lines) + "\n"

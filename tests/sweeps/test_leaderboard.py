@@ -115,7 +115,7 @@ def test_a_browser_opens_and_points_at_the_page_of_a_sweep(tmp_path: Path, width
     fabricate(tmp_path / "sweep", {"optimizer.lr": "7", "model": NASTY}, "failed", error=NASTY)
     page = sweep_page(page_data(read_sweep(tmp_path / "sweep")))
     result, console = browse(page, SCRIPT, tmp_path, width)
-    assert result["says"] == [] and console == "" and result["wide"] <= 0
+    assert result["errors"] == [] and console == "" and result["wide"] <= 0
     assert (
         result["lines"] == 12 and result["rows"] == 13 and result["images"] == 0 and result["title"].startswith("Sweep")
     )

@@ -1,7 +1,5 @@
-"""Trackers, for real: what a run logs is found again by each one's own reader."""
+"""Experiment trackers: each one's own reader returns what a run logged."""
 
-import csv
-import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,36 +10,36 @@ from imgclf.errors import ConfigError
 from imgclf.training import build
 
 from support.fabricate import composed  # isort: skip
+from support.run_files import read_json, read_rows  # isort: skip
 
 RunTiny = Callable[..., Path]
 
 
 def validation(folder: Path) -> list[float]:
-    return [row["val_accuracy"] for row in json.loads((folder / "history.json").read_text())]
+    return [row["val_accuracy"] for row in read_json(folder / "history.json")]
 
 
-def test_csv(run_tiny: RunTiny) -> None:
+def test_csv_logger_writes_the_validation_accuracies_into_one_file(run_tiny: RunTiny) -> None:
     folder = run_tiny("logger=csv")
-    with (folder / "csv" / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["val_accuracy"]]
+    rows = [row for row in read_rows(folder / "csv" / "metrics.csv") if row["val_accuracy"]]
     assert [float(row["val_accuracy"]) for row in rows] == pytest.approx(validation(folder))
     assert not (folder / "csv" / "version_0").exists()
 
 
 @pytest.mark.skipif(not find_spec("tensorboard"), reason="needs the extra tensorboard")
-def test_tensorboard(run_tiny: RunTiny) -> None:
+def test_tensorboard_reads_back_the_validation_and_test_accuracies(run_tiny: RunTiny) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run_tiny("logger=tensorboard")
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("val_accuracy")] == pytest.approx(validation(folder))
-    tested = json.loads((folder / "metrics.json").read_text())["test"]
+    tested = read_json(folder / "metrics.json")["test"]
     assert events.Scalars("best_test_accuracy")[0].value == pytest.approx(tested["accuracy"])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 @pytest.mark.skipif(not find_spec("mlflow"), reason="needs the extra mlflow")
-def test_mlflow(run_tiny: RunTiny, tmp_path: Path) -> None:
+def test_mlflow_reads_back_the_metrics_and_settings_of_two_runs(run_tiny: RunTiny, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/tracked/mlflow.db"
@@ -54,14 +52,14 @@ def test_mlflow(run_tiny: RunTiny, tmp_path: Path) -> None:
     for run, folder in zip(runs, folders, strict=True):
         history = client.get_metric_history(run.info.run_id, "val_accuracy")
         assert [metric.value for metric in history] == pytest.approx(validation(folder))
-        tested = json.loads((folder / "metrics.json").read_text())["test"]
+        tested = read_json(folder / "metrics.json")["test"]
         assert run.data.metrics["best_test_accuracy"] == pytest.approx(tested["accuracy"])
         assert run.data.params["model/backbone"] == "small_cnn"
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not find_spec("wandb"), reason="needs the extra wandb")
-def test_wandb_offline(run_tiny: RunTiny) -> None:
+def test_wandb_offline_file_has_the_validation_and_test_accuracies(run_tiny: RunTiny) -> None:
     import wandb
 
     folder = run_tiny("logger=wandb")
@@ -72,7 +70,9 @@ def test_wandb_offline(run_tiny: RunTiny) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
-def test_what_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tracker_raises_config_error_with_its_install_command(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(*args: object, **kwargs: object) -> None:
         raise ModuleNotFoundError(name)
 
@@ -82,6 +82,6 @@ def test_what_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest
         build._build_logger(composed(f"logger={name}").logger, tmp_path)
 
 
-def test_an_option_that_is_misspelt_is_named(tmp_path: Path) -> None:
+def test_misspelt_logger_option_raises_config_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="flush"):
         build._build_logger(composed("logger=csv", "+logger.options.flush=3").logger, tmp_path)

@@ -1,17 +1,16 @@
-"""Two processes train as one does: the same numbers, each picture counted once, one folder, one voice."""
+"""Two processes train as one does: the same results, each image counted once, one run folder, one output."""
 
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.fabricate import TINY, composed, draw_tree
+from support.run_files import read_json
 
 from imgclf.files.row_store import list_stores
 from imgclf.files.run_folder import find_trials
@@ -20,13 +19,13 @@ from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training.run import train
 
 PAIR = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-# 19 pictures a class in batches of 11: neither divides by two, nor does the last batch
+# 19 images per class in batches of 11: neither number is even, nor is the size of the last batch.
 ODD = ("dataset.batch_size=11", "callbacks=none", "loss.class_weights=balanced", "model.head.l2=0.001")
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """19, 3 and 5 pictures of each of three colours; of one of them fewer, so that class weights differ."""
+    """19, 3 and 5 images of each of three colours; fewer of one colour, so that class weights differ."""
     root = draw_tree(tmp_path_factory.mktemp("odd"), {"train": 19, "valid": 3, "test": 5})
     for path in sorted((root / "train" / "red").iterdir())[:8]:
         path.unlink()
@@ -35,13 +34,12 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(cache: Path) -> dict[str, str]:
     names = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "IMGCLF_STAMP")
-    kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {**kept, "IMGCLF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    return {**others, "IMGCLF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 
-def run(
-    data: Path, place: Path, *overrides: str, first: tuple[str, ...] = (sys.executable, "-m")
-) -> subprocess.CompletedProcess[str]:
+def run(data: Path, place: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Train by the command line in the folder `place`; assert that it succeeds."""
     given = {text.partition("=")[0] for text in overrides}
     settings = [text for text in (*TINY, *ODD) if text.partition("=")[0] not in given]
     place.mkdir(exist_ok=True)
@@ -53,12 +51,8 @@ def run(
     return done
 
 
-def metrics(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "metrics.json").read_text()))
-
-
-def assert_the_same_training(one: Path, two: Path, tolerance: float = 1e-5) -> None:
-    rows, others = (json.loads((folder / "history.json").read_text()) for folder in (one, two))
+def assert_same_training(one: Path, two: Path, tolerance: float = 1e-5) -> None:
+    rows, others = (read_json(folder / "history.json") for folder in (one, two))
     assert len(rows) == len(others)
     for row, other in zip(rows, others, strict=True):
         for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
@@ -71,11 +65,11 @@ def assert_the_same_training(one: Path, two: Path, tolerance: float = 1e-5) -> N
 
 @pytest.fixture(scope="module")
 def single(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return alone(odd, tmp_path_factory.mktemp("single") / "run")
+    return train_alone(odd, tmp_path_factory.mktemp("single") / "run")
 
 
-def alone(data: Path, folder: Path, *overrides: str) -> Path:
-    """What one process makes of it: this one."""
+def train_alone(data: Path, folder: Path, *overrides: str) -> Path:
+    """Train in this process; return the run folder."""
     train(composed(*TINY, *ODD, f"data_dir='{data}'", *overrides), folder, [])
     return folder
 
@@ -86,13 +80,13 @@ def pair(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sub
     return place, run(odd, place, *PAIR)
 
 
-def test_two_processes_train_and_measure_what_one_does(
+def test_two_processes_give_the_weights_and_metrics_of_one(
     single: Path, pair: tuple[Path, subprocess.CompletedProcess[str]], odd: Path, tmp_path: Path
 ) -> None:
     place, _ = pair
     (folder,) = (path.parent for path in place.glob("outputs/**/metrics.json"))
-    assert_the_same_training(single, folder)
-    ours, theirs = metrics(folder), metrics(single)
+    assert_same_training(single, folder)
+    ours, theirs = read_json(folder / "metrics.json"), read_json(single / "metrics.json")
     assert [ours[split]["count"] for split in ("train", "val", "test")] == [49, 9, 15]
     for split in ("val", "test"):
         assert ours[split]["correct"] == theirs[split]["correct"]
@@ -100,31 +94,33 @@ def test_two_processes_train_and_measure_what_one_does(
     evaluate_checkpoint(
         composed(f"checkpoint='{folder}/checkpoints/best.ckpt'", "device=cpu", config="evaluate"), tmp_path / "again"
     )
-    assert metrics(tmp_path / "again")["test"] == ours["test"]
+    assert read_json(tmp_path / "again" / "metrics.json")["test"] == ours["test"]
 
 
-def test_one_folder_and_one_voice(pair: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_two_processes_write_one_run_folder_and_print_each_line_once(
+    pair: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     place, done = pair
     runs = [path.parent for path in place.glob("outputs/**/config.yaml")]
-    assert len(runs) == 1 and len(list(runs[0].parent.iterdir())) == 1, "one run folder, and none beside it"
-    for said in ("epoch   1/2", "best epoch", "run folder", "done in"):
-        assert done.stdout.count(said) == 1, done.stdout
+    assert len(runs) == 1 and len(list(runs[0].parent.iterdir())) == 1, "one run folder and no other"
+    for line in ("epoch   1/2", "best epoch", "run folder", "done in"):
+        assert done.stdout.count(line) == 1, done.stdout
     assert not done.stderr.strip(), done.stderr
 
 
-def test_pictures_are_decoded_once(pair: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_two_processes_decode_each_image_once(pair: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     place, _ = pair
     (pixels,) = [size for folder, about, size in list_stores(place / "cache") if about["kind"] == "pixels"]
-    rows = 16 * 16 * 3 * (49 + 9)  # test pictures are looked at once, and not kept
-    assert rows <= pixels < rows + 2000, "a row a picture, and the index"
+    rows = 16 * 16 * 3 * (49 + 9)  # test images are read once and not cached
+    assert rows <= pixels < rows + 2000, "one row per image, and the index"
 
 
-def test_features_are_computed_once_by_two(odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_compute_each_feature_once(odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "one" / "cache"))
-    one = alone(odd, tmp_path / "one" / "run", "model.freeze=all")
+    one = train_alone(odd, tmp_path / "one" / "run", "model.freeze=all")
     done = run(odd, tmp_path / "two", "model.freeze=all", "hydra.run.dir=run", *PAIR)
     assert done.stdout.count("training on features") == 1
-    assert_the_same_training(one, tmp_path / "two" / "run")
+    assert_same_training(one, tmp_path / "two" / "run")
     sizes = [
         sum(size for _, about, size in list_stores(tmp_path / name / "cache") if about["kind"] == "features")
         for name in ("one", "two")
@@ -133,24 +129,21 @@ def test_features_are_computed_once_by_two(odd: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.exhaustive
-def test_two_go_on_where_two_were_stopped(odd: Path, tmp_path: Path, pair: tuple[Path, Any]) -> None:
-    """In the middle of an epoch, told by a signal; the sums of that epoch are those of both."""
+def test_two_processes_resume_exactly_after_sigterm(
+    odd: Path, tmp_path: Path, pair: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    """The signal arrives within an epoch; the metrics of that epoch include both processes."""
     import signal
     import time
 
     given = (*TINY, *ODD, *PAIR, "checkpoint.every_n_steps=1")
     settings = [text for text in given if not text.startswith(("dataset.batch_size=8",))]
-    words = [
-        sys.executable,
-        "-m",
-        "imgclf.train",
-        *settings,
-        f"data_dir='{odd}'",
-        "hydra.run.dir=run",
-        "trainer.max_epochs=40",
-    ]
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment(tmp_path / "cache"), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    place = (f"data_dir='{odd}'", "hydra.run.dir=run")
+    words = [sys.executable, "-m", "imgclf.train", *settings, *place, "trainer.max_epochs=40"]
+    environ = environment(tmp_path / "cache")
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     last, end = tmp_path / "run" / "checkpoints" / "last.ckpt", time.monotonic() + 120
     while not last.is_file() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.02)
@@ -158,16 +151,14 @@ def test_two_go_on_where_two_were_stopped(odd: Path, tmp_path: Path, pair: tuple
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     resumed = [*words, "ckpt_path=last"]
-    subprocess.run(
-        resumed, check=True, cwd=tmp_path, env=environment(tmp_path / "cache"), stdout=subprocess.DEVNULL, timeout=200
-    )
+    subprocess.run(resumed, check=True, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL, timeout=200)
     run(odd, tmp_path / "whole", "hydra.run.dir=run", "trainer.max_epochs=40", *PAIR)
-    assert_the_same_training(tmp_path / "whole" / "run", tmp_path / "run", tolerance=0)
+    assert_same_training(tmp_path / "whole" / "run", tmp_path / "run", tolerance=0)
 
 
 @pytest.mark.exhaustive
-def test_one_that_fails_ends_both_in_plain_words(odd: Path, tmp_path: Path) -> None:
-    """A picture that can't be read is met by one of the two only."""
+def test_failure_of_one_process_ends_both_with_one_line(odd: Path, tmp_path: Path) -> None:
+    """Only one of the two processes reads the damaged image."""
     data = shutil.copytree(odd, tmp_path / "data")
     broken = sorted((data / "train" / "blue").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:200])
@@ -179,7 +170,7 @@ def test_one_that_fails_ends_both_in_plain_words(odd: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.exhaustive
-def test_a_sweep_of_pairs_leaves_no_phantoms(odd: Path, tmp_path: Path) -> None:
+def test_sweep_of_two_process_runs_lists_only_its_trials(odd: Path, tmp_path: Path) -> None:
     run(odd, tmp_path, *PAIR, "seed=0,1", "trainer.max_epochs=1", "-m")
     sweeps = list((tmp_path / "outputs" / "multirun").iterdir())
     assert len(sweeps) == 1 and [record.state for _, record in find_trials(sweeps[0])] == ["finished"] * 2
@@ -194,27 +185,32 @@ def port() -> int:
 
 
 @pytest.mark.exhaustive
-def test_two_nodes_by_torchrun(odd: Path, tmp_path: Path, single: Path, port: int) -> None:
-    """Two process groups on this machine's loopback stand for two nodes."""
+def test_two_nodes_by_torchrun_train_as_one_process(odd: Path, tmp_path: Path, single: Path, port: int) -> None:
+    """Two process groups on the loopback interface stand for two nodes."""
     given = [text for text in (*TINY, *ODD) if not text.startswith(("dataset.batch_size=8", "trainer=cpu"))]
-    words = ["imgclf.train", *given, f"data_dir='{odd}'", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1",
-             "trainer.num_nodes=2", "hydra.run.dir=run"]  # fmt: skip
+    cluster = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2")
+    words = ["imgclf.train", *given, *cluster, f"data_dir='{odd}'", "hydra.run.dir=run"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    address = ("--master_addr=127.0.0.1", f"--master_port={port}")
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1",
-             "--master_addr=127.0.0.1", f"--master_port={port}", "-m", *words],
-            cwd=tmp_path, env=environment(tmp_path / "cache"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*torchrun, f"--node_rank={rank}", *address, "-m", *words],
+            cwd=tmp_path,
+            env=environment(tmp_path / "cache"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in (0, 1)
-    ]  # fmt: skip
-    told = [node.communicate(timeout=240) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
-    assert [out.count("best epoch") for out, _ in told] == [1, 0]
-    assert_the_same_training(single, tmp_path / "run")
+    ]
+    outputs = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert [out.count("best epoch") for out, _ in outputs] == [1, 0]
+    assert_same_training(single, tmp_path / "run")
 
 
-def test_torchrun_without_a_folder_is_refused(odd: Path, tmp_path: Path) -> None:
+def test_torchrun_without_hydra_run_dir_is_refused(odd: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "imgclf.train", *TINY, f"data_dir='{odd}'"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-                          env={**environment(tmp_path), "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"})  # fmt: skip
+    environ = {**environment(tmp_path), "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environ)
     assert done.returncode == 2 and "hydra.run.dir" in done.stderr and done.stderr.count("\n") == 1, done.stderr
