@@ -3,12 +3,9 @@
 Nothing here loads torch, so that `--help` and a wrong override answer at once.
 """
 
-import hashlib
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
-from datetime import datetime
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -23,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from imgclf.cli.resolvers import register_resolvers
 from imgclf.config import (
     CheckConfig,
     DatasetConfig,
@@ -33,10 +31,9 @@ from imgclf.config import (
     TrainerConfig,
 )
 from imgclf.errors import ConfigError
-from imgclf.files.run_folder import find_trials
 from imgclf.schema import Settings, default_of, group_of
 
-__all__ = ["CONF", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings", "trial_folder"]
+__all__ = ["CONF", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
 
 _PACKAGED = Path(__file__).parents[1] / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
@@ -59,7 +56,6 @@ _TAKE_A_VALUE = (
     "--cfg",
     "-c",
 )
-_LONGEST = 90  # characters of a trial's folder
 _HELP_COLUMN = 44
 
 
@@ -294,65 +290,5 @@ def _mutable(schema: type[Settings]) -> type:
     return _MUTABLE[schema]
 
 
-def _register_resolvers() -> None:
-    """`${imgclf.stamp:}`: when this run began, unlike any other run's; `${imgclf.pretrained:${data_dir}}`;
-    `${imgclf.run_folder:${resume},<dataset>,<model>}`: the folder of the run to resume, else a new one;
-    `${imgclf.trial:${hydra.job.override_dirname},<sweep folder>}`: a trial's; `${imgclf.missing:<sweep folder>,<trials>}`: how
-    many trials it lacks; `${imgclf.sampler_seed:<seed>,<sweep folder>}`: another one whenever a search is resumed, which would
-    propose the same trials again otherwise; `${imgclf.direction:<metric>}`: maximize or minimize.
-    """
-
-    def register(name: str, function: Callable[..., Any], cached: bool = False) -> None:
-        OmegaConf.register_new_resolver(f"imgclf.{name}", function, replace=True, use_cache=cached)
-
-    # Cached in the config: launchers resolve it again in the processes that they start.
-    register("stamp", _stamp, cached=True)
-    register("run_folder", _run_folder)
-    register("pretrained", lambda data_dir: data_dir != "demo")
-    register("trial", lambda overrides, sweep: trial_folder(overrides, sweep, os.environ.get("IMGCLF_CONSTANT", "")))
-    register("missing", _missing_trials, cached=True)
-    register("sampler_seed", lambda seed, folder: int(seed) + len(find_trials(Path(folder))), cached=True)
-    register("direction", lambda metric: "minimize" if metric.endswith("loss") else "maximize")
-
-
-def trial_folder(overrides: str, sweep: str = "", constant: str = "") -> str:
-    """Return the folder name of a trial with these `overrides` (joined by commas): that of its folder in `sweep`, else a
-    readable one without the keys in `constant`; different overrides have different names.
-    """
-    digest = hashlib.blake2b(overrides.encode(), digest_size=5).hexdigest()
-    if sweep and (known := sorted(Path(sweep).glob(f"*-{digest}"))):
-        return known[0].name
-    short = []
-    for part in re.split(r",(?=[\w.@/+~]+=)", overrides):
-        key, _, value = part.partition("=")
-        if value and "/" not in value and key not in constant.split():
-            short.append(f"{key.rpartition('.')[2].lstrip('+~')}-{value}")
-    name = re.sub(r"[^\w.+-]+", "_", "_".join(short))[:_LONGEST].strip("_.-")
-    return f"{name or 'trial'}-{digest}"
-
-
-@cache
-def _stamp() -> str:
-    """Date, time and microseconds: one for all trials of a sweep, and, through the environment, for all processes of a
-    distributed run, each of which resolves it by itself.
-    """
-    known = os.environ.get("IMGCLF_STAMP")
-    if "LOCAL_RANK" in os.environ and known:
-        return known
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun: no process knows of the others yet
-        raise ConfigError("with torchrun each process would choose its own folder; pass hydra.run.dir=<one for all>")
-    os.environ["IMGCLF_STAMP"] = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return os.environ["IMGCLF_STAMP"]
-
-
-def _run_folder(resume: str | None, dataset: str, model: str) -> str:
-    return str(Path(resume).expanduser().absolute()) if resume else f"outputs/{dataset}/{model}/{_stamp()}"
-
-
-def _missing_trials(folder: str, trials: int) -> int:
-    done = sum(record.state in ("finished", "failed") for _, record in find_trials(Path(folder)))
-    return max(0, int(trials) - done)
-
-
-_register_schemas()
-_register_resolvers()  # on import: a launcher's processes resolve what this one has composed
+_register_schemas()  # on import: a launcher's processes resolve what this one has composed
+register_resolvers()

@@ -141,7 +141,7 @@ def test_every_public_name_of_the_package_has_a_docstring() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["imgclf", "imgclf.cli.hydra_app", "imgclf.cli.main", *(f"imgclf.{c}" for c in COMMANDS[:-1])]
+    "module", ["imgclf", "imgclf.cli.hydra_app", "imgclf.__main__", *(f"imgclf.{c}" for c in COMMANDS[:-1])]
 )
 def test_light_module_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

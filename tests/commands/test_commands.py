@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.fabricate import TINY
 
-from imgclf.cli.main import COMMANDS
+from imgclf.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 

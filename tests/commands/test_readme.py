@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support.fabricate import ROOT, composed
 
-from imgclf.cli.main import COMMANDS
+from imgclf.__main__ import COMMANDS
 from imgclf.config import CheckConfig, DatasetConfig, DownloadConfig, EvaluateConfig, RunConfig
 from imgclf.errors import ConfigError
 

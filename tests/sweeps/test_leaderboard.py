@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imgclf.cli.compose import trial_folder
+from imgclf.cli.resolvers import trial_folder
 from imgclf.errors import DataError
 from imgclf.files.run_folder import TrialRecord, write_record
 from imgclf.report.page import sweep_page
