@@ -1,1 +1,1 @@
-"""How a command starts: Hydra or argparse, and errors in one line."""
+"""The command line: settings from Hydra or argparse, and errors in one line."""

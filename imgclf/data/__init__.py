@@ -1,1 +1,1 @@
-"""Files to samples to batches; the five data sets as facts."""
+"""Data sets: finding their files, splitting them into samples, and loading batches."""

@@ -1,4 +1,4 @@
-"""Drawn miniatures of the five data sets."""
+"""The built-in demo: small drawn versions of the five data sets."""
 
 from imgclf.demo.datasets import DEMO_NAMES, demo_folder
 

@@ -1,4 +1,4 @@
-"""Logits and targets to numbers: metrics, calibration, saliency. Names resolve lazily: most of them load torch."""
+"""Evaluation: metrics, calibration and saliency maps from logits and targets. Names resolve lazily: most of them load torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Data over the network and out of archives."""
+"""Downloads over HTTP and from Kaggle, and safe unpacking of archives."""
 
 from imgclf.fetch.http import fetch_image, is_url
 from imgclf.fetch.kaggle import destination, download_dataset

@@ -1,4 +1,4 @@
-"""Bytes on disk, written whole and read with distrust: two functions, and one module per file format."""
+"""Files on disk: atomic writing, and one module for each file format that is read with checks."""
 
 from imgclf.files.atomic import cache_folder, write_atomically
 

@@ -1,4 +1,4 @@
-"""Bytes to uint8 RGB, and to the square that a network takes."""
+"""Image decoding to uint8 RGB, and resizing to the square that a network takes."""
 
 import PIL
 

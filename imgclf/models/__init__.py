@@ -1,4 +1,4 @@
-"""Images to logits: backbone, head, `ImageModel`, weights, the checkpoint's format and engines. Names load torch when used."""
+"""Networks: backbone, head, `ImageModel`, weights, the checkpoint's format and engines. Names load torch when used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Problems of a data set: unreadable files, duplicates, leaks between splits, odd files and classes."""
+"""Data checks: unreadable files, duplicates, leaks between splits, odd files and classes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Numbers to CSV, PNG and HTML. Names resolve lazily: a plot loads matplotlib, a report torch."""
+"""Reports: results as CSV, PNG and HTML. Names resolve lazily: a plot loads matplotlib, a report torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

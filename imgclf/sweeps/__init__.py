@@ -1,4 +1,4 @@
-"""Many runs: each in a process of its own, ranked, compared. Nothing here loads torch.
+"""Sweeps: runs each trial in its own process, ranks and compares runs. Nothing here loads torch.
 
 Names resolve lazily: `python -m imgclf.sweeps.trials` must not find its module imported already.
 """

@@ -1,1 +1,1 @@
-"""One run: start, stop, resume, finish."""
+"""Training: one run from its plan to its report, with stop and resume."""
