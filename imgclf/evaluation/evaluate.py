@@ -12,7 +12,6 @@ from torch.nn import functional
 from imgclf.data.loader import Batch, Loader
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError, RunError
-from imgclf.evaluation.accumulators import EpochMetrics
 from imgclf.evaluation.calibration import calibration_error
 from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
@@ -163,6 +162,9 @@ def metrics_from_probabilities(
             f"the probabilities of {broken} of {count} samples aren't finite: the network has diverged; "
             "train with a lower learning rate, or use an earlier checkpoint"
         )
+    # Imported here: torchmetrics loads for a second, and predictions need none of it.
+    from imgclf.evaluation.accumulators import EpochMetrics
+
     accumulated = EpochMetrics(num_classes)
     accumulated.update(torch.tensor(loss), torch.from_numpy(probabilities), torch.from_numpy(targets))
     metrics = {**accumulated.compute(), "loss": float(loss)}  # as given: the accumulator sums in single precision

@@ -148,6 +148,11 @@ def test_light_module_loads_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_predictor_loads_neither_lightning_nor_torchmetrics() -> None:
+    code = "import sys, imgclf.inference.predictor; sys.exit(bool({'pytorch_lightning', 'torchmetrics'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_every_public_class_and_function_has_a_docstring() -> None:
     for path in FILES:
         tree = ast.parse(path.read_text())
