@@ -43,7 +43,7 @@ class EpochMetrics(Metric):
         tied_before = (scores == own) & (torch.arange(num_classes, device=scores.device) < targets[:, None])  # [B, K]
         rank = (~(scores <= own) | tied_before).sum(dim=1)  # [B], 0 is the best; NaN is never a hit
         self.top5_hits = self.top5_hits + (rank < min(TOP, num_classes)).sum()
-        self.loss_sum = self.loss_sum + loss.float() * (len(targets) if count is None else count)
+        self.loss_sum = self._wide(self.loss_sum) + loss.float() * (len(targets) if count is None else count)
         cells = targets * num_classes + scores.argmax(dim=1)  # [B]
         # Not `bincount`, which waits for the device to learn the largest cell.
         counts = torch.zeros(num_classes**2, dtype=torch.int32, device=cells.device)
@@ -63,6 +63,7 @@ class EpochMetrics(Metric):
 
     def reduce(self) -> None:
         """Replace the states by those of all processes, each of which must call this."""
+        self.loss_sum = self._wide(self.loss_sum)
         if not self.is_reduced:
             with self.sync_context():
                 reduced = self.metric_state
@@ -85,6 +86,7 @@ class EpochMetrics(Metric):
 
     def totals(self) -> dict[str, Any]:
         """Return the states of all processes as plain numbers, for a checkpoint; accumulation continues unchanged."""
+        self.loss_sum = self._wide(self.loss_sum)
         with self.sync_context(should_sync=not self.is_reduced):
             sums = [self.loss_sum.item(), self.top5_hits.item()]
             return {"running": sums, "confusion": self.confusion.tolist()}
@@ -97,7 +99,12 @@ class EpochMetrics(Metric):
         if confusion.shape != self.confusion.shape:
             expected = tuple(self.confusion.shape)
             raise ValueError(f"confusion matrix of shape {tuple(confusion.shape)}, expected {expected}")
-        self.loss_sum, self.confusion = torch.tensor(float(loss_sum), device=self.device), confusion
+        self.loss_sum = torch.tensor(float(loss_sum), dtype=self._wide(self.loss_sum).dtype, device=self.device)
+        self.confusion = confusion
         self.top5_hits = torch.tensor(int(top5_hits), device=self.device)
         self.is_reduced = True
         self._update_count = 1  # torchmetrics warns of `compute` before an update
+
+    def _wide(self, value: Tensor) -> Tensor:
+        """Return float64, in which the sum of an epoch's float32 losses doesn't depend on their order; MPS has none."""
+        return value if value.device.type == "mps" else value.double()
