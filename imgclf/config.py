@@ -53,7 +53,7 @@ class LayoutConfig(Settings):
         None, "folders, flat: names of the split's folder; '.' is the data folder itself."
     )
     files: list[str] | None = advanced(None, "pixels, list: names of the CSV file; the first that exists is read.")
-    anywhere: bool = advanced(False, "Search this split below the data folder too, not only beside train.")
+    anywhere: bool = advanced(False, "Search this split below the data folder too, not only next to train.")
     pattern: str | None = advanced(None, "flat: regular expression for the file's stem with a group (?P<label>...).")
     rows: list[float] | None = advanced(None, "pixels: from which to which fraction of the file the split reaches.")
     channels: int | None = advanced(None, "pixels: 1 (grey) or 3 (RGB); null: by the width of a row.")
@@ -95,7 +95,7 @@ class HeadConfig(Settings):
     pool: str = setting("avg", "Pooling of the feature map.", choices=("avg", "max", "flatten"))
     pool_at: str = setting("before", "Pool before or after the hidden layers.", choices=("before", "after"))
     dropout: float = setting(0.0, "Dropout before the last layer.", low=0, high=1)
-    batch_norm: bool = setting(False, "BatchNorm behind each hidden layer.")
+    batch_norm: bool = setting(False, "BatchNorm after each hidden layer.")
     bn_momentum: float = setting(0.01, "Momentum of its statistics; short runs need 0.1.", low=0, high=1)
     activation: str = setting(
         "relu", "Activation of the hidden layers.", choices=("relu", "gelu", "silu", "hardswish", "tanh", "none")
@@ -116,7 +116,7 @@ class ModelConfig(Settings):
     in_chans: int = setting(3, "Channels of the input: 3 (RGB) or 1 (grey).")
     freeze: Any = setting("none", "Frozen part: none, all, n (all but the last n modules), or a list of globs.")
     unfreeze_epoch: int | None = setting(None, "Epoch from which the backbone is trained too (0: the first).")
-    head: HeadConfig = setting(HeadConfig, "Layers behind the backbone.")
+    head: HeadConfig = setting(HeadConfig, "Layers after the backbone.")
 
 
 @dataclass(frozen=True)
@@ -204,12 +204,12 @@ class CallbacksConfig(Settings):
 
     path = "callbacks"
     early_stopping: EarlyStoppingConfig | None = setting(None, "Stop when a metric no longer improves; null: never.")
-    pruning: PruningConfig | None = setting(None, "Stop a trial that falls behind; null: never.")
+    pruning: PruningConfig | None = setting(None, "Stop a trial that is worse than the others; null: never.")
 
 
 @dataclass(frozen=True)
 class LoggerConfig(Settings):
-    """An experiment tracker beside history.csv."""
+    """An experiment tracker in addition to history.csv."""
 
     path = "logger"
     name: str = setting("none", "Tracker.", choices=("none", "csv", "tensorboard", "mlflow", "wandb"))

@@ -63,7 +63,7 @@ class Preprocess:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **changes: Any) -> "Preprocess":
-        """Return the preprocessing of a timm `pretrained_cfg` dictionary, such as the JSON beside a weights file holds."""
+        """Return the preprocessing of a timm `pretrained_cfg` dictionary, such as the JSON next to a weights file holds."""
         height = config.get("input_size", (3, 224, 224))[1]
         known = {"size": height, "mean": tuple(config["mean"]), "std": tuple(config["std"])}
         known["crop_pct"] = config.get("crop_pct") or 0.875

@@ -16,7 +16,7 @@ __all__ = ["main"]
 def main(config: RunConfig) -> float | None:
     """Train, evaluate and save as `config` says; return the best validation metric, which a sweep optimises.
 
-    Raises `ImgclfError` for whatever the user can correct.
+    Raises `ImgclfError` for any mistake that the user can correct.
     """
     if is_sweep():
         return _train_trial(config)

@@ -35,7 +35,9 @@ from imgclf.schema import Settings, default_of, group_of
 
 __all__ = ["CONF", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
 
-_PACKAGED = Path(__file__).parents[1] / "conf"  # in a wheel the folder lies inside the package, in a checkout beside it
+_PACKAGED = (
+    Path(__file__).parents[1] / "conf"
+)  # in a wheel the folder lies inside the package, in a checkout next to it
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 COMMANDS: dict[str, type[Settings]] = {
     "train": RunConfig,

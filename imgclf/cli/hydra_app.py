@@ -108,7 +108,7 @@ def fail(message: str, code: int) -> None:
 
 
 def _help_wanted(words: list[str]) -> list[str] | None:
-    """Return the overrides beside a `--help`; None without it, or beside flags that Hydra answers itself."""
+    """Return the overrides given with `--help`; None without it, or with flags that Hydra answers itself."""
     overrides = [word for word in words if word not in ("--help", "-h")]
     return overrides if len(overrides) < len(words) and not any(word.startswith("-") for word in overrides) else None
 

@@ -95,7 +95,7 @@ class RockPaperScissorsDataModule(ImageDataModule):
 
 
 class CardsDataModule(ImageDataModule):
-    """Playing cards, one per image: `{train,valid,test}/<class>/NNN.jpg`, 224x224; `cards.csv` beside them names a file that
+    """Playing cards, one per image: `{train,valid,test}/<class>/NNN.jpg`, 224x224; `cards.csv` next to them names a file that
     doesn't exist and is not read. Flips mirror the indices, so they make images that no camera sees.
     """
 

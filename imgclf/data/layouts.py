@@ -67,7 +67,7 @@ def find_train(root: Path, layout: LayoutConfig, names: Sequence[str]) -> tuple[
 
 
 def find_split(root: Path, base: Path, layout: LayoutConfig) -> SplitFiles | None:
-    """Return a validation or test split beside the training split (in `base`); None if absent.
+    """Return a validation or test split next to the training split (in `base`); None if absent.
 
     With `anywhere` it is searched for below `root` too: only for names that no other data set has, because another's `test`
     folder may stand there.
@@ -269,7 +269,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[Path, LayoutConfig, bool], Sp
 
 
 def _named(base: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yield the folders in `base` that are called like one of `names`, whatever the case; "." is `base` itself."""
+    """Yield the folders in `base` that are called like one of `names`, ignoring case; "." is `base` itself."""
     folders = {folder.name.casefold(): folder for folder in _subfolders(base)}
     for name in names:
         if name == ".":

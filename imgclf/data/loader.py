@@ -113,7 +113,7 @@ class _Batches(Dataset["Batch | ImgclfError"]):
 
 
 class Loader:
-    """An iterable of `Batch` over `samples`; the same batches whatever the number of workers.
+    """An iterable of `Batch` over `samples`; the same batches for any number of workers.
 
     `cache` holds decoded images; `stop` ends the filling of caches early. `limit` is how many batches an epoch is asked for,
     None for all: no others are cached. `features`, while they are ready, replace images. `state_dict` is {epoch, batch}: the
@@ -246,7 +246,7 @@ class Loader:
         return {"epoch": self.epoch, "batch": self._batches_yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration of that epoch begin behind the batches that were handed out."""
+        """Let the next iteration of that epoch begin after the batches that were handed out."""
         self.epoch, self._batches_yielded = int(state["epoch"]), int(state["batch"])
         self._resume_at = self._batches_yielded
 

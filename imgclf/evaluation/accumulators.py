@@ -106,5 +106,5 @@ class EpochMetrics(Metric):
         self._update_count = 1  # torchmetrics warns of `compute` before an update
 
     def _wide(self, value: Tensor) -> Tensor:
-        """Return float64, in which the sum of an epoch's float32 losses doesn't depend on their order; MPS has none."""
+        """Return `value` as float64: an epoch's losses, float32 each, then add up to the same bits in any order. MPS has none."""
         return value if value.device.type == "mps" else value.double()

@@ -62,7 +62,7 @@ def fit_temperature(logits: Array, targets: Array) -> float:
     """Return the temperature T that minimises the cross-entropy of softmax(logits / T): float [N, K], targets int [N].
 
     T lies between 0.05 and 20: with every sample classified correctly the best T would be 0. The cross-entropy is
-    convex in 1 / T, hence a ternary search finds its minimum. Raises ValueError for no samples.
+    convex in 1 / T, so a ternary search finds its minimum. Raises ValueError for no samples.
     """
     logits, targets = np.asarray(logits, dtype=np.float64), np.asarray(targets)
     if not len(logits):

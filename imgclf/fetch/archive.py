@@ -1,6 +1,6 @@
 """Unpack untrusted zip and tar archives: the folder appears whole under its final name, or not at all.
 
-Members are written into a folder beside the destination, which is renamed at the end. Only plain files and folders are
+Members are written into a folder next to the destination, which is renamed at the end. Only plain files and folders are
 unpacked, without their modes, owners and times. `__MACOSX/` and `.DS_Store` are skipped: a `._x.jpg` in there would be
 read as an image.
 """
@@ -147,7 +147,7 @@ def _tree_members(tree: Path) -> Iterator[_Member]:
 
 
 def _write_beside(source: Path, folder: Path, members: Iterator[_Member], limits: Limits, packed: int | None) -> Path:
-    """Write `members` into a folder beside `folder` and rename it; turn every failure into one line about `source`."""
+    """Write `members` into a folder next to `folder` and rename it; turn every failure into one line about `source`."""
     if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists already; remove it, or choose another folder, to unpack {source}")
     where, written = "", 0
@@ -211,7 +211,7 @@ def _safe_parts(name: str) -> tuple[str, ...]:
 
 @contextmanager
 def _folder_beside(folder: Path) -> Iterator[Path]:
-    """Create a folder beside `folder`, locked while this process lives (not on Windows), and remove it unless renamed."""
+    """Create a folder next to `folder`, locked while this process lives (not on Windows), and remove it unless renamed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".imgclf-{escape(folder.name)}-*.tmp"):
         if (lock := _lock(leftover)) is not None:  # its process is dead

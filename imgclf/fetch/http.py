@@ -63,7 +63,7 @@ def check_url(url: str) -> str:
 
 
 def open_url(send: Send, url: str, headers: dict[str, str]) -> HTTPResponse:
-    """Return the response of `send` behind at most five redirects, with any other status.
+    """Return the response of `send` after at most five redirects, with any other status.
 
     Redirects lead to http(s) only, never from https to http, and `headers` stay with the first host. Raises FetchError
     for a refused redirect.
@@ -192,7 +192,7 @@ class _CheckedClient:
         return connection.getresponse()
 
     def seconds_left(self) -> float:
-        """Return the seconds until the deadline; raise TimeoutError behind it."""
+        """Return the seconds until the deadline; raise TimeoutError after it."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError

@@ -78,7 +78,7 @@ def download_url(
 
 @dataclass(frozen=True)
 class _RemoteFile:
-    """Facts about the file on the server, kept in a JSON file beside the part."""
+    """Facts about the file on the server, kept in a JSON file next to the part."""
 
     url: str = ""
     validator: str = ""  # strong ETag, or Last-Modified
@@ -139,7 +139,7 @@ class _Part:
             self.append(response, timeout_seconds, progress)
 
     def check_resumed(self, response: HTTPResponse, have: int) -> None:
-        """Start over unless `response` continues the very same file behind its first `have` bytes."""
+        """Start over unless `response` continues the same file after its first `have` bytes."""
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         fits = span and int(span[1]) == have and self.remote.total in (None, int(span[2]))
         if not span or not fits or _validator(response) not in ("", self.remote.validator):

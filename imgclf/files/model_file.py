@@ -129,7 +129,7 @@ def _check_before_loading(file: IO[bytes]) -> None:
 
 
 def _check_pickles(stream: IO[bytes], count: int = 1) -> None:
-    """Check `count` pickles, one behind the other, by their instructions, without executing any of them.
+    """Check `count` pickles, one after the other, by their instructions, without executing any of them.
 
     Raises `CheckpointError` for one that calls more than tensors and plain data need, `ValueError` for a damaged one.
     """

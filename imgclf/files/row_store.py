@@ -65,7 +65,7 @@ class MappedRows:
 
 
 class DiskStore:
-    """Rows of one shape and dtype in `folder`, with `metadata` for people beside them as JSON.
+    """Rows of one shape and dtype in `folder`, with `metadata` for people next to them as JSON.
 
     `budget_bytes` limits all stores of the cache folder together. Several processes may use a store: hold `lock` from
     `find` to `commit`, so that no two compute the same rows. Row numbers are valid with the `rows` of the same moment.
@@ -123,7 +123,7 @@ class DiskStore:
         assert rows.shape[1:] == self.shape and rows.dtype == np.dtype(self.dtype) and len(keys) == len(rows)
         first, rows = len(self._crcs), np.ascontiguousarray(rows)
         with open(self._path, "r+b") as file:  # not created here: another process may have cleared the cache
-            file.truncate(first * self.row_bytes)  # drops what a crash left behind the last valid row
+            file.truncate(first * self.row_bytes)  # drops what a crash left after the last valid row
             file.seek(first * self.row_bytes)
             file.write(rows.data)
         numbers = np.arange(first, first + len(rows), dtype=np.int64)

@@ -41,7 +41,7 @@ PACKAGES = [
     "pillow",
 ]
 _TRIAL = "trial.json"
-PRUNED = "pruned.txt"  # beside it, in a trial that was stopped because others were better
+PRUNED = "pruned.txt"  # also there, in a trial that was stopped because others were better
 STATES = ("running", "finished", "failed", "interrupted")
 Plain = dict[str, Any]
 

@@ -4,7 +4,7 @@ JPEG (of an MPO the first image), PNG, WebP, GIF, BMP and TIFF are read, recogni
 other or damaged file raises an `ImageError` of one line that begins with the file's name. The pixels:
 
 orientation   EXIF's 1-8 is applied in every format that has it; EXIF that can't be read counts as 1
-transparency  blended over `BACKGROUND`: alpha, a palette's tRNS, one transparent colour, the area beside a GIF's first frame
+transparency  blended over `BACKGROUND`: alpha, a palette's tRNS, one transparent colour, the area around a GIF's first frame
 animation     the first frame
 16-bit grey   value * 255 / 65535, rounded; 16-bit colour keeps its high bytes, as in Pillow
 32-bit grey   0-255 unchanged, else 0-65535 as 16-bit grey, else stretched from the image's minimum to its maximum

@@ -19,14 +19,14 @@ __all__ = ["InputImage", "RemoteImage", "each_input", "is_single", "list_inputs"
 
 
 class RemoteImage:
-    """An image behind a URL: `read` downloads it once, `release` frees its bytes."""
+    """An image at a URL: `read` downloads it once, `release` frees its bytes."""
 
     def __init__(self, url: str, allow_private: bool = False, timeout_seconds: float = 20.0) -> None:
         self.url, self.allow_private, self.timeout_seconds = url, allow_private, timeout_seconds
         self._body: bytes | None = None
 
     def read(self) -> bytes:
-        """Return the bytes behind the URL; raises `ImageError`."""
+        """Return the bytes at the URL; raises `ImageError`."""
         if self._body is None:
             self._body = fetch_image(self.url, allow_private=self.allow_private, timeout_seconds=self.timeout_seconds)
         return self._body

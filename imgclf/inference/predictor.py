@@ -240,7 +240,7 @@ class Predictor:
 
 
 def _class_names(network: Any, name: str) -> tuple[str, ...]:
-    """Return the WordNet name of each class; one that several classes share (crane: bird and machine) has its id behind it."""
+    """Return the WordNet name of each class; one that several classes share (crane: bird and machine) is followed by its id."""
     subset = infer_imagenet_subset(network)
     if subset is None:
         raise ConfigError(

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -35,7 +36,7 @@ def predicted_class(prediction: Prediction, classes: Sequence[str], threshold: f
     return classes[best] if prediction.probabilities[best] >= threshold else UNSURE
 
 
-class LineWriter:
+class LineWriter(ABC):
     """Prints one line per image to stdout."""
 
     prints_errors = False  # otherwise an image that cannot be read has no line
@@ -43,9 +44,9 @@ class LineWriter:
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         self.classes, self.top, self.threshold = classes, top, threshold
 
+    @abstractmethod
     def write(self, prediction: Prediction) -> None:
         """Print the line."""
-        raise NotImplementedError
 
 
 class TableWriter(LineWriter):
@@ -154,7 +155,7 @@ class SortedCopies:
 
 
 class SaliencyMaps:
-    """Writes one PNG per image to `folder`: the image as the network saw it beside the saliency map of its prediction."""
+    """Writes one PNG per image to `folder`: the image as the network saw it, next to the saliency map of its prediction."""
 
     def __init__(self, folder: Path, predictor: Predictor) -> None:
         self.folder, self.predictor, self.count = folder, predictor, 0

@@ -1,4 +1,4 @@
-"""The checkpoint's format: what a file holds beside its tensors, how it is read, checked and written.
+"""The checkpoint's format: what a file holds besides its tensors, how it is read, checked and written.
 
 A checkpoint is a Lightning checkpoint whose `hyper_parameters` are the arguments of an `ImageClassifier` (classes and
 preprocessing among them, as plain data) and whose key `imgclf` holds a `CheckpointMetadata`. `state_dict` has the trained
@@ -43,7 +43,7 @@ TRAINED, AVERAGED = "model.network.", "ema.module.network."  # prefixes of the t
 _KEYS = ("state_dict", "hyper_parameters", "imgclf")
 _SPARE_PARTS = 1000  # modules and parameters that a network may have beyond those below: timm's own heads
 _PARTS_PER_TENSOR = 20  # modules and parameters for each tensor in the file; timm's networks have 1 to 4
-_SPARE_BYTES = 2**28  # that a network may need beside its tensors: positions and masks that timm computes
+_SPARE_BYTES = 2**28  # that a network may need besides its tensors: positions and masks that timm computes
 _MAX_NUMBER = 10_000  # of a setting that is no width or depth, such as a kernel or an image size
 # What a damaged or foreign file can make the code that builds and fills a network raise.
 _BUILD_ERRORS = (
@@ -69,7 +69,7 @@ class DataFacts:
 
 @dataclass
 class CheckpointMetadata:
-    """Plain data that travels in a checkpoint beside the network.
+    """Plain data that a checkpoint holds besides the network.
 
     `config`: the run's settings, None for a classifier made from Python. `fingerprint`: {split: {class: [count, digest]}}.
     `metrics`: {split: {metric: value}} of the finished run. `temperature` divides the logits. `engine` names the runtime
@@ -133,7 +133,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Serialise in memory, then replace `path` in one step; raises `RunError` when the disk doesn't take it.
 
-    In memory first, because `torch.save` to a disk that fills up leaves a torn file and a cryptic error.
+    In memory first, because `torch.save` to a disk that fills up leaves a truncated file and a cryptic error.
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)

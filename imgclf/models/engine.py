@@ -187,7 +187,7 @@ def run_padded(engine: Engine, images: Tensor, batch: int) -> Tensor:
 
 
 def _pad(images: Tensor, count: int) -> Tensor:
-    """Return `images` and `count` copies of the first one behind them."""
+    """Return `images` and `count` copies of the first one after them."""
     return torch.cat([images, images[:1].expand(count, -1, -1, -1)]) if count else images
 
 

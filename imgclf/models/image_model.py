@@ -28,10 +28,10 @@ __all__ = ["ImageModel", "load_image_model"]
 
 
 class ImageModel(nn.Module):
-    """`network` for `classes`, behind the normalisation of `preprocess`: uint8 [B, C, S, S] -> logits [B, K].
+    """`network` for `classes`, after the normalisation of `preprocess`: uint8 [B, C, S, S] -> logits [B, K].
 
     `network` takes normalised images [B, C, S, S]: a `Network`, or a bare timm network with its own head. `metadata` is
-    what a checkpoint holds beside the network.
+    what a checkpoint holds besides the network.
     """
 
     mean: Tensor

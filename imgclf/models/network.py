@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class Head(nn.Module):
     """Dense layers and pooling over features of `shape` (F, h, w) or (F,): [B, F, h, w] or [B, F] -> [B, K].
 
-    Hidden layers behind which the map is pooled (`pool_at="after"`) are 1x1 convolutions on the map: Keras's Dense on a
+    Hidden layers after which the map is pooled (`pool_at="after"`) are 1x1 convolutions on the map: Keras's Dense on a
     map. Each hidden layer is followed by its activation and BatchNorm, if any; dropout precedes the last layer.
     `l2` weighs the sum of squared kernel values in the loss. Raises `ConfigError`.
     """
@@ -58,7 +58,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, F, h, w] or [B, F] -> logits [B, K]."""
         first, second = (self.pool, self.hidden) if self.pool_at == "before" else (self.hidden, self.pool)
-        return self.output(self.dropout(second(first(features))))  # [B, H], or [B, H * h * w] behind a map -> [B, K]
+        return self.output(self.dropout(second(first(features))))  # [B, H], or [B, H * h * w] after a map -> [B, K]
 
     def penalty(self) -> Tensor:
         """L2 term of the loss: a scalar."""

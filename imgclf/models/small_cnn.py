@@ -32,7 +32,7 @@ class SmallCNN(nn.Module):
     """3x3 convolutions with ReLU and 2x2 max-pools: [B, C, S, S] -> [B, F, h, w].
 
     `layers` lists numbers of filters and the word "pool", in order: `[32, pool, 64, pool]`. `padding` is "same" or
-    "valid"; `batch_norm` adds one behind each ReLU, with momentum `bn_momentum`.
+    "valid"; `batch_norm` adds one after each ReLU, with momentum `bn_momentum`.
     Raises `ConfigError` for another layer or padding.
     """
 

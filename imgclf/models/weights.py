@@ -29,7 +29,7 @@ _NOTE_ERRORS = (OSError, ValueError, AttributeError, TypeError, LookupError, Rec
 
 @dataclass(frozen=True)
 class WeightsNote:
-    """The JSON beside a weights file: the architecture, keywords for `create_model`, and timm's `pretrained_cfg`."""
+    """The JSON next to a weights file: the architecture, keywords for `create_model`, and timm's `pretrained_cfg`."""
 
     architecture: str | None
     kwargs: Mapping[str, Any]
@@ -37,7 +37,7 @@ class WeightsNote:
 
 
 def read_note(path: str | Path, backbone: str) -> WeightsNote:
-    """Return the note beside the weights at `path` (same name, `.json`), or an empty one where there is none.
+    """Return the JSON next to the weights at `path` (same name, `.json`), or an empty one where there is none.
 
     Raises `CheckpointError` when it can't be read or is for another architecture than `backbone`.
     """

@@ -25,7 +25,7 @@ border-bottom: 1px solid #ddd; vertical-align: top } td.number { text-align: rig
 figure { margin: 0; width: 150px; font-size: 12px; overflow-wrap: anywhere } img { max-width: 112px; display: block }
 .out { color: #a40000 } .quiet { color: #666 } li { overflow-wrap: anywhere }
 """
-# A second lock behind the escaping: no name can load or run anything.
+# A second defence after the escaping: no name can load or run anything.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 Images = Mapping[tuple[str, str], NDArray[np.uint8]]

@@ -125,7 +125,7 @@ def _place(figure: Figure, axes: Axes, scale: Axes, side: float) -> None:
         top = bottom + side - bar_height
         scale.set_position(((left + side + gap) / width, top / height, bar / width, bar_height / height))
 
-    # Labels extend as far from the axes in any layout, hence: lay out, measure, lay out with these measures.
+    # Labels extend as far from the axes in any layout, so lay out, measure, lay out with these measures.
     lay(side + 2, side + 2, 1, 1)
     boxes = [box for part in (axes, scale) if (box := part.get_tightbbox()) is not None]
     left, bottom = (1 - min(box.x0 for box in boxes) / DPI), (1 - min(box.y0 for box in boxes) / DPI)

@@ -23,7 +23,7 @@ _CHARACTERS = 25  # of a title as wide as its tile
 class Tile:
     """An `image` uint8 [H, W, 1 or 3] with the `predicted` class and its `probability` (of 0 to 1).
 
-    `true` is the true class, None where it is unknown; `heat` uint8 [H, W, 3] is a saliency map to show beside the
+    `true` is the true class, None where it is unknown; `heat` uint8 [H, W, 3] is a saliency map to show next to the
     image, or None.
     """
 

@@ -31,7 +31,7 @@ function leaderboard() {
   section("Leaderboard", sortable(columns, rows, {class: "board"}));
 }
 
-// The position of a setting's value, from 0 to 1, and the labels beside the axis.
+// The position of a setting's value, from 0 to 1, and the labels next to the axis.
 function scaleOf(values) {
   const distinct = [...new Set(values)], numbers = distinct.map(Number);
   if (distinct.length > 1 && numbers.every(Number.isFinite)) {

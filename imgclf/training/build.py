@@ -188,7 +188,7 @@ def _with_class_weights(config: LossConfig, data: ImageDataModule) -> LossConfig
 
 
 def _metadata(config: RunConfig, data: ImageDataModule) -> CheckpointMetadata:
-    """Return what travels in every checkpoint beside the network: where it comes from, as plain data."""
+    """Return what every checkpoint holds besides the network: where it comes from, as plain data."""
     counts = {split: len(samples) for split, samples in data.samples.items()}
     facts = DataFacts(data.name, str(data.root), counts, list(data.flips))
     return CheckpointMetadata(config=config.to_dict(), data=facts, fingerprint=data.fingerprint())

@@ -45,7 +45,7 @@ def build_callbacks(
 
 
 class EarlyStoppingPlainState(EarlyStopping):
-    """Lightning's early stopping that says why it stopped, and has plain data as its state, not an infinite tensor."""
+    """Lightning's early stopping that prints why it stopped, and has plain data as its state, not an infinite tensor."""
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Print that early stopping ended the run, if it did."""

@@ -53,7 +53,7 @@ class FeatureCache:
         """Return one line about what is trained on."""
         last = self.stem.frozen_modules[-1].removeprefix("backbone.network.")
         shape = " x ".join(map(str, self.stem.shape))
-        return f"training on features: {shape} behind {last}, the frozen layers run once per image ({self.label})"
+        return f"training on features: {shape} after {last}, the frozen layers run once per image ({self.label})"
 
     def of(self, loader: Loader, split: str, root: Path, name: str, cache: CacheConfig) -> Features | None:
         """Return the features of the loader's samples; None where each epoch augments them differently."""

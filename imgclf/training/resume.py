@@ -29,7 +29,7 @@ class ResumePoint:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the checkpoint holds beside weights and loops."""
+        """What the checkpoint holds besides weights and loops."""
         return self.checkpoint["imgclf"]
 
     @property

@@ -91,7 +91,7 @@ def _announce(run: Run) -> None:
 
 
 def _fit(run: Run) -> None:
-    """Train; whatever a user can act upon becomes an `ImgclfError` here, and nowhere else."""
+    """Train; errors that a user can act upon become an `ImgclfError` here, and nowhere else."""
     point = run.plan.resume
     try:
         run.trainer.fit(run.classifier, datamodule=run.data, ckpt_path=point.path if point else None)

@@ -164,7 +164,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.trust("cached images that are torn, flipped, cut off or missing", "a wrong pixel in a batch")
+@pytest.mark.trust("cached images that are truncated, bit-flipped, cut off or missing", "a wrong pixel in a batch")
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damaged_cache_is_rebuilt_without_a_wrong_pixel(colours: Path, decoded: list[str], how: str) -> None:
     right = epoch(module(colours))

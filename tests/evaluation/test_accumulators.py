@@ -81,6 +81,16 @@ def test_restored_totals_continue_to_the_same_bits() -> None:
     assert resumed.totals() == expected.totals() and resumed.compute() == expected.compute()
 
 
+def test_loss_does_not_depend_on_the_order_of_batches() -> None:
+    """A resumed epoch of several processes adds the same losses in another order."""
+    rows = batches(count=4000, size=16)
+    orders = [rows, rows[::-1], rows[::2] + rows[1::2]]
+    assert len({accumulate(order).compute()["loss"] for order in orders}) == 1
+    assert len({sum((loss * 16 for loss, *_ in order), torch.tensor(0.0)).item() for order in orders}) > 1, (
+        "as in float32"
+    )
+
+
 def test_other_ranks_begin_at_zero_and_totals_of_others_are_refused() -> None:
     saved = accumulate(batches()).totals()
     resumed = EpochMetrics(9)

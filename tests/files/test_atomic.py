@@ -52,7 +52,7 @@ def in_child(action: Callable[[], None]) -> int:
     return child
 
 
-@pytest.mark.trust("checkpoint writes cut by the kernel", "a torn file, a lost one, or a leftover")
+@pytest.mark.trust("checkpoint writes cut by the kernel", "a truncated file, a lost one, or a leftover")
 def test_write_cut_at_any_offset_keeps_the_old_checkpoint(tmp_path: Path, record_property: Record) -> None:
     """A file size limit makes the kernel refuse the rest, at 200 offsets from the first byte to the last but one."""
     import resource  # POSIX only
@@ -87,7 +87,7 @@ def test_write_cut_at_any_offset_keeps_the_old_checkpoint(tmp_path: Path, record
     assert set(outcomes[2::3]) == {"1"}  # no temporary file is left
 
 
-@pytest.mark.trust("SIGKILL while a checkpoint is written, TMPDIR elsewhere", "a torn file under its final name")
+@pytest.mark.trust("SIGKILL while a checkpoint is written, TMPDIR elsewhere", "a truncated file under its final name")
 def test_killed_write_leaves_a_whole_checkpoint_and_the_next_start_deletes_its_leftovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
@@ -145,13 +145,13 @@ def assert_full_disk_keeps_the_old_checkpoint(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.trust("checkpoints written to a full disk", "a torn file, a lost one, or a leftover")
+@pytest.mark.trust("checkpoints written to a full disk", "a truncated file, a lost one, or a leftover")
 def test_full_disk_is_one_line_and_keeps_the_old_checkpoint(small_disk: Path) -> None:
     write_checkpoint(contents(0), small_disk / "last.ckpt")
     assert_full_disk_keeps_the_old_checkpoint(small_disk / "last.ckpt")
 
 
-@pytest.mark.trust("checkpoints written to a full disk", "a torn file, a lost one, or a leftover")
+@pytest.mark.trust("checkpoints written to a full disk", "a truncated file, a lost one, or a leftover")
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_full_disk_reported_late_keeps_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
