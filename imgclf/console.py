@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from imgclf.errors import ConfigError, ImgclfError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["make_console", "print_table", "progress_bar", "run_command", "silence_library_logs"]
+__all__ = ["make_console", "print_lines_to_copy", "print_table", "progress_bar", "run_command", "silence_library_logs"]
 
 _NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
 _NOISY_WARNINGS = (
@@ -75,6 +75,13 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     make_console(160).print(table)
+
+
+def print_lines_to_copy(lines: Mapping[str, str]) -> None:
+    """Print each text after its label, in one column and never broken: paths, links and commands to copy."""
+    width = max(map(len, lines), default=0)
+    for label, text in lines.items():
+        print(f"{label:<{width}}  {text}", flush=True)
 
 
 @contextmanager

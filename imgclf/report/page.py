@@ -1,6 +1,6 @@
-"""Self-contained HTML pages: report.html of a run and sweep.html, with images inside and no network requests.
+"""Self-contained HTML pages: report.html, sweep.html and check.html, with images inside and no network requests.
 
-A page holds its content as a JSON object, which a script draws; names and paths get into the page as text alone.
+The first two hold their content as a JSON object, which a script draws; names and paths get into a page as text alone.
 """
 
 import base64
@@ -17,38 +17,55 @@ from numpy.typing import NDArray
 
 from imgclf.report.tables import finite
 
-__all__ = ["data_uri", "results_page", "shrunk", "sweep_page"]
+__all__ = ["data_uri", "results_page", "shrunk", "static_page", "sweep_page"]
+
+_STATIC = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def results_page(page_data: Mapping[str, object]) -> str:
     """Return the HTML that shows the page data of `imgclf.report.run_report`."""
-    return _page(page_data, "results.js")
+    return _drawn(page_data, "page.css", "draw.js", "results.js")
 
 
 def sweep_page(page_data: Mapping[str, object]) -> str:
     """Return the HTML that shows the page data of `imgclf.sweeps.leaderboard`."""
-    return _page(page_data, "sweep.js")
+    return _drawn(page_data, "page.css", "sweep.css", "draw.js", "sweep.js")
 
 
-def _page(page_data: Mapping[str, object], script_name: str) -> str:
-    folder = files("imgclf.report")
-    names = ("page.css", "draw.js", script_name)
-    style, *scripts = (folder.joinpath(name).read_text(encoding="utf-8") for name in names)
-    script = "\n".join(scripts)
+def static_page(title: str, body: str) -> str:
+    """Return the HTML of `imgclf.quality`'s page without a script; `body` is HTML, in which names are escaped already."""
+    return _shell(title, _STATIC, _read("page.css", "check.css"), body)
+
+
+def _drawn(page_data: Mapping[str, object], *names: str) -> str:
+    """Return a page that scripts draw; `names` are the files of its styles and scripts."""
+    script = _read(*(name for name in names if name.endswith(".js")))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     # "<" could end the element that holds the data, in the name of a class or a file.
     data = json.dumps(finite(page_data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    title = escape(str(page_data["title"]))
+    title = str(page_data["title"])
+    body = (
+        f"<header><h1>{escape(title)}</h1></header>\n<main></main>\n"
+        f"<noscript>This page needs JavaScript, which is inside it; metrics.json has the numbers.</noscript>\n"
+        f'<script type="application/json" id="page-data">{data}</script>\n'
+        f"<script>{script}</script>\n"
+    )
+    style = _read(*(name for name in names if name.endswith(".css")))
+    return _shell(title, f"{_STATIC}; script-src 'sha256-{digest}'", style, body)
+
+
+def _shell(title: str, policy: str, style: str, body: str) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
-        f"<style>\n{style}</style></head>\n<body>\n<header><h1>{title}</h1></header>\n<main></main>\n"
-        f"<noscript>This page needs JavaScript, which is inside it; metrics.json has the numbers.</noscript>\n"
-        f'<script type="application/json" id="page-data">{data}</script>\n'
-        f"<script>{script}</script>\n</body></html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>\n'
+        f"<style>\n{style}</style></head>\n<body>\n{body}</body></html>\n"
     )
+
+
+def _read(*names: str) -> str:
+    folder = files("imgclf.report")
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 def shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
