@@ -1,10 +1,13 @@
-"""Open a page in a headless browser, where one is installed, and return what a script reads from it."""
+"""Open pages in a headless browser, where one is installed, and return what a script reads from them."""
 
-import html
+import atexit
+import base64
+import itertools
 import json
-import re
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,45 +18,138 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 BROWSER = next((path for name in _NAMES if (path := shutil.which(name))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: one of {', '.join(_NAMES)}")
 
-_FRAME = """
-<script>
-const errors = [];
+_COLLECT_ERRORS = """
+window.errors = [];
 window.addEventListener("error", event => errors.push("error: " + event.message));
 window.addEventListener("securitypolicyviolation", event => errors.push("blocked: " + event.blockedURI));
-window.addEventListener("load", () => {
-  const out = {};
-  %s
-  out.errors = errors;
-  document.documentElement.setAttribute("data-result", JSON.stringify(out));
-});
-</script>
 """
+_LOADED = (
+    """new Promise(done => document.readyState === "complete" ? done() : addEventListener("load", () => done()))"""
+)
+_SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))"
 
 
-def browse(page: str, script: str, folder: Path, width: int = 1180) -> tuple[dict[str, Any], str]:
-    """Run `script` in the loaded page; return its `out`, with the page's errors under "errors", and the browser's console."""
-    assert BROWSER
+def browse(
+    page: str,
+    script: str,
+    folder: Path,
+    width: int = 1180,
+    *,
+    dark: bool = False,
+    media: str = "screen",
+    screenshot: Path | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Run `script` in the loaded page; return its `out`, with the page's errors under "errors", and the browser's console.
+
+    The window is `width` pixels wide, also narrower than a browser's own windows; up to 600 it is that of a phone.
+    `media` is "screen" or "print". `screenshot` is where to write the whole page as PNG.
+    """
     path = folder / "page.html"
-    loosened = re.sub(r"script-src 'sha256-[^']+'", "script-src 'unsafe-inline'", page)
-    path.write_text(loosened.replace("<main>", _FRAME % script + "<main>", 1), encoding="utf-8")
-    profile = f"--user-data-dir={folder / 'profile'}"
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-logging=stderr",
-        f"--window-size={width},900",
-        profile,
-        "--virtual-time-budget=4000",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    match = re.search(r'data-result="(.*?)"', done.stdout)
-    assert match, done.stderr[-2000:]
-    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(html.unescape(match[1])), console
+    path.write_text(page, encoding="utf-8")
+    tab = _start().open()
+    height = 844 if width <= 600 else 800
+    tab.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width <= 600)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    tab.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+    for domain in ("Page", "Runtime", "Log"):
+        tab.call(f"{domain}.enable")
+    tab.call("Page.addScriptToEvaluateOnNewDocument", source=_COLLECT_ERRORS)
+    tab.call("Page.navigate", url=path.as_uri())
+    tab.evaluate(_LOADED)
+    tab.evaluate(_SETTLED)
+    result = tab.evaluate(f"(async () => {{ const out = {{}};\n{script}\nout.errors = errors; return out; }})()")
+    if screenshot:
+        size = tab.call("Page.getLayoutMetrics")["cssContentSize"]
+        image = tab.call("Page.captureScreenshot", captureBeyondViewport=True, clip={**size, "scale": 1})
+        screenshot.write_bytes(base64.b64decode(image["data"]))
+    tab.close()
+    return dict(result), "\n".join(tab.console)
+
+
+class _Browser:
+    """A headless browser that takes commands of the Chrome DevTools Protocol over a pipe; it has no other dependency."""
+
+    def __init__(self) -> None:
+        assert BROWSER
+        profile = tempfile.mkdtemp()
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
+        # The protocol's pipes are the descriptors 3 and 4.
+        command = ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>&2', "sh", BROWSER, *options]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.numbers, self.buffer, self.profile = itertools.count(1), b"", profile
+        atexit.register(self.close)
+
+    def open(self) -> "_Tab":
+        """Return a new empty tab."""
+        target = self.call("Target.createTarget", None, url="about:blank")["targetId"]
+        session = self.call("Target.attachToTarget", None, targetId=target, flatten=True)["sessionId"]
+        return _Tab(self, target, session)
+
+    def call(self, method: str, tab: "_Tab | None", **parameters: object) -> dict[str, Any]:
+        """Return the result of a command; what the console of `tab` says meanwhile is added to its lines."""
+        assert self.process.stdin and self.process.stdout
+        number = next(self.numbers)
+        message = {"id": number, "method": method, "params": parameters} | ({"sessionId": tab.session} if tab else {})
+        self.process.stdin.write(json.dumps(message).encode() + b"\0")
+        self.process.stdin.flush()
+        while True:
+            while b"\0" not in self.buffer:
+                received = self.process.stdout.read1(1 << 20)  # type: ignore[attr-defined]
+                assert received, f"the browser ended at {method}"
+                self.buffer += received
+            line, _, self.buffer = self.buffer.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return dict(answer["result"])
+            if tab and answer.get("method") in (
+                "Runtime.consoleAPICalled",
+                "Runtime.exceptionThrown",
+                "Log.entryAdded",
+            ):
+                tab.console.append(json.dumps(answer["params"]))
+
+    def close(self) -> None:
+        """End the browser, and remove its profile."""
+        self.process.terminate()
+        self.process.communicate()
+        shutil.rmtree(self.profile, ignore_errors=True)
+
+
+class _Tab:
+    """A tab of the browser."""
+
+    def __init__(self, browser: _Browser, target: str, session: str) -> None:
+        self.browser, self.target, self.session = browser, target, session
+        self.console: list[str] = []
+
+    def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        """Return the result of a command in this tab."""
+        return self.browser.call(method, self, **parameters)
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression, of a promise once it is kept."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def close(self) -> None:
+        """Close the tab."""
+        self.browser.call("Target.closeTarget", None, targetId=self.target)
+
+
+@cache
+def _start() -> _Browser:
+    """Return the browser that all tests of this process share: a start takes longer than a page."""
+    return _Browser()
 
 
 NASTY = '</script><img src=x onerror="document.title=1">&'
