@@ -115,7 +115,7 @@ class ModelConfig(Settings):
     weights: str | None = changeable(None, "Path of a safetensors or pth file; it replaces pretrained.")
     in_chans: int = setting(3, "Channels of the input: 3 (RGB) or 1 (grey).")
     freeze: Any = setting("none", "Frozen part: none, all, n (all but the last n modules), or a list of globs.")
-    unfreeze_epoch: int | None = setting(None, "Epoch from which the backbone is trained too (0: the first).")
+    unfreeze_epoch: int | None = setting(None, "Epochs with the frozen part frozen; then all is trained.")
     head: HeadConfig = setting(HeadConfig, "Layers after the backbone.")
 
 

@@ -127,7 +127,7 @@ def runs_figure(runs: Sequence[tuple[str, History]]) -> Figure:
         raise ValueError("no runs to draw")
     figure = new_figure(11, 4.4 + 0.2 * len(runs))
     both = figure.subplots(1, 2)
-    longest = max((row["epoch"] for _, rows in runs for row in rows), default=0)
+    longest = max((row["epoch"] for _, rows in runs for row in rows), default=1)
     for axes, name in zip(both, ("loss", "accuracy"), strict=True):
         for number, (label, rows) in enumerate(runs):
             values = _column(rows, f"val_{name}")
@@ -135,7 +135,7 @@ def runs_figure(runs: Sequence[tuple[str, History]]) -> Figure:
             style = {"marker": "o", "markersize": 4 if len(rows) <= 30 else 0, **_line_style(number)}
             axes.plot(_epochs(rows)[known], values[known], label=_legend_name(label), **style)
         _dress(axes, f"Validation {name}", "epoch")
-        _dress_epochs(axes, np.array([1, longest + 1]), name)
+        _dress_epochs(axes, np.array([1, longest]), name)
     _legend_below(figure, both[0])
     return figure
 
@@ -219,7 +219,7 @@ def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], gigabytes: 
 
 
 def _epochs(rows: History) -> NDArray[np.int64]:
-    return np.array([row["epoch"] for row in rows], dtype=np.int64) + 1  # files count from 0, people from 1
+    return np.array([row["epoch"] for row in rows], dtype=np.int64)
 
 
 def _column(rows: History, key: str) -> NDArray[np.float64]:

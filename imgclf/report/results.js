@@ -147,7 +147,7 @@ function summary() {
 
 function curves() {
   if (!page.history.length) return;
-  const line = (key, name, colour, dash) => ({name, colour, dash, values: page.history.map(row => [row.epoch + 1, row[key]])});
+  const line = (key, name, colour, dash) => ({name, colour, dash, values: page.history.map(row => [row.epoch, row[key]])});
   const pair = what => [line("train_" + what, "train", "--correct", "6 3"), line("val_" + what, "validation", "--wrong", null)];
   section("Training curves", node("div", {class: "charts"}, chart("Loss", pair("loss"), {}),
     chart("Accuracy", pair("accuracy"), {percent: true, range: [0, 1]})));

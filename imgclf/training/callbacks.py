@@ -129,7 +129,7 @@ class HistoryLogger(Checkpoint):
         history_csv(self.folder / "history.csv", rows)
         history_json(self.folder / "history.json", rows)
         row, values = rows[-1], [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
-        line = f"epoch {row['epoch'] + 1:>3}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}"
+        line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}"
         line += f" accuracy {row['train_accuracy']:.2%}"
         if row["val_loss"] is not None:
             best = "  best yet" if row["val_accuracy"] == max(values) and values.count(row["val_accuracy"]) == 1 else ""

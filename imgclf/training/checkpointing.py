@@ -86,7 +86,7 @@ class CheckpointCallback(Checkpoint):
         improved = value is None or self.best_value is None or self._better(value, self.best_value)
         improved = improved or not (self.folder / "best.ckpt").is_file()  # resumed from another run's checkpoint
         if improved:
-            self.best_value, self.best_epoch = value, trainer.current_epoch
+            self.best_value, self.best_epoch = value, trainer.current_epoch + 1
         metadata = module.metadata
         assert isinstance(metadata, CheckpointMetadata)
         metadata.stopped_early = trainer.should_stop
@@ -95,7 +95,7 @@ class CheckpointCallback(Checkpoint):
             if improved:
                 _copy(last, self.folder / "best.ckpt")
             if self.config.keep == "all" or (self.config.keep == "improved" and improved):
-                _copy(last, self.folder / f"epoch_{trainer.current_epoch:03}.ckpt")
+                _copy(last, self.folder / f"epoch_{trainer.current_epoch + 1:03}.ckpt")
         if signum := trainer.strategy.broadcast(self.signals.pending):
             raise Interrupted(signum)
 
@@ -112,7 +112,7 @@ class CheckpointCallback(Checkpoint):
             progress["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and epoch so far."""
+        """Return the best value and epoch so far; the first epoch is 1."""
         return {"best_value": self.best_value, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

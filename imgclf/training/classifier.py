@@ -121,7 +121,7 @@ class ImageClassifier(LightningModule):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row per epoch, with the columns of `history.csv`."""
+        """One row per epoch, from epoch 1 on, with the columns of `history.csv`."""
         return self.metadata.history
 
     @property
@@ -213,7 +213,7 @@ class ImageClassifier(LightningModule):
         names = ("loss", "accuracy", "top5", "macro_f1")
         # Tensors, as Lightning would make of them: history and callbacks then see the same single-precision numbers.
         values = {f"{split}_{name}": torch.tensor(metrics[name]) for name in names}
-        self.log_dict(values)
+        self.log_dict({**values, "epoch": float(self.current_epoch + 1)})  # trackers would get Lightning's, from 0
         return {name: float(value) for name, value in values.items()}
 
     def on_train_start(self) -> None:
@@ -246,9 +246,11 @@ class ImageClassifier(LightningModule):
         """Append the epoch's row to the history, and step a plateau schedule."""
         self.train_metrics.reduce()
         train, val, lr = self.training_means(), self._validated, self.metadata.learning_rate
-        self.log_dict({"train_loss": train["loss"], "train_accuracy": train["accuracy"], "lr": lr})
+        epoch = self.current_epoch + 1  # people count from 1, Lightning from 0
+        measured = {"train_loss": train["loss"], "train_accuracy": train["accuracy"], "lr": lr}
+        self.log_dict({**measured, "epoch": float(epoch)})
         row = {
-            "epoch": self.current_epoch,
+            "epoch": epoch,
             "train_loss": train["loss"],
             "train_accuracy": train["accuracy"],
             "val_loss": val.get("val_loss"),

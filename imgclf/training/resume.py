@@ -48,9 +48,11 @@ class ResumePoint:
         callbacks = self.checkpoint["callbacks"]
         return next((state["best_value"] for state in callbacks.values() if "best_value" in state), None)
 
-    def describe(self) -> str:
-        """Return the line that tells where the run continues."""
-        return f"resuming from {self.path}: {self.epochs} epochs and {self.checkpoint['global_step']:,} steps are done"
+    def describe(self, max_epochs: int) -> str:
+        """Return the line that tells where the run continues; the first epoch is 1."""
+        trained = self.stopped_early or self.epochs >= max_epochs > 0
+        where = "with its evaluation" if trained else f"in epoch {self.epochs + 1}"
+        return f"continues {where}, after {self.checkpoint['global_step']:,} steps, from {self.path}"
 
     def check_data(self, data: ImageDataModule) -> None:
         """Raise `CheckpointError`, naming the difference, if classes or files aren't those of the checkpoint."""

@@ -87,7 +87,7 @@ def _announce(run: Run) -> None:
         print(run.features.describe(), flush=True)
     print(f"run folder: {plan.folder}", flush=True)
     if plan.resume:
-        print(plan.resume.describe(), flush=True)
+        print(plan.resume.describe(plan.config.trainer.max_epochs), flush=True)
 
 
 def _fit(run: Run) -> None:
@@ -174,6 +174,6 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
     last = "test" if "test" in evaluations else "val"
     if last in evaluations:
         print_per_class(last, evaluations[last].matrix, best.classes)
-    print(f"best epoch: {best_epoch + 1}" if best_epoch is not None else "best epoch: none")
+    print(f"best epoch: {best_epoch}")
     print_metrics(metrics)
     return best, evaluations

@@ -60,7 +60,8 @@ def test_metrics_have_their_schema_and_agree_with_history_and_predictions(tiny_r
     assert metrics["test"]["accuracy"] > 0.8  # three colours are easy to learn
     rows = read_rows(tiny_run / "history.csv")
     assert list(rows[0]) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds"]
-    assert [int(row["epoch"]) for row in rows] == [0, 1, 2]
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in read_json(tiny_run / "history.json")] == [1, 2, 3]
     assert float(rows[-1]["train_accuracy"]) == pytest.approx(metrics["train"]["accuracy"])
     assert max(float(row["val_accuracy"]) for row in rows) == pytest.approx(metrics["val"]["accuracy"])
     predictions = read_rows(tiny_run / "predictions_test.csv")
@@ -140,7 +141,7 @@ def test_every_setting_trains_and_tests(run_tiny: Run, overrides: tuple[str, ...
     assert metrics["test"]["count"] > 0
     saved = sorted(path.name for path in (folder / "checkpoints").glob("epoch*"))
     if "checkpoint.keep=all" in overrides:
-        assert saved == ["epoch_000.ckpt", "epoch_001.ckpt"]
+        assert saved == ["epoch_001.ckpt", "epoch_002.ckpt"]
     if "dataset.fraction=0.5" in overrides:
         assert metrics["train"]["count"] == 18
 

@@ -187,7 +187,7 @@ def test_checkpoint_holds_classes_preprocessing_settings_and_history_as_plain_da
         assert counts == {split: dict.fromkeys(hparams["classes"], count) for split, count in expected.items()}
         assert len(extra["history"]) == checkpoint["epoch"] + 1
         assert is_plain(extra) and is_plain(dict(checkpoint["hyper_parameters"]))
-    assert extra["history"][0]["epoch"] == 0
+    assert extra["history"][0]["epoch"] == 1
 
 
 def test_update_metadata_keeps_the_rest_of_the_checkpoint(tiny_run: Path, tmp_path: Path) -> None:

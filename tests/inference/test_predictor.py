@@ -109,7 +109,7 @@ def test_loaded_checkpoint_predicts_every_kind_of_input_as_the_run_did(
     classifier = imgclf.load(moved)
     assert classifier.classes == tuple(COLOURS)
     assert classifier.metrics == read_json(tiny_run / "metrics.json")
-    assert [row["epoch"] for row in classifier.history][:1] == [0]
+    assert [row["epoch"] for row in classifier.history][:1] == [1]
     rows = read_rows(tiny_run / "predictions_test.csv")
     files = [row["file"] for row in rows]
     expected = np.array([[float(row[name]) for name in COLOURS] for row in rows], dtype=np.float32)

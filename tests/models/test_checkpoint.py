@@ -365,7 +365,7 @@ def test_metadata_survives_a_round_trip_as_plain_data() -> None:
         metrics={"test": {"accuracy": 0.5}},
         temperature=1.5,
         engine="eager 2.0 fp32",
-        history=[{"epoch": 0, "val_loss": None}],
+        history=[{"epoch": 1, "val_loss": None}],
         running=[1.5, 3.0],
         confusion=[[1, 0], [1, 2]],
         learning_rate=0.01,
@@ -374,8 +374,8 @@ def test_metadata_survives_a_round_trip_as_plain_data() -> None:
     )
     values = metadata.to_dict()
     assert CheckpointMetadata.from_dict(values, 2) == metadata
-    metadata.history.append({"epoch": 1})
-    assert values["history"] == [{"epoch": 0, "val_loss": None}]  # a later epoch doesn't change what was saved
+    metadata.history.append({"epoch": 2})
+    assert values["history"] == [{"epoch": 1, "val_loss": None}]  # a later epoch doesn't change what was saved
     with pytest.raises(CheckpointError, match="its confusion isn't what imgclf writes"):
         CheckpointMetadata.from_dict(values, 3)
 

@@ -74,7 +74,8 @@ def test_the_page_shows_the_epochs_after_the_best_one(run_tiny: Callable[..., Pa
     )  # epochs equal to the best don't replace it
     data = page_data_of((folder / "report.html").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert len(data["history"]) == 3 and data["splits"]["train"]["loss"] == metrics["train"]["loss"]
+    assert [row["epoch"] for row in data["history"]] == [1, 2, 3]
+    assert data["splits"]["train"]["loss"] == metrics["train"]["loss"]
 
 
 def test_report_false_writes_no_page_and_no_plots(run_tiny: Callable[..., Path]) -> None:

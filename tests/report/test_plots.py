@@ -29,7 +29,6 @@ def _history(num_epochs: int) -> list[dict[str, Any]]:
         "val_accuracy": 0.9 - decay,
     }
     names = ("epoch", *columns)
-    epochs = epochs - 1  # files count from 0, plots from 1
     return [dict(zip(names, row, strict=True)) for row in zip(epochs, *columns.values(), strict=True)]
 
 

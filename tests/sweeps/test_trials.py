@@ -188,7 +188,7 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
 
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("resuming from") == 2 and set(states(folder).values()) == {"finished"}
+    assert done.stdout.count("continues in epoch") == 2 and set(states(folder).values()) == {"finished"}
     for path in states(folder):
         assert len(json.loads((folder / path / "history.json").read_text())) == 80
 
@@ -279,7 +279,7 @@ def test_trials_below_the_median_are_pruned(run_tiny: Callable[..., Path], tmp_p
     for number in range(5):
         path = tmp_path / f"other{number}"
         write_record(path, TrialRecord([f"seed={number}"], {"dataset": dataset}, "finished", 0.9))
-        history_csv(path / "history.csv", [{"epoch": epoch, **values} for epoch in range(5)])
+        history_csv(path / "history.csv", [{"epoch": epoch, **values} for epoch in range(1, 6)])
     epochs = {}
     trials = [("hopeless", "1e-9", dataset), ("good", "0.01", dataset), ("elsewhere", "1e-9", {"name": "cards"})]
     for name, rate, data in trials:

@@ -23,6 +23,7 @@ def test_csv_logger_writes_the_validation_accuracies_into_one_file(run_tiny: Run
     folder = run_tiny("logger=csv")
     rows = [row for row in read_rows(folder / "csv" / "metrics.csv") if row["val_accuracy"]]
     assert [float(row["val_accuracy"]) for row in rows] == pytest.approx(validation(folder))
+    assert [float(row["epoch"]) for row in rows] == [1, 2]
     assert not (folder / "csv" / "version_0").exists()
 
 

@@ -197,14 +197,14 @@ def test_last_skips_damaged_checkpoints_and_fails_if_none_is_left(
     (checkpoints / "last.ckpt").write_bytes((checkpoints / "last.ckpt").read_bytes()[:-500])
     (checkpoints / "best.ckpt").write_bytes(b"")
     start = find_checkpoint("last", stopped)
-    assert start and start.path == checkpoints / "epoch_000.ckpt"
+    assert start and start.path == checkpoints / "epoch_001.ckpt"
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(
         line.startswith("skipped ") and name in line
         for line, name in zip(lines, ("last.ckpt", "best.ckpt"), strict=True)
     )
-    (checkpoints / "epoch_000.ckpt").write_bytes(b"nothing")
+    (checkpoints / "epoch_001.ckpt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="ckpt_path=last: none of the checkpoints can be read"):
         find_checkpoint("last", stopped)
 
@@ -218,7 +218,9 @@ def test_resume_uses_the_settings_of_the_run_and_ends_as_the_uninterrupted_one(
     overrides = (folder / "overrides.yaml").read_bytes()
     monkeypatch.chdir(tmp_path)
     resume = [f"resume='{folder}'", "trainer.max_epochs=2", "dataset.num_workers=2"]
+    capsys.readouterr()
     train(composed(*resume), folder, resume)
+    assert "continues in epoch 2, after 7 steps" in capsys.readouterr().out
     again = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     assert compare(whole, again) is None
     config = yaml.safe_load((folder / "config.yaml").read_text())
