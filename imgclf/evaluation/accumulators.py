@@ -51,7 +51,7 @@ class EpochMetrics(Metric):
         self.confusion = self.confusion + counts.view_as(self.confusion)
 
     def compute(self) -> dict[str, float]:
-        """Return accuracy, loss, top5, macro_f1, correct and count of the samples accumulated so far."""
+        """Return the metrics of the samples accumulated so far; see `metrics_from_confusion`."""
         matrix = self.confusion.cpu().numpy()
         count = max(1, int(matrix.sum()))
         return metrics_from_confusion(matrix, float(self.loss_sum) / count, int(self.top5_hits) / count)

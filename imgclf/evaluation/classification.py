@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["TOP", "ClassScores", "averages", "format_accuracy", "metrics_from_confusion", "per_class"]
+__all__ = ["TOP", "ClassScores", "averages", "format_accuracy", "has_top5", "metrics_from_confusion", "per_class"]
 
 TOP = 5  # a hit among so many classes counts for `top5`
 
@@ -24,17 +24,23 @@ class ClassScores(TypedDict):
 def metrics_from_confusion(matrix: Matrix, loss: float, top5: float) -> dict[str, float]:
     """Return accuracy, loss, top5, macro_f1 (fractions of 1), correct and count; `loss` and `top5` are passed through.
 
-    macro_f1 leaves out the classes that are neither in the targets nor predicted, as scikit-learn's `f1_score` does.
+    Without top5 for `TOP` classes or fewer, where every sample is a hit. macro_f1 leaves out the classes that are
+    neither in the targets nor predicted, as scikit-learn's `f1_score` does.
     """
     correct, count = int(np.trace(matrix)), int(np.sum(matrix))
     return {
         "accuracy": correct / max(count, 1),
         "loss": loss,
-        "top5": top5,
+        **({"top5": top5} if has_top5(len(matrix)) else {}),
         "macro_f1": averages(matrix)[0]["f1"],
         "correct": correct,
         "count": count,
     }
+
+
+def has_top5(num_classes: int) -> bool:
+    """Return whether top-5 accuracy says anything about so many classes."""
+    return num_classes > TOP
 
 
 def per_class(matrix: Matrix) -> list[ClassScores]:

@@ -147,7 +147,7 @@ def metrics_from_probabilities(
 ) -> tuple[dict[str, float], Indices]:
     """Return the metrics of a split, with its mean `loss` as given, and its confusion matrix int64 [K, K].
 
-    top5 is top-min(5, K), so it is 1.0 up to five classes; equal probabilities rank by class, so that top-1 is accuracy.
+    There is no top5 for five classes or fewer; equal probabilities rank by class, so that top-1 is accuracy.
     Raises ValueError for no samples, wrong shapes or unknown classes, RunError for probabilities that aren't finite.
     """
     probabilities, targets = np.asarray(probabilities), np.asarray(targets)

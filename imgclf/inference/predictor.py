@@ -147,7 +147,7 @@ class Predictor:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Metrics of the run: {split: {accuracy, loss, top5, macro_f1, correct, count}}."""
+        """Metrics of the run: {split: {accuracy, loss, macro_f1, correct, count, ...}}."""
         return self.model.metadata.metrics
 
     def predict(self, images: object, *, errors: str = "raise", batch_size: int = 32) -> Any:

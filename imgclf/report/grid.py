@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imgclf.report.plots import BLUE, ORANGE, font_families, new_figure, short_name, write_figure
 
-__all__ = ["Tile", "grid_figure", "plot_grid"]
+__all__ = ["Tile", "choose_columns", "grid_figure", "plot_grid"]
 
 _TILE, _LINE = 1.75, 0.185  # inches: a tile's side, and the height of a line of its title
 _POINTS = 9.5
@@ -40,7 +40,7 @@ def plot_grid(tiles: Sequence[Tile], path: Path) -> None:
 
 
 def grid_figure(tiles: Sequence[Tile]) -> Figure:
-    """Draw the tiles in rows; ValueError for no tiles.
+    """Draw the tiles in rows, the last as full as the others where that is possible; ValueError for no tiles.
 
     Where the true class is known, a correct prediction is blue with a tick, a wrong one orange with a cross, and the
     true class stands below it.
@@ -48,7 +48,7 @@ def grid_figure(tiles: Sequence[Tile]) -> Figure:
     if not tiles:
         raise ValueError("no images to show")
     wide = 2 if any(tile.heat is not None for tile in tiles) else 1
-    columns = min(len(tiles), max(1, round(math.sqrt(len(tiles) * 1.6 / wide))))
+    columns = choose_columns(len(tiles), math.sqrt(len(tiles) * 1.6 / wide))
     rows = math.ceil(len(tiles) / columns)
     lines = 2 if any(tile.true is not None and tile.true != tile.predicted for tile in tiles) else 1
     width, height = _TILE * wide + 0.15, _TILE + lines * _LINE + 0.15  # of a tile with its title, inches
@@ -70,6 +70,18 @@ def grid_figure(tiles: Sequence[Tile]) -> Figure:
         above = y + (inner_height + 0.04) / total_height
         figure.text(x, above, text, color=colour, parse_math=False, **style)
     return figure
+
+
+def choose_columns(count: int, wanted: float) -> int:
+    """Return a number of columns near `wanted` that leaves few empty places in the last of the rows of `count` tiles.
+
+    10 tiles are 5 x 2 rather than 4 + 4 + 2. A place empty of n columns costs as much as a table exp(2 / n) times too wide.
+    """
+
+    def cost(columns: int) -> float:
+        return abs(math.log(columns / wanted)) + 2 * (-count % columns) / columns
+
+    return min(range(1, count + 1), key=cost)
 
 
 def _title(tile: Tile) -> tuple[str, str]:

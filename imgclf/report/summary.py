@@ -64,5 +64,5 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
             errors = f"calibration error {values['ece']:.2%} -> {values['calibrated_ece']:.2%}"
             print(f"{split:<5} with {losses}, {errors}")
         accuracy = f"{values['correct']} of {values['count']}, accuracy {values['accuracy']:.2%}"
-        others = f"top-5 {values['top5']:.2%}, macro F1 {values['macro_f1']:.4f}, loss {values['loss']:.4f}"
-        print(f"{split:<5} {accuracy}, {others}")
+        top5 = f"top-5 {values['top5']:.2%}, " if "top5" in values else ""
+        print(f"{split:<5} {accuracy}, {top5}macro F1 {values['macro_f1']:.4f}, loss {values['loss']:.4f}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HISTORY_COLUMNS",
+    "confusion_csv",
     "finite",
     "history_csv",
     "history_json",
@@ -42,19 +43,27 @@ StrPath = str | os.PathLike[str]
 
 
 def write_evaluation(folder: Path, split: str, evaluation: "Evaluation", predictions: bool = True) -> None:
-    """Write per_class_{split}.csv and, with `predictions`, one row per image in predictions_{split}.csv."""
+    """Write per_class_{split}.csv, confusion_{split}.csv and, with `predictions`, predictions_{split}.csv."""
     classes = evaluation.samples.classes
     if predictions:
         files = [evaluation.samples.items[index] for index in evaluation.order]
         path = folder / f"predictions_{split}.csv"
         predictions_csv(path, files, evaluation.targets, evaluation.probabilities, classes)
     per_class_csv(folder / f"per_class_{split}.csv", classes, evaluation.matrix)
+    confusion_csv(folder / f"confusion_{split}.csv", classes, evaluation.matrix)
+
+
+def confusion_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:
+    """Write the counts of a matrix [K, K]: a row for each true class, a column for each predicted class."""
+    counts = np.asarray(matrix).tolist()
+    write_csv(path, ["true \\ predicted", *classes], [[name, *row] for name, row in zip(classes, counts, strict=True)])
 
 
 def per_class_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:
-    """Write class, precision, recall, f1, support: one row per class, then "macro avg" and "weighted avg".
+    """Write class, precision, recall, f1, support: one row per class, then "accuracy", "macro avg" and "weighted avg".
 
-    The macro average is the metric macro_f1: classes that occur nowhere have a row, but don't count in it.
+    As scikit-learn's `classification_report`, accuracy stands in the column f1. The macro average is the metric
+    macro_f1: classes that occur nowhere have a row, but don't count in it.
     """
     rows = [[name, *cells, row["support"]] for name, row, cells in _score_rows(classes, matrix, digits=6)]
     write_csv(path, ["class", *ClassScores.__annotations__], rows)
@@ -76,10 +85,19 @@ def per_class_table(classes: Sequence[str], matrix: Array) -> "Table":
 
 
 def _score_rows(classes: Sequence[str], matrix: Array, digits: int) -> Iterator[tuple[str, ClassScores, list[str]]]:
-    """Yield (name, scores, the fractions as text) of the K classes, then of the two averages."""
-    names = [*classes, "macro avg", "weighted avg"]
-    for name, row in zip(names, per_class(matrix) + averages(matrix), strict=True):
-        yield name, row, [f"{value:.{digits}f}" for value in (row["precision"], row["recall"], row["f1"])]
+    """Yield (name, scores, the fractions as text) of the K classes, then of accuracy and the two averages."""
+
+    def texts(row: ClassScores) -> list[str]:
+        return [f"{value:.{digits}f}" for value in (row["precision"], row["recall"], row["f1"])]
+
+    for name, row in zip(classes, per_class(matrix), strict=True):
+        yield name, row, texts(row)
+    macro, weighted = averages(matrix)
+    # Every sample has one class and one prediction, so that the recall weighted by support is the accuracy.
+    accuracy = ClassScores(precision=0.0, recall=0.0, f1=weighted["recall"], support=weighted["support"])
+    yield "accuracy", accuracy, ["", "", texts(accuracy)[2]]
+    yield "macro avg", macro, texts(macro)
+    yield "weighted avg", weighted, texts(weighted)
 
 
 def metrics_json(path: StrPath, metrics: Mapping[str, Mapping[str, object]]) -> None:

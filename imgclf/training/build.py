@@ -18,6 +18,7 @@ from imgclf.config import CacheConfig, LoggerConfig, LossConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import ConfigError, one_line
+from imgclf.evaluation.classification import TOP, has_top5
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
 from imgclf.models.weights import describe_weights
 from imgclf.signals import Signals
@@ -115,6 +116,13 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
         options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
     validated = options.get("limit_val_batches") != 0
+    stopping_by = config.callbacks.early_stopping.monitor if config.callbacks.early_stopping else None
+    for key, monitor in (("checkpoint", config.checkpoint.monitor), ("callbacks.early_stopping", stopping_by)):
+        if monitor == "val_top5" and not has_top5(len(data.classes)):
+            raise ConfigError(
+                f"{key}.monitor=val_top5: {data.name} has {len(data.classes)} classes, and top-5 accuracy needs more "
+                f"than {TOP}; watch val_accuracy"
+            )
     stopping = (config.callbacks.early_stopping, config.callbacks.pruning) if validated else (None, None)
     own: dict[str, Any] = {
         "default_root_dir": folder,

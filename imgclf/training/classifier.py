@@ -19,6 +19,7 @@ from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelC
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
 from imgclf.evaluation import EpochMetrics
+from imgclf.evaluation.classification import TOP, has_top5
 from imgclf.models import ImageModel
 from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, checkpoint_errors, read_checkpoint
 from imgclf.models.network import Network
@@ -66,6 +67,10 @@ class ImageClassifier(LightningModule):
         self.monitor, self.seed = monitor, seed
         if monitor not in MONITORS:
             raise ConfigError(f"monitor={monitor!r}: expected one of {', '.join(MONITORS)}")
+        if monitor == "val_top5" and not has_top5(len(classes)):
+            raise ConfigError(
+                f"monitor=val_top5: no metric of {len(classes)} classes; top-5 accuracy needs more than {TOP}"
+            )
         groups = {
             "model": self.model_config.to_dict(),
             "preprocess": preprocess.to_dict(),
@@ -212,7 +217,7 @@ class ImageClassifier(LightningModule):
         metrics = self.eval_metrics.compute_and_reset()
         names = ("loss", "accuracy", "top5", "macro_f1")
         # Tensors, as Lightning would make of them: history and callbacks then see the same single-precision numbers.
-        values = {f"{split}_{name}": torch.tensor(metrics[name]) for name in names}
+        values = {f"{split}_{name}": torch.tensor(metrics[name]) for name in names if name in metrics}
         self.log_dict({**values, "epoch": float(self.current_epoch + 1)})  # trackers would get Lightning's, from 0
         return {name: float(value) for name, value in values.items()}
 

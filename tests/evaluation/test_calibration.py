@@ -87,7 +87,7 @@ def test_calibrated_runs_have_calibrated_metrics_and_probabilities(
     temperature = metrics["val"]["temperature"]
     assert temperature != 1 and metrics["test"]["temperature"] == temperature
     assert metrics["val"]["calibrated_loss"] <= metrics["val"]["loss"]
-    for key in ("accuracy", "loss", "ece", "top5"):
+    for key in ("accuracy", "loss", "ece", "macro_f1"):
         assert metrics["test"][key] == before["test"][key]
     first = imgclf.load(plain / "checkpoints" / "best.ckpt").predict_proba(colours / "test").astype(np.float64)
     second = imgclf.load(folder / "checkpoints" / "best.ckpt").predict_proba(colours / "test")

@@ -151,6 +151,16 @@ def test_a_grid_titles_images_with_their_predictions() -> None:
         grid_figure([])
 
 
+@pytest.mark.parametrize(
+    ("count", "rows"),
+    [(1, [1]), (2, [2]), (7, [4, 3]), (8, [4, 4]), (10, [5, 5]), (11, [4, 4, 3]), (16, [4] * 4), (24, [6] * 4)],
+)
+def test_a_grid_fills_its_rows(count: int, rows: list[int]) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    tops = [round(axes.get_position().y0, 3) for axes in grid_figure([Tile(image, "a", 0.5)] * count).axes]
+    assert [tops.count(top) for top in sorted(set(tops), reverse=True)] == rows
+
+
 def test_sizes_name_validation_and_test_of_each_series() -> None:
     points = [(100, 0.5, None, 0.4), (1000, 0.75, 0.1, None)]
     axes = plots.sizes_figure([{"name": "model=a", "points": points}, {"name": "", "points": points[:1]}]).axes[0]

@@ -14,8 +14,10 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from imgclf.errors import DataError
 from imgclf.evaluation.evaluate import metrics_from_probabilities
+from imgclf.report.summary import print_metrics
 from imgclf.report.tables import (
     HISTORY_COLUMNS,
+    confusion_csv,
     finite,
     history_csv,
     history_json,
@@ -44,13 +46,15 @@ def read_csv(path: Path) -> list[list[str]]:
 # Metrics
 
 
-def test_per_class_csv_ends_with_the_averages(tmp_path: Path) -> None:
+def test_per_class_csv_ends_with_accuracy_and_the_averages(tmp_path: Path) -> None:
     probabilities, targets = random_predictions(300, 7, missing=(4,))
     predictions = probabilities.argmax(axis=1)
     per_class_csv(tmp_path / "a.csv", ODD_NAMES, matrix_of(targets, predictions, 7))
     header, *rows = read_csv(tmp_path / "a.csv")
     assert header == ["class", "precision", "recall", "f1", "support"]
-    assert [row[0] for row in rows] == [*ODD_NAMES, "macro avg", "weighted avg"]
+    assert [row[0] for row in rows] == [*ODD_NAMES, "accuracy", "macro avg", "weighted avg"]
+    correct = f"{(targets == predictions).mean():.6f}"
+    assert rows[-3] == ["accuracy", "", "", correct, "300"], "as in scikit-learn's classification_report"
     assert rows[4] == ["lone\rreturn", "0.000000", "0.000000", "0.000000", "0"]
     for row, average in ((rows[-2], "macro"), (rows[-1], "weighted")):
         expected = precision_recall_fscore_support(targets, predictions, average=average)[:3]
@@ -66,6 +70,25 @@ def test_per_class_table_shows_names_as_they_are() -> None:
     console.print(per_class_table(["[red]", "rock"], np.array([[3, 1], [0, 4]])))
     text = console.file.getvalue()
     assert "[red]" in text and "0.750" in text and "weighted avg" in text
+    (accuracy,) = [line for line in text.splitlines() if "accuracy" in line]
+    assert accuracy.replace("│", " ").split() == ["accuracy", "0.875", "8"]
+
+
+def test_confusion_csv_has_a_row_per_true_and_a_column_per_predicted_class(tmp_path: Path) -> None:
+    matrix = np.arange(49).reshape(7, 7)
+    confusion_csv(tmp_path / "c.csv", ODD_NAMES, matrix)
+    header, *rows = read_csv(tmp_path / "c.csv")
+    assert header == ["true \\ predicted", *ODD_NAMES] and [row[0] for row in rows] == ODD_NAMES
+    np.testing.assert_array_equal([[int(cell) for cell in row[1:]] for row in rows], matrix)
+
+
+def test_console_and_page_have_no_top5_of_five_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    probabilities, targets = random_predictions(50, 5)
+    print_metrics({"test": metrics_from_probabilities(probabilities, targets, 0.5)[0]})
+    assert "top-5" not in capsys.readouterr().out
+    probabilities, targets = random_predictions(50, 6)
+    print_metrics({"test": metrics_from_probabilities(probabilities, targets, 0.5)[0]})
+    assert "top-5" in capsys.readouterr().out
 
 
 def test_metrics_json_is_strict(tmp_path: Path) -> None:

@@ -86,3 +86,10 @@ def test_missing_tracker_raises_config_error_with_its_install_command(
 def test_misspelt_logger_option_raises_config_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="flush"):
         build._build_logger(composed("logger=csv", "+logger.options.flush=3").logger, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "callbacks.early_stopping"])
+def test_top5_of_three_classes_cannot_be_watched(run_tiny: RunTiny, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}\.monitor=val_top5: folders has 3 classes.*watch val_accuracy"):
+        run_tiny(f"{key}.monitor=val_top5", folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
