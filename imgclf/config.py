@@ -309,7 +309,7 @@ class RunConfig(Settings):
 class EvaluateConfig(Settings):
     """All settings of `imgclf evaluate`."""
 
-    checkpoint: str = setting("???", "Path of a best.ckpt.")
+    checkpoint: str = setting("???", "A run's folder, a checkpoint, or latest.")
     split: str = setting("test", "Split to measure.", choices=("train", "val", "test"))
     data_dir: str | None = setting(None, "Folder of the data; null: where the checkpoint was trained.")
     dataset: DatasetConfig | None = setting(None, "The data set; null: that of the checkpoint, with its settings.")

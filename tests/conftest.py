@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.fabricate import SHARED, TINY, composed, draw_tree
 
+from imgclf.files import run_folder
 from imgclf.training.run import train
 
 torch.set_num_threads(1)
@@ -24,10 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep tests, and the runs that they share, away from the user's cache and data."""
+    """Keep tests, and the runs that they share, away from the user's cache, data and latest run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMGCLF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.delenv("IMGCLF_DATA", raising=False)
+        patch.setattr(run_folder, "LATEST", tmp_path_factory.getbasetemp() / "outputs" / "latest")
         yield
 
 

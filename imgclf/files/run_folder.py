@@ -1,6 +1,7 @@
-"""A run's folder: created for one run, with its settings, where it ran, and its record as a trial of a sweep."""
+"""A run's folder: created for one run, found by name, with its settings, where it ran, and its record as a trial."""
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from imgclf.errors import RunError
+from imgclf.errors import CheckpointError, RunError
 from imgclf.files.atomic import delete_leftovers, write_atomically
 from imgclf.threads import available_cpus
 
@@ -21,8 +22,11 @@ __all__ = [
     "TrialRecord",
     "create_run_folder",
     "describe_environment",
+    "find_checkpoint",
+    "find_run",
     "find_trials",
     "finished_epochs",
+    "mark_latest",
     "read_record",
     "require_unused",
     "write_environment",
@@ -42,8 +46,87 @@ PACKAGES = [
 ]
 _TRIAL = "trial.json"
 PRUNED = "pruned.txt"  # also there, in a trial that was stopped because others were better
+LATEST = Path("outputs/latest")  # leads to the newest finished run of the current folder
 STATES = ("running", "finished", "failed", "interrupted")
 Plain = dict[str, Any]
+
+
+def find_run(text: str | Path) -> Path:
+    """Return the folder that `text` means: a run's (or an evaluation's) folder, its `checkpoints`, a checkpoint in there, or
+    the word `latest` for the newest finished run. A file or folder here that is really called latest comes first.
+
+    Raises `CheckpointError` where nothing of that name exists.
+    """
+    path = _locate(text)
+    path = path.parent if path.is_file() else path
+    if path.absolute().name == "checkpoints":
+        path = path.parent if path.name else path.absolute().parent
+    return path
+
+
+def find_checkpoint(text: str | Path) -> Path:
+    """Return the checkpoint that `text` means: that file, or the best.ckpt of the run that `find_run` finds.
+
+    Raises `CheckpointError` where nothing of that name exists, and for a folder without a best.ckpt.
+    """
+    if "://" in str(text):
+        raise CheckpointError(f"{text}: models aren't loaded from URLs; download the file, then pass its path")
+    path = _locate(text)
+    if path.is_file():
+        return path
+    folder = find_run(path)
+    for best in (folder / "checkpoints" / "best.ckpt", path / "best.ckpt"):
+        if best.is_file():
+            return best
+    if any((folder / "checkpoints").glob("*.ckpt")):
+        problem = f"no best.ckpt there yet, its first epoch isn't finished; imgclf resume {shlex.quote(str(folder))}"
+    elif (folder / "config.yaml").is_file():
+        problem = "no checkpoint there yet; wait for the run's first epoch, or begin the run again"
+    elif trials := find_trials(folder):
+        problem = f"holds a sweep; pass one of its trials, such as {trials[0][0]}"
+    else:
+        problem = "no run's folder; expected one with checkpoints/best.ckpt, a checkpoint file, or latest"
+    raise CheckpointError(f"{folder}: {problem}")
+
+
+def mark_latest(folder: Path) -> None:
+    """Let `latest` mean the finished run in `folder`: renew the link outputs/latest in one step.
+
+    Where the system has no links it is a text file with the path. What can't be renewed is printed, for the run is finished.
+    """
+    place = LATEST.parent.absolute()
+    inside = folder.absolute().is_relative_to(place)  # then the whole of outputs can be moved
+    target = folder.absolute().relative_to(place) if inside else folder.absolute()
+    temporary = place / f".imgclf-{LATEST.name}-{os.getpid()}.tmp"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.symlink_to(target, target_is_directory=True)
+        except OSError:
+            write_atomically(LATEST, f"{target}\n")
+        else:
+            temporary.replace(LATEST)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        print(f"{LATEST}: not renewed, `latest` isn't this run ({error.strerror or error})", flush=True)
+
+
+def _locate(text: str | Path) -> Path:
+    """Return the file or folder called `text`, or what `latest` leads to; raises `CheckpointError` for none."""
+    path = Path(text).expanduser()
+    if str(text) == "latest" and not path.exists():
+        if not os.path.lexists(LATEST):
+            raise CheckpointError(f"latest: no run has finished here yet (there is no {LATEST}); pass a run's folder")
+        path = LATEST
+    if path == LATEST and not (path.is_dir() and not path.is_symlink()):
+        target = path.readlink() if path.is_symlink() else Path(path.read_text(encoding="utf-8").strip())
+        path = Path(os.path.normpath(LATEST.parent / target))
+    if not path.exists():
+        moved = f" (where {LATEST} leads)" if str(text) == "latest" else ""
+        raise CheckpointError(
+            f"{path}: no such file or folder{moved}; expected a run's folder, a checkpoint file, or latest"
+        )
+    return path
 
 
 def require_unused(folder: Path) -> None:

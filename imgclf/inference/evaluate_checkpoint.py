@@ -11,7 +11,7 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, DataError
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
-from imgclf.files.run_folder import describe_environment, require_unused
+from imgclf.files.run_folder import describe_environment, find_checkpoint, require_unused
 from imgclf.inference.predictor import choose_device
 from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.report import write_evaluation
@@ -30,7 +30,7 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     require_unused(folder)
     split = config.split
     device = choose_device(config.device)
-    model = load_image_model(config.checkpoint).to(device)
+    model = load_image_model(find_checkpoint(config.checkpoint)).to(device)
     data = _data_for(config, model, overrides)
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")

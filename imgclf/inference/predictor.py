@@ -18,6 +18,7 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, ImageError
 from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
+from imgclf.files.run_folder import find_checkpoint
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
 from imgclf.models import ImageModel, load_image_model
@@ -55,14 +56,17 @@ def load(
 ) -> "Predictor":
     """Load the classifier from a checkpoint of `imgclf train`; needs no other file, and runs no code from it.
 
+    `path`: the checkpoint, the run's folder (its best.ckpt is taken), or `latest` for the newest finished run.
     `device`: see `choose_device`; `engine`: auto, eager or openvino, see `imgclf.models.engine`; `precision`: fp32 or bf16;
     `tta`: average the probabilities over the label-preserving flips of the data set (test-time augmentation).
 
-    Raises `CheckpointError` for another or a damaged file, `ConfigError` for a device that this machine lacks.
+    Raises `CheckpointError` for a folder without a best.ckpt, and for another or a damaged file, `ConfigError` for a device
+    that this machine lacks.
     """
     target = choose_device(device)
-    model = load_image_model(path).to(target)
-    return Predictor(model, path, engine, precision, model.flips() if tta else ())
+    file = find_checkpoint(path)
+    model = load_image_model(file).to(target)
+    return Predictor(model, file, engine, precision, model.flips() if tta else ())
 
 
 def load_imagenet(

@@ -17,7 +17,7 @@ from imgclf.files.run_folder import finished_epochs, require_unused
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.schema import flatten
 
-__all__ = ["ResumePoint", "RunPlan", "find_checkpoint", "plan_run", "resume_command"]
+__all__ = ["ResumePoint", "RunPlan", "find_resume_point", "plan_run", "resume_command"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
     if config.resume:
         config = _load_run_config(config, folder, overrides)
     config = _with_absolute_paths(config)
-    point = find_checkpoint(config.ckpt_path, folder)
+    point = find_resume_point(config.ckpt_path, folder)
     if config.ckpt_path != "last" and first_process:
         require_unused(folder)
     if point:
@@ -130,7 +130,7 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
     return RunPlan(config, folder, overrides, point)
 
 
-def find_checkpoint(wanted: str | None, folder: Path) -> ResumePoint | None:
+def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
     """Return the checkpoint that `ckpt_path=wanted` means: "last" for the newest valid one of the run in `folder`, or a path.
 
     `last.ckpt` is always the newest; if it can't be read, the other one with the most steps is used, and every skipped file is

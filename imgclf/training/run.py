@@ -13,7 +13,13 @@ from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
-from imgclf.files.run_folder import create_run_folder, describe_environment, write_environment
+from imgclf.files.run_folder import (
+    create_run_folder,
+    describe_environment,
+    mark_latest,
+    read_record,
+    write_environment,
+)
 from imgclf.models.checkpoint import update_metadata
 from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
@@ -132,6 +138,8 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
     epochs, forwards = len(run.classifier.history), run.features.forwards if run.features else None
     write_environment(folder, seconds, epochs, forwards)  # from here on the run counts as finished
+    if read_record(folder) is None:  # a sweep's trials aren't anyone's latest run
+        mark_latest(folder)
     if run.plan.config.report is not False:
         from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 

@@ -30,7 +30,7 @@ from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import build_backbone
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts, read_checkpoint, update_metadata
 from imgclf.training.checkpointing import AtomicCheckpointIO
-from imgclf.training.resume import find_checkpoint
+from imgclf.training.resume import find_resume_point
 from imgclf.training.run import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="memory is measured in the POSIX way")
@@ -206,7 +206,7 @@ def paths(
         "python -m imgclf.predict": command,
         LIGHTNING: through_lightning,
         "update_metadata": lambda path: (update_metadata(path, metrics={}), imgclf.load(path)),
-        "find_checkpoint": lambda path: (find_checkpoint(str(path), tmp_path), imgclf.load(path)),
+        "find_resume_point": lambda path: (find_resume_point(str(path), tmp_path), imgclf.load(path)),
     }
 
 
@@ -214,7 +214,7 @@ LIGHTNING = "Trainer(plugins=[AtomicCheckpointIO()])"
 CLASSIFIER = "ImageClassifier.load_from_checkpoint"
 RESUME = ("train ckpt_path=FILE", "train ckpt_path=last", "train resume=DIR")
 WEIGHTS = ("train model.weights=FILE.pth", "train model.weights=FILE.safetensors")
-PREDICT = ("evaluate", "imgclf.load", "python -m imgclf.predict", "update_metadata", "find_checkpoint")
+PREDICT = ("evaluate", "imgclf.load", "python -m imgclf.predict", "update_metadata", "find_resume_point")
 WAYS = (*RESUME, *WEIGHTS, *PREDICT, CLASSIFIER, LIGHTNING)
 
 

@@ -26,7 +26,7 @@ from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training import run as training
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.resume import find_checkpoint
+from imgclf.training.resume import find_resume_point
 from imgclf.training.run import train
 
 DROPOUT = "model.head.dropout=0.3"
@@ -192,11 +192,11 @@ def test_last_skips_damaged_checkpoints_and_fails_if_none_is_left(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = stopped / "checkpoints"
-    start = find_checkpoint("last", stopped)
+    start = find_resume_point("last", stopped)
     assert start and start.path == checkpoints / "last.ckpt"
     (checkpoints / "last.ckpt").write_bytes((checkpoints / "last.ckpt").read_bytes()[:-500])
     (checkpoints / "best.ckpt").write_bytes(b"")
-    start = find_checkpoint("last", stopped)
+    start = find_resume_point("last", stopped)
     assert start and start.path == checkpoints / "epoch_001.ckpt"
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -206,7 +206,7 @@ def test_last_skips_damaged_checkpoints_and_fails_if_none_is_left(
     )
     (checkpoints / "epoch_001.ckpt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="ckpt_path=last: none of the checkpoints can be read"):
-        find_checkpoint("last", stopped)
+        find_resume_point("last", stopped)
 
 
 def test_resume_uses_the_settings_of_the_run_and_ends_as_the_uninterrupted_one(
@@ -320,7 +320,7 @@ def test_finished_run_resumed_for_one_more_epoch_equals_the_longer_run(run_tiny:
     assert histories[0] == histories[1] and len(histories[0]) == 3
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     with pytest.raises(CheckpointError, match="ckpt_path=last: there is no checkpoint in"):
-        find_checkpoint("last", tmp_path)
+        find_resume_point("last", tmp_path)
 
 
 @pytest.mark.parametrize(

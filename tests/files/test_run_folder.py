@@ -1,0 +1,126 @@
+"""Runs and checkpoints found by name: folders, files, and the word `latest`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import imgclf
+from imgclf.errors import CheckpointError
+from imgclf.files import run_folder
+from imgclf.files.run_folder import TrialRecord, find_checkpoint, find_run, mark_latest, write_record
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with its own `outputs/latest`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder, "LATEST", Path("outputs/latest"))
+    return tmp_path
+
+
+def make_run(name: str, *checkpoints: str) -> Path:
+    """Write what a run's folder holds as far as names go."""
+    folder = Path(name)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    for file in checkpoints:
+        (folder / "checkpoints" / file).touch()
+    return folder
+
+
+def test_file_folder_and_checkpoints_folder_lead_to_the_best_checkpoint(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("outputs/cards", "best.ckpt", "last.ckpt")
+    best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
+    for name in ("outputs/cards", "outputs/cards/", run, "outputs/cards/checkpoints", best, here / run):
+        assert find_checkpoint(name).resolve() == best.resolve()
+        assert find_run(name).resolve() == run.resolve()
+    assert find_checkpoint(last) == last and find_run(last) == run
+    monkeypatch.chdir(run / "checkpoints")
+    assert find_checkpoint(".").resolve() == here / best and find_run("best.ckpt") == here / run
+    alone = here / "alone.ckpt"
+    alone.touch()
+    assert find_checkpoint(alone) == alone
+
+
+def test_latest_follows_the_newest_finished_run_and_moves_with_outputs(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_run("outputs/a/b", "best.ckpt"), make_run("elsewhere", "best.ckpt")
+    for run in (second, first):
+        mark_latest(run)
+        assert find_run("latest").resolve() == run.resolve()
+        assert find_checkpoint("latest").resolve() == (run / "checkpoints" / "best.ckpt").resolve()
+    assert str(find_run("latest")) == "outputs/a/b" and Path("outputs/latest/config.yaml").exists()
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["a", "latest"]
+    (here / "moved").mkdir()
+    Path("outputs").rename("moved/outputs")
+    monkeypatch.chdir("moved")
+    assert find_checkpoint("latest") == Path("outputs/a/b/checkpoints/best.ckpt")
+
+
+def test_latest_is_a_text_file_where_the_system_has_no_links(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no links")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for name in ("outputs/one", "outputs/two"):
+        mark_latest(make_run(name, "best.ckpt"))
+        assert Path("outputs/latest").is_file() and not Path("outputs/latest").is_symlink()
+        for word in ("latest", "outputs/latest"):
+            assert find_checkpoint(word) == Path(name, "checkpoints", "best.ckpt")
+
+
+def test_a_folder_really_called_latest_comes_before_the_word(here: Path) -> None:
+    mark_latest(make_run("outputs/a", "best.ckpt"))
+    real = make_run("latest", "best.ckpt")
+    assert find_run("latest") == real and find_run("outputs/latest") == Path("outputs/a")
+
+
+def test_a_folder_called_outputs_latest_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = make_run("outputs/latest", "best.ckpt")
+    mark_latest(make_run("outputs/a", "best.ckpt"))
+    assert "outputs/latest: not renewed" in capsys.readouterr().out
+    assert find_run("latest") == own and not own.is_symlink()
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["a", "latest"]
+
+
+def test_what_is_missing_is_one_line_that_says_what_to_do(here: Path) -> None:
+    make_run("begun")
+    make_run("in epoch 1", "last.ckpt")
+    write_record(make_run("sweep/0", "best.ckpt"), TrialRecord([], {}))
+    (here / "photos").mkdir()
+    cases = {
+        "nowhere.ckpt": "nowhere.ckpt: no such file or folder; expected a run's folder",
+        "latest": "latest: no run has finished here yet (there is no outputs/latest); pass a run's folder",
+        "begun": "begun: no checkpoint there yet; wait for the run's first epoch",
+        "in epoch 1": "first epoch isn't finished; imgclf resume 'in epoch 1'",
+        "sweep": "sweep: holds a sweep; pass one of its trials, such as sweep/0",
+        "photos": "photos: no run's folder; expected one with checkpoints/best.ckpt",
+        "https://x.org/best.ckpt": "models aren't loaded from URLs",
+    }
+    for text, message in cases.items():
+        with pytest.raises(CheckpointError) as caught:
+            find_checkpoint(text)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    gone = make_run("outputs/gone", "best.ckpt")
+    mark_latest(gone)
+    gone.rename("kept")
+    with pytest.raises(CheckpointError, match=r"outputs/gone: no such file or folder \(where outputs/latest leads\)"):
+        find_checkpoint("latest")
+
+
+def test_a_finished_run_is_the_latest_and_a_model_is_loaded_by_any_of_its_names(
+    run_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_tiny("trainer.max_epochs=1", folder=tmp_path / "runs" / "one")
+    trial = tmp_path / "sweep" / "0"
+    write_record(trial, TrialRecord([], {}))
+    run_tiny("trainer.max_epochs=1", folder=trial)
+    for name in ("latest", run, run / "checkpoints", run / "checkpoints" / "best.ckpt"):
+        classifier = imgclf.load(name)
+        assert classifier.path.resolve() == run / "checkpoints" / "best.ckpt"
+        assert classifier.metrics == json.loads((run / "metrics.json").read_text())
