@@ -116,13 +116,10 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
         options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
     validated = options.get("limit_val_batches") != 0
-    stopping_by = config.callbacks.early_stopping.monitor if config.callbacks.early_stopping else None
-    for key, monitor in (("checkpoint", config.checkpoint.monitor), ("callbacks.early_stopping", stopping_by)):
-        if monitor == "val_top5" and not has_top5(len(data.classes)):
-            raise ConfigError(
-                f"{key}.monitor=val_top5: {data.name} has {len(data.classes)} classes, and top-5 accuracy needs more "
-                f"than {TOP}; watch val_accuracy"
-            )
+    early = config.callbacks.early_stopping
+    if early and early.monitor == "val_top5" and not has_top5(len(data.classes)):
+        few = f"no metric of {len(data.classes)} classes; top-5 accuracy needs more than {TOP}"
+        raise ConfigError(f"callbacks.early_stopping.monitor=val_top5: {few}")
     stopping = (config.callbacks.early_stopping, config.callbacks.pruning) if validated else (None, None)
     own: dict[str, Any] = {
         "default_root_dir": folder,
