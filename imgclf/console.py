@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgclf.errors import ConfigError, ImgclfError
@@ -18,7 +20,16 @@ from imgclf.errors import ConfigError, ImgclfError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["make_console", "print_lines_to_copy", "print_table", "progress_bar", "run_command", "silence_library_logs"]
+__all__ = [
+    "lines_of_model",
+    "make_console",
+    "print_lines_to_copy",
+    "print_table",
+    "progress_bar",
+    "run_command",
+    "shell_path",
+    "silence_library_logs",
+]
 
 _NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
 _NOISY_WARNINGS = (
@@ -82,6 +93,22 @@ def print_lines_to_copy(lines: Mapping[str, str]) -> None:
     width = max(map(len, lines), default=0)
     for label, text in lines.items():
         print(f"{label:<{width}}  {text}", flush=True)
+
+
+def lines_of_model(checkpoint: Path, report: Path) -> dict[str, str]:
+    """Return the lines to copy where a run ends: its model, the link to its report if it has one, how to predict."""
+    lines = {"model": shell_path(checkpoint), "report": report.absolute().as_uri() if report.is_file() else ""}
+    return {
+        **{label: text for label, text in lines.items() if text},
+        "predict": f"imgclf predict {shell_path(checkpoint)} image.jpg",
+    }
+
+
+def shell_path(path: Path) -> str:
+    """Return a path as one types it into a shell: relative to the current folder if it lies below it, and quoted."""
+    path, here = path.absolute(), Path.cwd()
+    text = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 @contextmanager

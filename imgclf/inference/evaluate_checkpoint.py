@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imgclf.config import DatasetConfig, EvaluateConfig
-from imgclf.console import silence_library_logs
+from imgclf.console import lines_of_model, print_lines_to_copy, shell_path, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, DataError
@@ -45,13 +45,12 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
         from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": {"total": round(time.perf_counter() - began, 3)}}
-        measured_at = time.perf_counter()
         trained, history = model.metadata.config or {}, model.metadata.history
         train_metrics = model.metadata.metrics.get("train", {})
         inputs = ReportInputs(model, data, {split: evaluation}, environment, trained, history, train_metrics)
         write_report(folder, inputs)
-        print(f"report.html in {time.perf_counter() - measured_at:.1f} s")
-    print(f"everything is in {folder}", flush=True)
+    lines = lines_of_model(Path(config.checkpoint), folder / "report.html")
+    print_lines_to_copy({"results": shell_path(folder), **lines})
     return float(evaluation.metrics["accuracy"])
 
 

@@ -110,8 +110,8 @@ class RunPlan:
             return None
         if not point.stopped_early and point.epochs < self.config.trainer.max_epochs:
             return None
-        reason = "early stopping ended it" if point.stopped_early else "pass a larger trainer.max_epochs to continue"
-        return f"{self.folder}: this run is finished, after {point.epochs} epochs; nothing to do ({reason})"
+        reason = "early stopping ended it" if point.stopped_early else "a larger trainer.max_epochs continues it"
+        return f"this run is finished, after {point.epochs} epochs; {reason}"
 
 
 def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_process: bool = True) -> RunPlan:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.config import RunConfig
-from imgclf.console import silence_library_logs
+from imgclf.console import lines_of_model, print_lines_to_copy, silence_library_logs
 from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
@@ -43,7 +43,9 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
     silence_library_logs()
     plan = plan_run(config, folder, overrides, is_first_process())
     if plan.finished and plan.resume:
-        print(plan.finished, flush=True)
+        if is_first_process():
+            print(plan.finished, flush=True)
+            _print_end(folder)
         return plan.resume.best_value
     with _stoppable(folder) as signals:
         run = build_run(plan, signals)
@@ -150,9 +152,14 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
         )
         write_report(folder, inputs)
         clock.lap("report")
-        print(f"report.html in {clock.seconds['report']:.1f} s", flush=True)
         write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, forwards)
-    print(f"done in {seconds['total']:.0f} s (fit {seconds['fit']:.0f} s); everything is in {folder}", flush=True)
+    print(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)", flush=True)
+    _print_end(folder)
+
+
+def _print_end(folder: Path) -> None:
+    """Print the last lines of a run: its model, its report, and how to predict."""
+    print_lines_to_copy(lines_of_model(folder / "checkpoints" / "best.ckpt", folder / "report.html"))
 
 
 def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, dict[str, Evaluation]]:

@@ -230,9 +230,10 @@ def test_resume_uses_the_settings_of_the_run_and_ends_as_the_uninterrupted_one(
     assert (folder / "overrides.yaml").read_bytes() == overrides
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     capsys.readouterr()
-    best = train(composed(resume[0]), folder, resume[:1])  # a finished run prints one line and trains nothing
-    printed = capsys.readouterr().out
-    assert "this run is finished, after 2 epochs" in printed and printed.count("\n") == 1
+    best = train(composed(resume[0]), folder, resume[:1])  # a finished run prints its end and trains nothing
+    first, *end = capsys.readouterr().out.splitlines()
+    assert first == "this run is finished, after 2 epochs; a larger trainer.max_epochs continues it"
+    assert [line.split()[0] for line in end] == ["model", "predict"]
     assert best == max(row["val_accuracy"] for row in again["imgclf"]["history"])
 
 
