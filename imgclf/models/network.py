@@ -1,6 +1,7 @@
 """The network: a backbone and a replaceable head, which part of it is trained, and how many parameters it has."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import torch
@@ -11,7 +12,7 @@ from imgclf.errors import ConfigError
 from imgclf.models.backbone import Backbone, build_backbone
 from imgclf.models.small_cnn import BN_EPSILON, glorot
 
-__all__ = ["Head", "Network", "build_network", "count_parameters"]
+__all__ = ["Head", "Network", "NetworkPart", "build_network", "count_parameters", "network_parts"]
 
 Freeze = str | int | Sequence[str]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -113,6 +114,76 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     statistics = sum(b.numel() for name, b in module.named_buffers() if name.endswith(("running_mean", "running_var")))
     return trainable, sum(p.numel() for p in module.parameters()) + statistics
+
+
+@dataclass(frozen=True)
+class NetworkPart:
+    """A row of the network's table: a layer or stage, the shape of its output for one image, and its parameters."""
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    trainable: int
+    frozen: int
+
+
+@torch.inference_mode()
+def network_parts(network: Network, channels: int, size: int) -> list[NetworkPart]:
+    """Return the parts of the network that have parameters, in order, for images [C, S, S]; the network stays as it is."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def keep_shape(name: str, output: object) -> None:
+        shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+
+    parts = [*_stages("", network.backbone.network), *_stages("head.", network.head)]
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, output, name=name: keep_shape(name, output))
+        for name, part in parts
+    ]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        parameter = next(network.parameters())
+        network.eval()(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    rows = []
+    if own := dict(network.backbone.network.named_parameters(recurse=False)):  # the class token and positions of a ViT
+        trainable = sum(parameter.numel() for parameter in own.values() if parameter.requires_grad)
+        frozen = sum(parameter.numel() for parameter in own.values()) - trainable
+        rows.append(NetworkPart(", ".join(own), "Parameter", (), trainable, frozen))
+    for name, part in parts:
+        trainable, total = count_parameters(part)
+        rows.append(NetworkPart(name, _kind(part), shapes.get(name, ()), trainable, total - trainable))
+    return rows
+
+
+def _stages(prefix: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the children that have parameters; one sequence among them that is most of the network gives its own children."""
+
+    def owners(parent: nn.Module) -> list[tuple[str, nn.Module]]:
+        return [(name, child) for name, child in parent.named_children() if count_parameters(child)[1]]
+
+    children = owners(module)
+    sequences = [name for name, child in children if isinstance(child, nn.Sequential) and len(owners(child)) > 1]
+    most = 0.8 * count_parameters(module)[1]
+    parts = []
+    for name, child in children:
+        if name in sequences and (len(sequences) == 1 or count_parameters(child)[1] > most):
+            parts += [(f"{prefix}{name}.{inner}", stage) for inner, stage in owners(child)]
+        else:
+            parts.append((f"{prefix}{name}", child))
+    return parts
+
+
+def _kind(part: nn.Module) -> str:
+    """Return the type of a part; "3 x InvertedResidual" of a stage of equal blocks."""
+    kinds = [type(child).__name__ for child in part.children()]
+    if not isinstance(part, nn.Sequential) or len(set(kinds)) != 1:
+        return type(part).__name__
+    return kinds[0] if len(kinds) == 1 else f"{len(kinds)} x {kinds[0]}"
 
 
 def _frozen_names(backbone: Backbone, freeze: Freeze | None) -> set[str]:

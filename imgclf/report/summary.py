@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from imgclf.console import make_console
 from imgclf.data.datamodule import SPLITS, ImageDataModule
-from imgclf.models.network import Network, count_parameters
+from imgclf.models.network import Network, count_parameters, network_parts
 from imgclf.preprocess import Preprocess
 from imgclf.report.tables import per_class_table
 
-__all__ = ["print_data", "print_metrics", "print_network", "print_per_class"]
+__all__ = ["network_rows", "print_data", "print_metrics", "print_network", "print_per_class"]
 
 
 def print_data(data: ImageDataModule) -> None:
@@ -28,25 +29,29 @@ def print_data(data: ImageDataModule) -> None:
 
 
 def print_network(network: Network, preprocess: Preprocess) -> None:
-    """Print a table of the network's parts with their parameters, trainable and frozen."""
-    table = Table(title=None)
-    table.add_column("part")
-    table.add_column("kind")
-    for column in ("trainable", "frozen"):
-        table.add_column(column, justify="right")
-    parts = [(f"backbone.{name}", part) for name, part in network.backbone.network.named_children()]
-    parts += [(f"head.{name}", part) for name, part in network.head.named_children()]
-    for name, part in parts:
-        trainable, total = count_parameters(part)
-        if total:
-            table.add_row(Text(name), type(part).__name__, f"{trainable:,}", f"{total - trainable:,}")
-    trainable, total = count_parameters(network)
-    table.add_section()
-    table.add_row("all", f"{total:,} parameters", f"{trainable:,}", f"{total - trainable:,}")
+    """Print a table of the network's parts with their output shapes and parameters, trainable and frozen."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    header, *rows = network_rows(network, preprocess)
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row), end_section=row is rows[-2])
     size, shape = preprocess.size, " x ".join(map(str, network.backbone.shape))
     console = make_console()
     console.print(Text(f"{network.backbone.name} on {size} x {size} ({preprocess.resize}): features {shape}"))
     console.print(table)
+
+
+def network_rows(network: Network, preprocess: Preprocess) -> list[list[str]]:
+    """Return the network's table, as the console and report.html show it: a header, a row for each part, and the sums."""
+    parts = network_parts(network, preprocess.channels, preprocess.size)
+    rows = [
+        [part.name, part.kind, " x ".join(map(str, part.output)), f"{part.trainable:,}", f"{part.frozen:,}"]
+        for part in parts
+    ]
+    trainable, total = count_parameters(network)
+    sums = ["all", f"{total:,} parameters", "", f"{trainable:,}", f"{total - trainable:,}"]
+    return [["part", "kind", "output", "trainable", "frozen"], *rows, sums]
 
 
 def print_per_class(split: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from imgclf.config import ModelConfig, OptimizerConfig
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.images import read_image
-from imgclf.models.network import Network, build_network, count_parameters
+from imgclf.models.network import Network, build_network, count_parameters, network_parts
 from imgclf.models.small_cnn import SmallCNN
 from imgclf.models.weights import load_weights, read_note
 from imgclf.preprocess import Preprocess
@@ -325,6 +325,61 @@ def test_fused_optimizers_take_the_same_steps_and_resume_exactly(name: str, tmp_
     assert torch.equal(fused, resumed)
     assert torch.equal(fused, reordered)
     assert torch.allclose(fused, plain_steps, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "names", "shapes"),
+    [
+        (
+            "mobilenetv2_035",
+            ["conv_stem", "bn1", *(f"blocks.{i}" for i in range(7)), "conv_head", "bn2"],
+            {"blocks.6": (112, 2, 2)},
+        ),
+        (
+            "resnet18",
+            ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"],
+            {"conv1": (64, 32, 32), "layer4": (512, 2, 2)},
+        ),
+        ("vgg11", [f"features.{i}" for i in (0, 3, 6, 8, 11, 13, 16, 18)], {"features.0": (64, 64, 64)}),
+    ],
+)
+def test_the_parts_of_a_network_add_up_and_leave_it_unchanged(
+    backbone: str, names: list[str], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    config = ModelConfig.from_dict(
+        {"backbone": backbone, "freeze": "none", "head": {"hidden": [8, 4], "batch_norm": True}}
+    )
+    network = build_network(config, 3, 3, 64).train()
+    before = copy.deepcopy(network.state_dict())
+    parts = network_parts(network, 3, 64)
+    head = ["head.hidden.0", "head.hidden.2", "head.hidden.3", "head.hidden.5", "head.output"]
+    assert [part.name for part in parts] == [*names, *head]
+    outputs = {part.name: part.output for part in parts}
+    assert outputs.items() >= {**shapes, "head.hidden.0": (8,), "head.output": (3,)}.items()
+    assert (
+        sum(part.trainable for part in parts),
+        sum(part.trainable + part.frozen for part in parts),
+    ) == count_parameters(network)
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_the_parts_of_a_transformer_have_its_tokens_and_a_frozen_network_stays_frozen() -> None:
+    kwargs = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+    config = ModelConfig.from_dict({"backbone": "vit_tiny_patch16_224", "backbone_kwargs": kwargs, "freeze": "all"})
+    network = build_network(config, 3, 3, 224).train()
+    parts = network_parts(network, 3, 224)
+    assert [part.name for part in parts] == [
+        "cls_token, pos_embed",
+        "patch_embed",
+        "blocks.0",
+        "blocks.1",
+        "norm",
+        "head.output",
+    ]
+    assert [part.trainable for part in parts] == [0, 0, 0, 0, 0, 24 * 3 + 3]
+    assert sum(part.trainable + part.frozen for part in parts) == count_parameters(network)[1]
+    assert network.training and not network.backbone.training
 
 
 # class -> its name in ImageNet, among the best three of most of its images

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from imgclf.config import ModelConfig
 from imgclf.errors import DataError
 from imgclf.evaluation.evaluate import metrics_from_probabilities
-from imgclf.report.summary import print_metrics
+from imgclf.models.network import build_network
+from imgclf.preprocess import Preprocess
+from imgclf.report.summary import network_rows, print_metrics, print_network
 from imgclf.report.tables import (
     HISTORY_COLUMNS,
     confusion_csv,
@@ -174,3 +177,19 @@ def test_csv_quotes_what_a_reader_would_split(tmp_path: Path) -> None:
     write_csv(tmp_path / "folder" / "t.csv", ["name", "value"], rows)
     assert (tmp_path / "folder" / "t.csv").read_bytes().startswith(b'name,value\n"a,b",1.5\n"lone\rreturn",\n')
     assert read_csv(tmp_path / "folder" / "t.csv")[3] == ["bytes\\udcff", ""]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2_100", "vit_tiny_patch16_224"])
+def test_the_table_of_a_network_fits_eighty_columns(
+    backbone: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    network = build_network(ModelConfig.from_dict({"backbone": backbone, "freeze": "all"}), 53, 3, 224)
+    preprocess = Preprocess(size=224, mean=(0.5,) * 3, std=(0.5,) * 3)
+    print_network(network, preprocess)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 80 and "…" not in "".join(lines)
+    header, *rows = network_rows(network, preprocess)
+    assert header == ["part", "kind", "output", "trainable", "frozen"]
+    for row in rows:
+        assert any(all(cell in line for cell in row) for line in lines), "the console shows the rows of the page"
