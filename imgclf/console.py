@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgclf.errors import ConfigError, ImgclfError
+from imgclf.jupyter import in_notebook, notebook_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,9 +69,14 @@ def run_command(task: Callable[[], int]) -> int:
 
 
 def make_console(width: int = 120) -> Console:
-    """Return a console for stdout that is `width` columns wide where stdout is not a terminal, such as in a log file."""
+    """Return a console for stdout that is `width` columns wide where stdout is not a terminal, such as in a log file.
+
+    In a notebook it prints plain text: rich would make an output of its own of each line.
+    """
     from rich.console import Console
 
+    if in_notebook():
+        return Console(highlight=False, width=min(width, 100), force_terminal=False, force_jupyter=False)
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=width)
 
@@ -113,7 +119,13 @@ def shell_path(path: Path) -> str:
 
 @contextmanager
 def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar on stderr if `shown` and stderr is a terminal; yields the function that advances it by n."""
+    """Show a progress bar in a notebook, else on stderr if `shown` and stderr is a terminal; yields the function that
+    advances it by n.
+    """
+    if shown and in_notebook():
+        with notebook_bar(label, total) as advance:
+            yield advance
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -16,6 +16,10 @@ class ImgclfError(Exception):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(ImgclfError):
     """A setting that can't be used."""

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ class Signals:
     """The signals received. `pending` is the first one that waits for a good moment, or None.
 
     While `deferring`, a signal waits in `pending` until the code that defers acts on it; else it raises `Interrupted` at
-    once. A second SIGINT never waits: it ends the process and its children.
+    once. A second SIGINT never waits: it ends the process and its children, in a notebook or a shell only the run.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,8 @@ class Signals:
         """Handle a signal: remember or raise it."""
         if self.pending is not None:
             if signum == signal.SIGINT:
+                if hasattr(sys, "ps1"):  # an interactive session holds more than this run
+                    raise Interrupted(signum)
                 _quit(signum)
             return
         self.pending = signum

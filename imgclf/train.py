@@ -1,14 +1,27 @@
-"""`imgclf train dataset=cards model=mobilenetv3`: from a folder of images to an evaluated checkpoint."""
+"""`imgclf train dataset=cards model=mobilenetv3`: from a folder of images to an evaluated checkpoint.
 
+In Python, `imgclf.train("dataset=cards", "model=mobilenetv3", seed=1)` does the same: this module can be called.
+"""
+
+import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, trials_at_once
 from imgclf.cli.malloc import tune_malloc
+from imgclf.cli.words import compose_run
 from imgclf.config import RunConfig
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
+from imgclf.signals import Interrupted
 from imgclf.sweeps import finish_sweep, run_trial
 from imgclf.threads import available_cpus
+
+if TYPE_CHECKING:
+    from imgclf.notebook import Run
 
 __all__ = ["main"]
 
@@ -20,17 +33,21 @@ def main(config: RunConfig) -> float | None:
     """
     if is_sweep():
         return _train_trial(config)
+    return _train(config, output_folder(), task_overrides())
+
+
+def _train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None:
     if not config.resume:
         require_folder(config.dataset.name, config.data_dir)
     tune_malloc()
     if config.find:
         from imgclf.training.lr_finder import find  # here, because these load torch
 
-        find(config, output_folder())
+        find(config, folder)
         return None
     from imgclf.training.run import train
 
-    return train(config, output_folder(), task_overrides())
+    return train(config, folder, overrides)
 
 
 def _train_trial(config: RunConfig) -> float | None:
@@ -43,5 +60,34 @@ def _train_trial(config: RunConfig) -> float | None:
     return run_trial(config, output_folder(), task_overrides(), log=bool(at_once and at_once != 1), threads=threads)
 
 
+class _Callable(ModuleType):
+    """This module as a function: a function of the same name in the package would be replaced by the first import of it."""
+
+    def __call__(self, *words: str, **settings: object) -> "Run":
+        """Train in this process as `imgclf train <words>` does, and return the `Run`.
+
+        `words`: `"dataset=cards"`, `"trainer.max_epochs=3"`, `"hydra.run.dir=outputs/mine"`; `settings`: the same as keywords,
+        for keys without a dot, such as `data_dir="images"`. Raises `ImgclfError` for a mistake that the user can correct, and
+        `KeyboardInterrupt` when Ctrl-C or a notebook's stop button ended the run: its checkpoint is written then, and
+        `imgclf.train(resume=<run folder>)` continues it.
+        """
+        config, folder, overrides = compose_run(words, settings)
+        if config.find:
+            raise ConfigError(f"find={config.find} trains no run; use it on the command line: imgclf train find=...")
+        try:
+            _train(config, folder, overrides)
+        except Interrupted as stop:
+            if stop.signum != signal.SIGINT:  # the process was asked to end, not only the run
+                print(f"imgclf: {stop}", file=sys.stderr, flush=True)
+                signal.raise_signal(stop.signum)
+            raise KeyboardInterrupt(str(stop)) from None
+        from imgclf.notebook import Run  # here, because it loads torch
+
+        return Run(folder)
+
+
 if __name__ == "__main__":
     run_app("train", main, finish_sweep)
+else:
+    sys.modules[__name__].__class__ = _Callable
+    train = cast(_Callable, sys.modules[__name__])

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from imgclf.errors import ConfigError
 from imgclf.files.run_folder import find_trials
 
-__all__ = ["register_resolvers", "trial_folder"]
+__all__ = ["new_stamp", "register_resolvers", "trial_folder"]
 
 _LONGEST = 90  # characters of a trial's folder
 
@@ -43,6 +43,11 @@ def register_resolvers() -> None:
     register("missing", _missing_trials, cached=True)
     register("sampler_seed", lambda seed, folder: int(seed) + len(find_trials(Path(folder))), cached=True)
     register("direction", lambda metric: "minimize" if metric.endswith("loss") else "maximize")
+
+
+def new_stamp() -> None:
+    """Let the next run of this process have a stamp of its own."""
+    _stamp.cache_clear()
 
 
 def trial_folder(overrides: str, sweep: str = "", constant: str = "") -> str:

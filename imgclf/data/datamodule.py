@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from imgclf.errors import ConfigError, DataError
 from imgclf.images import decode
 from imgclf.preprocess import Preprocess
 from imgclf.threads import available_cpus
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["SPLITS", "ImageDataModule"]
 
@@ -220,6 +223,12 @@ class ImageDataModule(LightningDataModule):
         """Return one sample as it is on disk, at its own size: uint8 [H, W, 3 or 1]."""
         samples = self.samples[split]
         return decode(samples.items[index]) if samples.pixels is None else samples.pixels[index]
+
+    def show_classes(self, n: int = 6) -> "Figure":
+        """Return `imgclf.show_classes(self, n)`: a figure with a row of training images for each class."""
+        import imgclf  # here, because drawing lies above the data
+
+        return imgclf.show_classes(self, n)
 
     def _find_train(self) -> tuple[Path, SplitFiles]:
         layout = self.splits["train"]

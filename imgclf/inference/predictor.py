@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,30 +20,21 @@ from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits,
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
+from imgclf.inference.prediction import Prediction
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.engine import choose_engine
+from imgclf.models.network import Network
 from imgclf.models.weights import copy_tensors, describe_weights, pretrained_network
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
     from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["Prediction", "Predictor", "choose_device", "load", "load_imagenet"]
+__all__ = ["Predictor", "choose_device", "load", "load_imagenet"]
 
 PREFETCHED = 64  # images decoded while the network computes: 10 MB of 224 x 224
+_NAMED = 8  # classes that the text of a predictor names
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """`probabilities` float32 [K] of an image, and its `pixels` uint8 [S, S, C] as the network saw them; NaN, None and the
-    `error` for an image that cannot be read.
-    """
-
-    image: InputImage
-    probabilities: NDArray[np.float32]
-    pixels: NDArray[np.uint8] | None
-    error: ImageError | None
 
 
 def load(
@@ -132,6 +122,14 @@ class Predictor:
         self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
         self._engines: dict[str, ForwardFn] = {}
 
+    def __repr__(self) -> str:
+        network, size = self.model.network, self.model.preprocess.size
+        name = network.backbone.name if isinstance(network, Network) else type(network).__name__
+        return (
+            f"Predictor of {self.path}\n  {name} on {size} x {size} pixels, on {self.model.device}\n"
+            f"  {len(self.classes)} classes: {_shortened(self.classes)}"
+        )
+
     @cached_property
     def classifier(self) -> "ImageClassifier":
         """The same checkpoint as an `ImageClassifier`, for training or a Trainer; read from the file at first use."""
@@ -163,6 +161,15 @@ class Predictor:
         for _, probabilities, error in self.stream(images, errors=errors, batch_size=batch_size):
             results.append(self.classes[int(probabilities.argmax())] if error is None else error)
         return results[0] if is_single(images) else results
+
+    def predict_one(self, image: object) -> Prediction:
+        """Return the prediction for one image: its `label`, `probability` and `top` five; raises `ImageError`."""
+        if not is_single(image):
+            raise ConfigError("predict_one takes one image; predict takes several, or a folder")
+        (prediction,) = self.predict_each(each_input(image), 1)
+        if prediction.error is not None:
+            raise prediction.error
+        return prediction
 
     def predict_proba(self, images: object, *, errors: str = "raise", batch_size: int = 32) -> NDArray[np.float32]:
         """Return probabilities float32 [N, K]; with `errors="return"` an image that cannot be read has a row of NaN."""
@@ -236,11 +243,18 @@ class Predictor:
             rows = iter(softmax(logits, self.model.temperature))
         for image, pixels in batch:
             if isinstance(pixels, ImageError):
-                yield Prediction(image, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels)
+                yield Prediction(
+                    image, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels, self.classes
+                )
             else:
-                yield Prediction(image, next(rows), pixels, None)
+                yield Prediction(image, next(rows), pixels, None, self.classes)
             if isinstance(image.source, RemoteImage):
                 image.source.release()
+
+
+def _shortened(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:_NAMED])
+    return shown if len(classes) <= _NAMED else f"{shown}, ... {classes[-1]}"
 
 
 def _class_names(network: Any, name: str) -> tuple[str, ...]:

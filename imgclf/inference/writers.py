@@ -18,7 +18,8 @@ from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files import write_atomically
 from imgclf.images import as_pixels, decode
 from imgclf.inference.inputs import InputImage, RemoteImage
-from imgclf.inference.predictor import Prediction, Predictor
+from imgclf.inference.prediction import Prediction
+from imgclf.inference.predictor import Predictor
 from imgclf.report.page import shrunk
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imgclf.report.plots import BLUE, ORANGE, font_families, new_figure, short_name, write_figure
 
-__all__ = ["Tile", "choose_columns", "grid_figure", "plot_grid"]
+__all__ = ["Tile", "choose_columns", "class_rows_figure", "grid_figure", "plot_grid"]
 
 _TILE, _LINE = 1.75, 0.185  # inches: a tile's side, and the height of a line of its title
 _POINTS = 9.5
@@ -21,17 +21,18 @@ _CHARACTERS = 25  # of a title as wide as its tile
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """An `image` uint8 [H, W, 1 or 3] with the `predicted` class and its `probability` (of 0 to 1).
+    """An `image` uint8 [H, W, 1 or 3] with the `predicted` class and its `probability` (of 0 to 1), or with a class alone.
 
     `true` is the true class, None where it is unknown; `heat` uint8 [H, W, 3] is a saliency map to show next to the
-    image, or None.
+    image, or None. `note` stands below the prediction.
     """
 
     image: NDArray[np.uint8]
     predicted: str
-    probability: float
+    probability: float | None = None
     true: str | None = None
     heat: NDArray[np.uint8] | None = None
+    note: str = ""
 
 
 def plot_grid(tiles: Sequence[Tile], path: Path) -> None:
@@ -50,7 +51,7 @@ def grid_figure(tiles: Sequence[Tile]) -> Figure:
     wide = 2 if any(tile.heat is not None for tile in tiles) else 1
     columns = choose_columns(len(tiles), math.sqrt(len(tiles) * 1.6 / wide))
     rows = math.ceil(len(tiles) / columns)
-    lines = 2 if any(tile.true is not None and tile.true != tile.predicted for tile in tiles) else 1
+    lines = max(_title(tile)[0].count("\n") + 1 for tile in tiles)
     width, height = _TILE * wide + 0.15, _TILE + lines * _LINE + 0.15  # of a tile with its title, inches
     figure = new_figure(columns * width + 0.1, rows * height + 0.1, constrained=False)
     total_width, total_height = figure.get_size_inches()
@@ -86,14 +87,14 @@ def choose_columns(count: int, wanted: float) -> int:
 
 def _title(tile: Tile) -> tuple[str, str]:
     """Return the title of a tile, and its colour."""
-    percent = f"{100 * tile.probability:.0f} %"
+    percent = "" if tile.probability is None else f" {100 * tile.probability:.0f} %"
     correct = tile.true == tile.predicted
     mark, colour = ("", "black") if tile.true is None else ("✓ ", BLUE) if correct else ("✗ ", ORANGE)
     room = _CHARACTERS * (2 if tile.heat is not None else 1)
-    first = f"{mark}{_cut(tile.predicted, room - len(percent) - len(mark) - 1)} {percent}"
-    if tile.true is None or correct:
-        return first, colour
-    return f"{first}\ntrue: {_cut(tile.true, room - 6)}", colour
+    lines = [f"{mark}{_cut(tile.predicted, room - len(percent) - len(mark))}{percent}"]
+    if tile.true is not None and not correct:
+        lines.append(f"true: {_cut(tile.true, room - 6)}")
+    return "\n".join([*lines, tile.note] if tile.note else lines), colour
 
 
 def _cut(name: str, room: int) -> str:
@@ -101,8 +102,43 @@ def _cut(name: str, room: int) -> str:
     return name if len(name) <= room else f"{name[: room - 1]}…"
 
 
+def class_rows_figure(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> Figure:
+    """Draw a row for each (name, images uint8 [S, S, 1 or 3] of one size); many rows stand in two or three columns.
+
+    ValueError for no images.
+    """
+    most = max((len(images) for _, images in rows), default=0)
+    if not most:
+        raise ValueError("no images to show")
+    columns = 1 + (len(rows) > 12) + (len(rows) > 60)
+    in_column = math.ceil(len(rows) / columns)
+    side = (0.95, 0.7, 0.5)[columns - 1]  # inches, of an image
+    longest = max(len(short_name(name)) for name, _ in rows)
+    label = min(0.3 + 0.075 * longest, 2.2)  # inches, of the widest name
+    width, height = label + most * (side + 0.04) + 0.15, side + 0.06
+    figure = new_figure(columns * width, in_column * height + 0.1, constrained=False)
+    total_width, total_height = figure.get_size_inches()
+    style: dict[str, Any] = {"fontsize": _POINTS, "ha": "right", "va": "center", "fontfamily": font_families()}
+    for number, (name, images) in enumerate(rows):
+        column, row = divmod(number, in_column)
+        bottom = total_height - 0.05 - (row + 1) * height + 0.03
+        middle = (bottom + side / 2) / total_height
+        figure.text((column * width + label - 0.08) / total_width, middle, _cut(name, 28), parse_math=False, **style)
+        for place, image in enumerate(images):
+            left = column * width + label + place * (side + 0.04)
+            box = left / total_width, bottom / total_height, side / total_width, side / total_height
+            axes = figure.add_axes(box)
+            axes.imshow(_rgb(image), interpolation="nearest" if len(image) < 80 else "antialiased")
+            axes.set_axis_off()
+    return figure
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
 def _side_by_side(tile: Tile) -> NDArray[np.uint8]:
-    image = np.repeat(tile.image, 3, axis=2) if tile.image.shape[2] == 1 else tile.image
+    image = _rgb(tile.image)
     if tile.heat is None:
         return image
     gap = np.full((image.shape[0], max(1, image.shape[1] // 24), 3), 255, dtype=np.uint8)

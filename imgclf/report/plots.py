@@ -32,6 +32,7 @@ from imgclf.files.atomic import write_atomically
 __all__ = ["plot_batch_sizes", "plot_curves", "plot_rates", "plot_runs", "plot_sizes", "write_figure"]
 
 DPI = 120
+_SHOWN_DPI = 80  # of a figure in a notebook: sharp on screens of 1.5 times the usual density
 BLUE, ORANGE = "#0072B2", "#D55E00"  # of the Okabe-Ito palette, https://jfly.uni-koeln.de/color/
 _PALETTE = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # of the same
 _DASHES = ("-", "--", ":", "-.")
@@ -43,9 +44,18 @@ History = Sequence[Mapping[str, Any]]  # rows of a history
 def new_figure(width: float, height: float, constrained: bool = True) -> Figure:
     """Return an empty white figure of `width` x `height` inches; `constrained`: its parts make room for each other."""
     layout: Literal["constrained"] | None = "constrained" if constrained else None
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+class NotebookFigure(Figure):
+    """A figure that notebooks show, once: without pyplot they show matplotlib's own as text."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """Return the PNG and the size to show it at, as IPython asks for it."""
+        width, height = self.get_size_inches() * _SHOWN_DPI
+        return _png(lambda: self), {"width": round(width), "height": round(height)}
 
 
 def short_name(name: str) -> str:
@@ -64,11 +74,15 @@ def font_families() -> list[str]:
 
 def write_figure(draw: Callable[[], Figure], path: Path) -> None:
     """Render the whole figure, then write it: a failed drawing leaves no file."""
+    write_atomically(path, _png(draw))
+
+
+def _png(draw: Callable[[], Figure]) -> bytes:
     buffer = io.BytesIO()
     with _glyphs_may_lack():
         figure = draw()
         figure.savefig(buffer, format="png", dpi=figure.dpi)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 @contextmanager

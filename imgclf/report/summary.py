@@ -10,6 +10,7 @@ from rich.text import Text
 
 from imgclf.console import make_console
 from imgclf.data.datamodule import SPLITS, ImageDataModule
+from imgclf.jupyter import in_notebook
 from imgclf.models.network import Network, count_parameters, network_parts
 from imgclf.preprocess import Preprocess
 from imgclf.report.tables import per_class_table
@@ -29,16 +30,21 @@ def print_data(data: ImageDataModule) -> None:
 
 
 def print_network(network: Network, preprocess: Preprocess) -> None:
-    """Print a table of the network's parts with their output shapes and parameters, trainable and frozen."""
+    """Print the network in one line, and outside of notebooks a table of its parts with their parameters."""
+    size, shape = preprocess.size, " x ".join(map(str, network.backbone.shape))
+    line = f"{network.backbone.name} on {size} x {size} ({preprocess.resize}): features {shape}"
+    if in_notebook():
+        trainable, total = count_parameters(network)
+        print(f"{line}, {total:,} parameters, {trainable:,} of them trainable", flush=True)
+        return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     header, *rows = network_rows(network, preprocess)
     for number, column in enumerate(header):
         table.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row), end_section=row is rows[-2])
-    size, shape = preprocess.size, " x ".join(map(str, network.backbone.shape))
     console = make_console()
-    console.print(Text(f"{network.backbone.name} on {size} x {size} ({preprocess.resize}): features {shape}"))
+    console.print(Text(line))
     console.print(table)
 
 
@@ -55,7 +61,9 @@ def network_rows(network: Network, preprocess: Preprocess) -> list[list[str]]:
 
 
 def print_per_class(split: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Print precision, recall, F1 and support of each class."""
+    """Print precision, recall, F1 and support of each class; not in a notebook, where the report shows them."""
+    if in_notebook():
+        return
     console = make_console()
     console.print(Text(f"{split}, by class:"))
     console.print(per_class_table(classes, matrix))

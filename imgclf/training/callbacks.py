@@ -16,10 +16,12 @@ from imgclf.config import MONITORS, CheckpointConfig, EarlyStoppingConfig, Pruni
 from imgclf.errors import ConfigError, DataError, RunError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, find_trials, read_record
+from imgclf.jupyter import in_notebook
 from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.signals import Signals
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
+from imgclf.training.notebook_progress import NotebookProgress
 
 __all__ = ["build_callbacks", "first_non_finite"]
 
@@ -34,7 +36,8 @@ def build_callbacks(
     pruning: PruningConfig | None = None,
 ) -> list[Callback]:
     """Return the callbacks of a run in `folder`; raises `ConfigError` for a metric that pruning can't watch."""
-    callbacks: list[Callback] = [ProgressBar(), StopOnNonFinite(folder), HistoryLogger(folder)]
+    progress = NotebookProgress() if in_notebook() else ProgressBar()
+    callbacks: list[Callback] = [progress, StopOnNonFinite(folder), HistoryLogger(folder)]
     callbacks.append(CheckpointCallback(folder / "checkpoints", signals, checkpoint))
     if early_stopping:
         mode = MONITORS[early_stopping.monitor]
@@ -128,6 +131,8 @@ class HistoryLogger(Checkpoint):
         rows = module.history
         history_csv(self.folder / "history.csv", rows)
         history_json(self.folder / "history.json", rows)
+        if in_notebook():  # where `NotebookProgress` shows them
+            return
         row, values = rows[-1], [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
         line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}"
         line += f" accuracy {row['train_accuracy']:.2%}"

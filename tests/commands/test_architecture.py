@@ -11,7 +11,7 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 COMMANDS = ("train", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
-FOUNDATIONS = ("config", "console", "errors", "preprocess", "schema", "signals", "threads")
+FOUNDATIONS = ("config", "console", "errors", "jupyter", "preprocess", "schema", "signals", "threads")
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
     "files": 1,
@@ -27,6 +27,7 @@ FLOORS = {
     "training": 7,
     "inference": 8,
     "sweeps": 8,
+    "notebook": 9,
 }
 # Folder -> the folders and third parties that it never imports.
 NEVER = {
@@ -41,6 +42,7 @@ NEVER = {
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
     "inference": ("sweeps",),
+    "notebook": ("cli", "sweeps"),
 }
 # Third party -> the only folders or modules that import it.
 HOMES = {
@@ -66,9 +68,9 @@ def folder_of(module: str) -> str:
 
 
 def floor_of(module: str) -> int:
-    """Return the floor of a module: 9 for commands, 0 for the foundations."""
+    """Return the floor of a module: 10 for commands, 0 for the foundations."""
     name = module.split(".")[0]
-    return FLOORS.get(name, 9 if name in (*COMMANDS, "__init__") else 0)
+    return FLOORS.get(name, 10 if name in (*COMMANDS, "__init__") else 0)
 
 
 def imports(path: Path) -> set[str]:

@@ -16,6 +16,7 @@ import imgclf
 from imgclf.console import silence_library_logs
 from imgclf.errors import DataError
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
+from imgclf.inference.inputs import each_input
 from imgclf.inference.predictor import choose_device
 
 
@@ -176,3 +177,33 @@ def test_loading_leaves_the_random_number_generator_unchanged(tiny_run: Path) ->
     torch.manual_seed(5)
     imgclf.load(tiny_run / "checkpoints" / "best.ckpt")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_predict_one_gives_the_class_its_probability_and_the_best_five(tiny_run: Path, colours: Path) -> None:
+    classifier, image = imgclf.load(tiny_run / "checkpoints" / "best.ckpt"), colours / "test" / "red" / "000.png"
+    prediction, probabilities = classifier.predict_one(image), classifier.predict_proba(image)[0]
+    assert prediction.label == classifier.predict(image)
+    assert prediction.probability == pytest.approx(probabilities.max())
+    ranked = sorted(zip(classifier.classes, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+    assert prediction.top == [(name, pytest.approx(probability)) for name, probability in ranked]
+    (first, best), (second, _), _ = ranked
+    assert repr(prediction).startswith(f"Prediction({image}: {first} {best:.1%}; then {second} ")
+    with pytest.raises(imgclf.ConfigError, match="predict_one takes one image; predict takes several"):
+        classifier.predict_one([image, image])
+    with pytest.raises(imgclf.ImageError, match="expected an image file"):
+        classifier.predict_one(colours / "none.png")
+
+
+def test_unreadable_prediction_says_so_and_raises_its_error(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    classifier = imgclf.load(tiny_run / "checkpoints" / "best.ckpt")
+    (prediction,) = classifier.predict_each(each_input(tmp_path / "bad.jpg"))
+    assert repr(prediction).startswith(f"Prediction({tmp_path / 'bad.jpg'}: ")
+    with pytest.raises(imgclf.ImageError, match=r"bad\.jpg"):
+        _ = prediction.label
+
+
+def test_text_of_a_predictor_names_file_network_and_classes(tiny_run: Path) -> None:
+    path = tiny_run / "checkpoints" / "best.ckpt"
+    expected = f"Predictor of {path}\n  small_cnn on 16 x 16 pixels, on cpu\n  3 classes: blue, green, red"
+    assert repr(imgclf.load(path, device="cpu")) == expected

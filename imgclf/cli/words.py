@@ -1,0 +1,60 @@
+"""The words of a command line given in Python: `imgclf.train("dataset=cards", seed=1)`, composed by Hydra in this process."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from imgclf.cli.compose import CONF, check_overrides, explain_error, to_settings
+from imgclf.cli.resolvers import new_stamp
+from imgclf.config import RunConfig
+from imgclf.errors import ConfigError
+
+__all__ = ["compose_run"]
+
+
+def compose_run(words: Sequence[str], settings: Mapping[str, object]) -> tuple[RunConfig, Path, list[str]]:
+    """Return the settings, the run folder and the overrides that `imgclf train <words> <key=value of settings>` has.
+
+    Each call has a run folder of its own, unless `hydra.run.dir=` names one. Raises `ConfigError` in one line.
+    """
+    for word in words:
+        if not isinstance(word, str) or word.startswith("-") or not ("=" in word or word.startswith("~")):
+            raise ConfigError(
+                f"imgclf.train({word!r}): expected words such as 'dataset=cards'; sweeps (-m) and other flags are for "
+                "the command line"
+            )
+    overrides = check_overrides("train", [*words, *(f"{key}={_literal(value)}" for key, value in settings.items())])
+    new_stamp()
+    try:
+        with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+            composed = hydra.compose("train", overrides, return_hydra_config=True)
+        folder = Path(composed.hydra.run.dir).expanduser().absolute()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain_error("train", error)) from None
+    OmegaConf.set_readonly(composed, False)  # Hydra makes the whole read-only when its own part is asked for
+    with open_dict(composed):
+        del composed["hydra"]
+    config = cast(RunConfig, to_settings("train", composed))
+    return config, folder, [word for word in overrides if not re.match(r"\+*hydra[./]", word)]
+
+
+def _literal(value: object) -> str:
+    """Return a value as Hydra's grammar writes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (str, Path)):
+        # Backslashes count only before a quote, where Hydra reads each pair as one.
+        return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value)) + "'"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_literal(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    raise ConfigError(f"{value!r}: expected a number, a text, a path, a list or None as the value of a setting")

@@ -1,0 +1,50 @@
+"""The prediction for one image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgclf.errors import ImageError
+from imgclf.inference.inputs import InputImage
+
+__all__ = ["Prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The prediction for an image: `label`, `probability` and `top` five.
+
+    `probabilities` float32 [K], and the image's `pixels` uint8 [S, S, C] as the network saw them; NaN, None and the
+    `error` for an image that cannot be read. `classes` are the names of the K classes.
+    """
+
+    image: InputImage
+    probabilities: NDArray[np.float32]
+    pixels: NDArray[np.uint8] | None
+    error: ImageError | None
+    classes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The predicted class; raises the `error` of an image that cannot be read."""
+        return self.top[0][0]
+
+    @property
+    def probability(self) -> float:
+        """The probability of the predicted class; raises as `label` does."""
+        return self.top[0][1]
+
+    @property
+    def top(self) -> list[tuple[str, float]]:
+        """The five most probable classes with their probabilities, the best first; raises as `label` does."""
+        if self.error is not None:
+            raise self.error
+        best = np.argsort(-self.probabilities, kind="stable")[:5].tolist()
+        return [(self.classes[index], float(self.probabilities[index])) for index in best]
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Prediction({self.image.name}: {self.error})"
+        first, *others = [f"{name} {probability:.1%}" for name, probability in self.top]
+        return f"Prediction({self.image.name}: {first}{'; then ' * bool(others)}{', '.join(others)})"
