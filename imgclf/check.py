@@ -2,7 +2,7 @@
 
 import sys
 
-from imgclf.cli.hydra_app import output_folder, run_app
+from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
 from imgclf.config import CheckConfig
 from imgclf.data.location import require_folder
 
@@ -17,8 +17,13 @@ def main(config: CheckConfig) -> int:
     require_folder(config.dataset.name, config.data_dir)
     from imgclf.quality import check_data  # here, because it loads torch
 
-    return check_data(config, output_folder())
+    # The words that name the data are those of a training too.
+    own = ("workers", "quick", "hydra", "dataset.exclude")
+    words = [word for word in task_overrides() if not word.lstrip("+~").startswith(own)]
+    return check_data(config, output_folder(), words)
 
 
 if __name__ == "__main__":
+    # Hydra knows no flags of ours.
+    sys.argv[1:] = ["quick=true" if word == "--quick" else word for word in sys.argv[1:]]
     sys.exit(max(run_app("check", main), default=0))

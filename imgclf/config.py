@@ -325,7 +325,8 @@ class CheckConfig(Settings):
     """All settings of `imgclf check`."""
 
     data_dir: str | None = setting(None, _DATA_DIR)
-    seed: int = setting(0, "Seed of dataset.fraction.", low=0)
+    quick: bool = setting(False, "Decode a few images of each class only; --quick is the same.")
+    seed: int = setting(0, "Seed of dataset.fraction, and of the images that check.html shows.", low=0)
     workers: int | None = setting(None, "Decoding processes; null: by the number of cores.", low=0)
     dataset: DatasetConfig = setting(DatasetConfig, "The data set.")
 

@@ -33,7 +33,7 @@ from imgclf.images import formats
 from imgclf.images.pixels import NUMERIC, Pixels, apply_orientation, fit, ignore_warnings, orientation_of, to_rgb
 from imgclf.preprocess import Preprocess
 
-__all__ = ["MAX_BYTES", "Description", "as_pixels", "decode", "describe", "read_image"]
+__all__ = ["MAX_BYTES", "Description", "FileStart", "as_pixels", "decode", "describe", "read_image", "read_start"]
 
 # Of a file.
 MAX_BYTES = 128 * 2**20
@@ -56,6 +56,14 @@ class Description(TypedDict):
     height: int
     frames: int
     notes: list[str]
+
+
+class FileStart(NamedTuple):
+    """Format of an image file by content, its size in bytes, and its first bytes."""
+
+    format: str
+    size: int
+    data: bytes
 
 
 class _Opened(NamedTuple):
@@ -111,6 +119,14 @@ def describe(source: Source, name: str | None = None) -> Description:
         )
 
 
+def read_start(path: str | os.PathLike[str], count: int = 4096) -> FileStart:
+    """Read the first `count` bytes alone; raises `ImageError` for an empty file, one too large, and any other format."""
+    with _named_errors(path, None):
+        data, size = _read_file(path, count)
+        _check_size(size)
+        return FileStart(formats.sniff(data), size, data)
+
+
 def as_pixels(image: Any) -> Pixels:
     """uint8 [H, W, 3] of an image in memory: a PIL image, by the rules above, a NumPy array or a torch tensor.
 
@@ -144,13 +160,17 @@ def as_pixels(image: Any) -> Pixels:
 
 def _read(source: Source) -> bytes:
     data, size = (source, len(source)) if isinstance(source, bytes) else _read_file(source)
-    if size > MAX_BYTES:
-        raise ImageError(f"has {size / 2**20:,.0f} MiB: at most {MAX_BYTES / 2**20:,.0f} are read, save it smaller")
+    _check_size(size)
     return data
 
 
-def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, int]:
-    """A regular file's bytes, none of a file that is too large, and its size; never waits for a FIFO's writer."""
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(f"has {size / 2**20:,.0f} MiB: at most {MAX_BYTES / 2**20:,.0f} are read, save it smaller")
+
+
+def _read_file(path: str | os.PathLike[str], count: int = MAX_BYTES + 1) -> tuple[bytes, int]:
+    """A regular file's first bytes, none of a file that is too large, and its size; never waits for a FIFO's writer."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(os.fspath(path), flags)
@@ -161,7 +181,7 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[bytes, int]:
         if not stat.S_ISREG(status.st_mode):
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "device, pipe or socket"
             raise ImageError(f"is a {kind}: expected an image file")
-        data = b"" if status.st_size > MAX_BYTES else os.read(descriptor, status.st_size + 1)
+        data = b"" if status.st_size > MAX_BYTES else os.read(descriptor, min(count, status.st_size + 1))
         return data, max(status.st_size, len(data))
     finally:
         os.close(descriptor)

@@ -6,46 +6,68 @@ should not change without need. Near duplicates are searched among the images th
 """
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from imgclf.data.layouts import IMAGE_SUFFIXES, list_images
-from imgclf.data.manifest import FORMAT, file_size, relative_paths
+from imgclf.data.manifest import FORMAT, read_exclusion, relative_paths
 from imgclf.data.samples import Samples
+from imgclf.quality.notes import Note, class_notes, file_notes
 from imgclf.quality.scan import ImageInfo, Indices, Scan, copies_of, exact_groups, near_groups
 
 if TYPE_CHECKING:
     from imgclf.data.datamodule import ImageDataModule
 
-__all__ = ["KINDS", "Finding", "Group", "ImageEntry", "Report", "examine", "quick_notes"]
+__all__ = [
+    "KINDS",
+    "FileSummary",
+    "Finding",
+    "Group",
+    "ImageEntry",
+    "Report",
+    "examine",
+    "verdict",
+]
 
-# Kind of a finding -> its title, and what happens to the images.
+# Kind of a finding -> its title, what happens to the images, and what a verdict says of it.
 KINDS = {
-    "unreadable": ("Unreadable files", "excluded"),
-    "stray": ("Unused files in class folders", "not excluded, because they aren't read: move or remove them"),
-    "labels": ("Duplicates with different labels", "all are excluded"),
-    "leaks": ("Duplicates in several splits", "the copies in train are excluded"),
-    "repeats": ("Duplicates within one split", "all but the first in train are excluded"),
-    "near_leaks": ("Near duplicates in several splits", "the copies in train are excluded"),
-    "near_labels": ("Near duplicates with different labels", "not excluded: look at them"),
-    "near": ("Near duplicates within one split", "not excluded"),
+    "unreadable": ("Unreadable files", "excluded", "{number} file{s} can't be read"),
+    "stray": (
+        "Unused files in class folders",
+        "not excluded, because they aren't read: move or remove them",
+        "{number} unused file{s} in class folders",
+    ),
+    "labels": ("Duplicates with different labels", "all are excluded", "{number} {sets} with different labels"),
+    "leaks": ("Duplicates in several splits", "the copies in train are excluded", "{number} {sets} across splits"),
+    "repeats": (
+        "Duplicates within one split",
+        "all but the first in train are excluded",
+        "{number} {sets} within one split",
+    ),
+    "near_leaks": (
+        "Near duplicates in several splits",
+        "the copies in train are excluded",
+        "{number} {sets} across splits",
+    ),
+    "near_labels": (
+        "Near duplicates with different labels",
+        "not excluded: look at them",
+        "{number} {sets} with different labels",
+    ),
+    "near": ("Near duplicates within one split", "not excluded", "{number} {sets} within one split"),
 }
-# Training images below which a class is too small to learn.
-TINY = 10
-# Ratio of the largest to the smallest class that is worth a note.
-IMBALANCE = 5
-# Share of all files from which on a size or mode is the usual one.
-COMMON = 0.5
+# What `--quick` leaves out.
+NOT_CHECKED = (
+    "whether files are damaged behind their first bytes",
+    "near duplicates, and equal images in unequal files",
+    "sizes and colour modes",
+)
 # Files that a file manager leaves behind.
 LITTER = frozenset({"thumbs.db", "desktop.ini"})
-JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".mpo"}
-SUFFIXES = {"JPEG": JPEG_SUFFIXES, "MPO": JPEG_SUFFIXES, "PNG": {".png"}, "WEBP": {".webp"}, "GIF": {".gif"}}
-SUFFIXES |= {"BMP": {".bmp"}, "TIFF": {".tif", ".tiff"}}
-
 # An image of a group; "excluded" only where true.
 ImageEntry = TypedDict("ImageEntry", {"split": str, "path": str, "class": str, "excluded": bool}, total=False)
 
@@ -68,14 +90,6 @@ class Finding(TypedDict):
     groups: list[Group]
 
 
-class Note(TypedDict, total=False):
-    """One line, with the paths of all files that it is about."""
-
-    kind: str
-    text: str
-    files: list[str]
-
-
 class FileSummary(TypedDict):
     """Numbers of images per format, mode and size (the 20 most frequent), among the readable ones."""
 
@@ -88,13 +102,15 @@ class FileSummary(TypedDict):
 
 
 class Report(TypedDict):
-    """The content of check.json."""
+    """The content of check.json; `clean` is null after a quick check that found nothing, because that proves nothing."""
 
     format: str
     name: str
     root: str
     classes: list[str]
-    clean: bool
+    quick: bool
+    not_checked: list[str]
+    clean: bool | None
     counts: dict[str, dict[str, int]]
     expected: dict[str, int] | None
     files: FileSummary
@@ -127,14 +143,16 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
     described["stray"] = list(_stray_files(splits, data.root))
     findings = [_finding(kind, described[kind]) for kind in KINDS if kind != "near" and described[kind]]
     notes: list[Note] = [{"kind": "counts", "text": text} for text in data.notes]
-    notes += [*_class_notes(splits), *_file_notes(scan, paths)]
+    notes += [*class_notes(splits), *file_notes(scan, paths)]
     counts = {split: samples.counts().tolist() for split, samples in splits.items()}
     return {
         "format": FORMAT,
         "name": data.name,
         "root": str(data.root),
         "classes": list(data.classes),
-        "clean": not findings,
+        "quick": scan.quick,
+        "not_checked": list(NOT_CHECKED) if scan.quick else [],
+        "clean": False if findings else None if scan.quick else True,
         "counts": {split: dict(zip(data.classes, values, strict=True)) for split, values in counts.items()},
         "expected": _expected(data),
         "files": _summarise_files(scan),
@@ -142,21 +160,33 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
         "near": [_finding("near", described["near"])] if described["near"] else [],
         "notes": list({note["text"]: note for note in notes}.values()),
         "exclude": [
-            {"split": names[split_of[row]], "path": paths[row], "why": excluded[row]} for row in sorted(excluded)
+            *({"split": names[split_of[row]], "path": paths[row], "why": excluded[row]} for row in sorted(excluded)),
+            *_excluded_before(data),
         ],
     }
 
 
-def quick_notes(data: "ImageDataModule") -> list[str]:
-    """Notes that need no decoding, one line each: small and unequal classes, empty files, number and size of the files."""
-    notes = [note["text"] for note in _class_notes(data.samples)]
-    files = [item for samples in data.samples.values() if samples.pixels is None for item in samples.items]
-    sizes = [max(0, file_size(item)) for item in files]
-    if empty := [item for item, size in zip(files, sizes, strict=True) if not size]:
-        notes.append(f"{len(empty):,} files are empty or missing: {_first(empty)}; `imgclf check` lists all bad files")
-    if files:
-        notes.append(f"{len(files):,} image files, {sum(sizes) / 2**20:,.1f} MiB")
-    return notes
+def verdict(report: Report) -> str:
+    """Return the outcome in one sentence: "1 file can't be read, 12 duplicate pairs across splits"."""
+    if report["findings"]:
+        return ", ".join(map(_describe_finding, report["findings"]))
+    how = " by a quick check" if report["quick"] else ""
+    return f"no problems found in {report['files']['images']:,} images{how}"
+
+
+def _describe_finding(finding: Finding) -> str:
+    groups, kind = finding["groups"], finding["kind"]
+    noun = "pair" if all(len(group["images"]) == 2 for group in groups) else "group"
+    number, s = f"{len(groups):,}", "s" * (len(groups) != 1)
+    sets = f"{'near-' * kind.startswith('near')}duplicate {noun}{s}"
+    return KINDS[kind][2].format(number=number, s=s, sets=sets)
+
+
+def _excluded_before(data: "ImageDataModule") -> list[dict[str, str]]:
+    """The images that `dataset.exclude` left out before this check: one file then excludes all."""
+    entries = read_exclusion(data.settings.exclude).entries if data.settings.exclude else {}
+    some = [(key, times) for key, times in sorted(entries.items())]
+    return [{"split": split, "path": path, "why": "before"} for (split, path), times in some for _ in range(times)]
 
 
 def _group(
@@ -181,7 +211,7 @@ def _group(
             add("leaks", group, in_train)
         else:
             add("repeats", group, in_train[1:])
-    left = readable.copy()
+    left = readable & (not scan.quick)
     left[list(excluded)] = False
     for group in near_groups(scan.thumbnails, left):
         if len(np.unique(scan.digests[group], axis=0)) == 1:
@@ -196,7 +226,7 @@ def _group(
 
 
 def _finding(kind: str, groups: list[Group]) -> Finding:
-    title, action = KINDS[kind]
+    title, action, _ = KINDS[kind]
     images = [image for group in groups for image in group["images"]]
     excluded = sum(image.get("excluded", False) for image in images)
     return Finding(kind=kind, title=title, action=action, images=len(images), excluded=excluded, groups=groups)
@@ -207,62 +237,17 @@ def _expected(data: "ImageDataModule") -> dict[str, int] | None:
     return dict(zip(data.samples, counts, strict=True)) if counts else None
 
 
-def _class_notes(splits: Mapping[str, Samples]) -> Iterator[Note]:
-    """Notes on classes with few training images, and on classes of very different sizes."""
-    classes, counts = splits["train"].classes, splits["train"].counts()
-    if tiny := [f"{classes[target]} ({counts[target]})" for target in np.flatnonzero(counts < TINY)]:
-        text = f"{len(tiny)} of {len(counts)} classes have fewer than {TINY} training images: {_first(tiny)}"
-        yield {"kind": "tiny", "text": text}
-    most, least = int(counts.argmax()), int(counts.argmin())
-    if counts[most] >= IMBALANCE * counts[least]:
-        sizes = f"{classes[most]} has {counts[most]:,} training images, {classes[least]} {counts[least]:,}"
-        yield {"kind": "imbalance", "text": f"unequal classes: {sizes}; loss.class_weights=balanced compensates"}
-
-
 def _summarise_files(scan: Scan) -> FileSummary:
     infos = [info for info in scan.infos if isinstance(info, ImageInfo)]
-    sizes = Counter((info.width, info.height) for info in infos)
+    sizes = Counter((info.width, info.height) for info in infos if info.width)
     return {
         "images": len(scan.infos),
         "readable": len(infos),
         "formats": dict(Counter(info.format for info in infos).most_common()),
-        "modes": dict(Counter(info.mode for info in infos).most_common()),
+        "modes": dict(Counter(info.mode for info in infos if info.mode).most_common()),
         "different_sizes": len(sizes),
         "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in sizes.most_common(20)],
     }
-
-
-def _file_notes(scan: Scan, paths: Sequence[str]) -> Iterator[Note]:
-    """Notes on unusual sizes and modes, wrong suffixes, images of one colour, and on what decoding changes."""
-    files: dict[tuple[str, str], list[str]] = defaultdict(list)
-    usual_size, usual_mode = _usual(scan, _size_of), _usual(scan, lambda info: info.mode)
-    flat = np.ptp(scan.thumbnails.reshape(len(paths), -1, 3), axis=1).max(axis=1, initial=0) == 0
-    for row, (info, path) in enumerate(zip(scan.infos, paths, strict=True)):
-        if not isinstance(info, ImageInfo):
-            continue
-        if usual_size not in (None, _size_of(info)):
-            files["size", f"not of the usual {usual_size} pixels"].append(f"{path} ({_size_of(info)})")
-        if usual_mode not in (None, info.mode):
-            files["mode", f"not of the usual mode {usual_mode}"].append(f"{path} ({info.mode})")
-        if info.format in SUFFIXES and Path(path).suffix.lower() not in SUFFIXES[info.format]:
-            files["suffix", f"{info.format} by content, but not by name (decoded by content)"].append(path)
-        if flat[row]:
-            files["blank", "of a single colour"].append(path)
-        for note in info.notes:
-            files["decoding", note].append(path)
-    for (kind, what), some in sorted(files.items()):
-        text = f"{len(some):,} of {len(paths):,} images: {what}: {_first(some)}"
-        yield {"kind": kind, "text": text, "files": some}
-
-
-def _usual(scan: Scan, key: Callable[[ImageInfo], str]) -> str | None:
-    """The value of `key` that most readable images have; None if no value is that common."""
-    values = Counter(key(info) for info in scan.infos if isinstance(info, ImageInfo))
-    return next((value for value, count in values.most_common(1) if count >= COMMON * values.total()), None)
-
-
-def _size_of(info: ImageInfo) -> str:
-    return f"{info.width} x {info.height}"
 
 
 def _stray_files(splits: Mapping[str, Samples], root: Path) -> Iterator[Group]:
@@ -289,8 +274,3 @@ def _why_unused(entry: "os.DirEntry[str]") -> str | None:
         return "a folder with images inside a class folder"
     is_read = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES or entry.name.lower() in LITTER
     return "no suffix of an image file" if entry.is_file() and not is_read else None
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first three names, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")

@@ -1,95 +1,110 @@
-"""Check a data set: decode every image, find problems, write check.json and check.html; changes none of the data's files."""
+"""Check a data set: decode its images, find problems, write check.json and check.html; changes none of the data's files."""
 
 import json
+import shlex
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from imgclf.config import CheckConfig
-from imgclf.console import make_console, progress_bar, silence_library_logs
+from imgclf.console import make_console, print_lines_to_copy, progress_bar, quoted_override, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.data.manifest import relative_paths
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import require_unused
-from imgclf.quality.findings import Report, examine
-from imgclf.quality.page import check_page, shown_images
-from imgclf.quality.scan import scan
+from imgclf.quality.findings import Finding, Report, examine, verdict
+from imgclf.quality.page import SIDE, Shown, check_page, shown_images
+from imgclf.quality.quick import draw_samples, quick_scan
+from imgclf.quality.scan import Scan, scan
+from imgclf.report.page import shrunk
 
 __all__ = ["check_before_training", "check_data"]
 
-# Unreadable and stray files that the console names; check.json names all.
-LISTED = 20
+# Unreadable and stray files, and groups of duplicates, that the console names; check.json names all.
+LISTED, EXAMPLES = 20, 3
 
 
-def check_data(config: CheckConfig, folder: Path) -> int:
+def check_data(config: CheckConfig, folder: Path, words: Sequence[str] = ()) -> int:
     """Check the data set of `config`, write check.json and check.html into `folder`, and print the findings.
 
-    Returns 0 for clean and 1 for findings. Raises `DataError`, `ConfigError`, `RunError`.
+    `words` are those of the command line that name the data. Returns 0 for clean and 1 for findings. Raises `DataError`,
+    `ConfigError`, `RunError`.
     """
     began = time.perf_counter()
     silence_library_logs()
     require_unused(folder)
-    report = _check(build_data(config.dataset, config.data_dir, config.seed), folder, config.workers)
+    data = build_data(config.dataset, config.data_dir, config.seed)
+    splits = list(data.samples.values())
+    with progress_bar("checking", sum(map(len, splits))) as advance:
+        scanned = quick_scan(splits, advance) if config.quick else scan(splits, config.workers, advance)
+    report = _write(data, scanned, folder, _command(words, folder.absolute()))
     _print_report(report)
-    print(f"checked in {time.perf_counter() - began:.0f} s, written to {folder}", flush=True)
-    return 0 if report["clean"] else 1
+    print(f"checked in {time.perf_counter() - began:.0f} s\n", flush=True)
+    lines = {"page": (folder / "check.html").absolute().as_uri()}
+    if report["exclude"]:
+        here, absolute = Path.cwd(), folder.absolute()
+        lines["exclude"] = _command(words, absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
+    print_lines_to_copy(lines)
+    return 1 if report["findings"] else 0
 
 
 def check_before_training(data: ImageDataModule, folder: Path) -> None:
     """Check the data of a run, write check.json and check.html into its `folder`, and print one line."""
-    report = _check(data, folder, None)
+    splits = list(data.samples.values())
+    with progress_bar("checking", sum(map(len, splits))) as advance:
+        scanned = scan(splits, None, advance)
+    report = _write(data, scanned, folder, _command((), folder.absolute()))
     findings = [f"{finding['title'].lower()} ({finding['images']:,} images)" for finding in report["findings"]]
     advice = f"; dataset.exclude={folder / 'check.json'} leaves {len(report['exclude']):,} out"
     print(f"check: {', '.join(findings) or 'clean'}{advice if report['exclude'] else ''}", flush=True)
 
 
-def _check(data: ImageDataModule, folder: Path, workers: int | None) -> Report:
-    with progress_bar("checking", sum(len(samples) for samples in data.samples.values())) as advance:
-        report = examine(data, scan(list(data.samples.values()), workers, advance))
+def _write(data: ImageDataModule, scanned: Scan, folder: Path, command: str) -> Report:
+    samples, scanned = draw_samples(data, scanned)
+    report = examine(data, scanned)
     # A file name that is not valid text holds lone surrogates; JSON and readers take their escapes.
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "check.json", text.encode("utf-8", "backslashreplace"))
     rows: dict[tuple[str, str], int] = {}
-    for split, samples in data.samples.items():
-        rows |= {(split, path): row for row, path in enumerate(relative_paths(samples.items, data.root))}
-    images = {key: data.image(key[0], rows[key]) for key in shown_images(report)}
-    write_atomically(folder / "check.html", check_page(report, images).encode("utf-8", "backslashreplace"))
+    for split, some in data.samples.items():
+        rows |= {(split, path): row for row, path in enumerate(relative_paths(some.items, data.root))}
+    images = {key: shrunk(data.image(key[0], rows[key]), SIDE) for key in shown_images(report)}
+    page = check_page(report, Shown(images, samples, command))
+    write_atomically(folder / "check.html", page.encode("utf-8", "backslashreplace"))
     return report
 
 
+def _command(words: Sequence[str], folder: Path) -> str:
+    """Return the command that trains without the images that the check.json in `folder` excludes."""
+    exclude = quoted_override("dataset.exclude", folder / "check.json")
+    return " ".join([*(["imgclf train", shlex.join(words)] if words else []), exclude])
+
+
 def _print_report(report: Report) -> None:
-    console = make_console()
+    """Print counts, notes, the findings with the files that they are about, and the verdict."""
     counts = ", ".join(f"{sum(values.values()):,} {split}" for split, values in report["counts"].items())
-    console.print(Text(f"{report['name']}: {counts}; {len(report['classes'])} classes; from {report['root']}"))
-    for note in report["notes"]:
-        console.print(Text(f"note: {note['text']}"))
-    for finding in report["findings"]:
-        groups = [group for group in finding["groups"] if "message" in group]
-        for group in groups[:LISTED]:
-            path = group["images"][0]["path"]
-            console.print(Text(f"{finding['kind']}: {path}: {group['message']}"))
-        if len(groups) > LISTED:
-            console.print(f"{finding['kind']}: and {len(groups) - LISTED:,} more, see check.json")
-    if report["findings"] or report["near"]:
-        console.print(_table(report))
-    if report["clean"]:
-        console.print("clean")
-    else:
-        console.print(f"dataset.exclude=<the check.json of this folder> leaves {len(report['exclude']):,} images out")
-
-
-def _table(report: Report) -> Table:
-    table = Table()
-    table.add_column("finding", overflow="fold")
-    for column in ("groups", "images", "excluded"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("example", overflow="fold")
+    lines = [f"{report['name']}: {counts}; {len(report['classes'])} classes; from {report['root']}"]
+    lines += [f"note: {note['text']}" for note in report["notes"]]
     for finding in (*report["findings"], *report["near"]):
-        example = " = ".join(image["path"] for image in finding["groups"][0]["images"][:2])
-        numbers = (len(finding["groups"]), finding["images"], finding["excluded"])
-        # Text, because a folder named "[red]" is a name and not markup.
-        table.add_row(Text(finding["title"]), *(f"{number:,}" for number in numbers), Text(example))
-    return table
+        lines += _describe_finding(finding)
+    if report["quick"]:
+        lines.append(f"quick check; not checked: {'; '.join(report['not_checked'])}")
+    text = verdict(report)
+    console = make_console()
+    for line in [*lines, text[0].upper() + text[1:]]:
+        console.print(Text(line))  # Text, because a folder named "[red]" is a name and not markup
+
+
+def _describe_finding(finding: Finding) -> Iterator[str]:
+    groups = finding["groups"]
+    single = "message" in groups[0]
+    images, most = ("", LISTED) if single else (f"{finding['images']:,} images, ", EXAMPLES)
+    yield f"{finding['title']}: {len(groups):,} ({images}{finding['excluded']:,} excluded)"
+    for group in groups[:most]:
+        message = f": {group['message']}" if "message" in group else ""
+        yield "  " + " = ".join(image["path"] for image in group["images"][:2]) + message
+    if len(groups) > most:
+        yield f"  and {len(groups) - most:,} more, see check.html"

@@ -29,7 +29,7 @@ from imgclf.images import decode, describe
 from imgclf.signals import exit_with_parent
 from imgclf.threads import available_cpus
 
-__all__ = ["ImageInfo", "Scan", "copies_of", "exact_groups", "near_groups", "scan"]
+__all__ = ["ImageInfo", "Scan", "copies_of", "digest_of", "exact_groups", "near_groups", "scan"]
 
 # Files that a process takes at once.
 CHUNK = 64
@@ -78,11 +78,14 @@ _Part = tuple[list[ImageInfo | str], bytes, Thumbnails]
 class Scan:
     """N scanned samples, in order: `infos`, with the error message of an unreadable sample in its place; `digests` uint64
     [N, 2] of the decoded pixels and their shape; `thumbnails` uint8 [N, SIDE, SIDE, 3]; both 0 for unreadable samples.
+
+    A quick scan decodes nothing: its digests are those of the files, its infos have the format alone, and its thumbnails are 0.
     """
 
     infos: tuple[ImageInfo | str, ...]
     digests: npt.NDArray[np.uint64]
     thumbnails: Thumbnails
+    quick: bool = False
 
     @property
     def readable(self) -> Mask:
@@ -143,7 +146,7 @@ def _scan_chunk(items: Sequence[str]) -> _Part:
         try:
             pixels = decode(item)
             info = describe(item)
-            digest, thumbnails[row] = _digest(pixels), _thumbnail(pixels)
+            digest, thumbnails[row] = digest_of(pixels), _thumbnail(pixels)
             size = info["width"], info["height"]
             infos.append(ImageInfo(info["format"], info["mode"], *size, tuple(info["notes"])))
         except ImageError as error:
@@ -158,10 +161,10 @@ def _scan_rows(pixels: Pixels) -> Generator[_Part, None, None]:
     info = ImageInfo("row", "L" if channels == 1 else "RGB", width, height)
     for start in range(0, len(pixels), 1024):
         rows = pixels[start : start + 1024]
-        yield [info] * len(rows), b"".join(map(_digest, rows)), np.stack([_thumbnail(row) for row in rows])
+        yield [info] * len(rows), b"".join(map(digest_of, rows)), np.stack([_thumbnail(row) for row in rows])
 
 
-def _digest(pixels: Pixels) -> bytes:
+def digest_of(pixels: Pixels) -> bytes:
     """16 bytes that only equal pixels in the same shape share."""
     shape = repr(pixels.shape).encode()
     return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16, salt=shape[:16]).digest()

@@ -6,52 +6,23 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.checks import CLASSES, check, paths, save, tree
 from support.fabricate import as_jpeg, composed, resized, structured
 
 from imgclf.errors import ConfigError, DataError
-from imgclf.quality import check_before_training, check_data, quick_notes
+from imgclf.quality import check_before_training, quick_notes
 from imgclf.training.build import data_of
-
-CLASSES = ("<b>x", "cat", "dog")
-
-
-def save(pixels: np.ndarray, path: Path, **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **options)
-    return path
-
-
-def tree(root: Path, train: int = 12) -> Path:
-    """Distinct images of three classes: 12 in train, 2 in valid and 2 in test of each."""
-    for split, count in (("train", train), ("valid", 2), ("test", 2)):
-        for target, name in enumerate(CLASSES):
-            for number in range(count):
-                seed = 1000 * ord(split[1]) + 100 * target + number
-                save(structured(seed, 40), root / split / name / f"{number:02}.png")
-    return root
 
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
     return tree(tmp_path / "data")
-
-
-def check(root: Path, folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
-    settings = composed("dataset=folders", f"data_dir='{root}'", "workers=0", *overrides, config="check")
-    code = check_data(settings, folder)
-    return code, json.loads((folder / "check.json").read_text(encoding="utf-8"))
-
-
-def paths(report: dict[str, Any], kind: str) -> list[list[str]]:
-    some = [finding for finding in (*report["findings"], *report["near"]) if finding["kind"] == kind]
-    return [[image["path"] for image in group["images"]] for finding in some for group in finding["groups"]]
 
 
 def test_clean_data_has_no_findings(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +38,7 @@ def test_clean_data_has_no_findings(clean: Path, tmp_path: Path, capsys: pytest.
         "sizes": [{"width": 40, "height": 40, "images": 48}],
     }
     assert report["notes"] == [] and report["expected"] is None
-    assert "clean" in capsys.readouterr().out
+    assert "\nNo problems found in 48 images\n" in capsys.readouterr().out
 
 
 def test_every_unreadable_file_is_listed(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +51,9 @@ def test_every_unreadable_file_is_listed(clean: Path, tmp_path: Path, capsys: py
     messages = [group["message"] for group in report["findings"][0]["groups"]]
     assert all(messages) and not any(str(clean) in message for message in messages)
     printed = capsys.readouterr().out
-    assert "unreadable: train/cat/bad0.jpg: " in printed and "and 11 more" in printed
+    assert (
+        "\n  train/cat/bad0.jpg: " in printed and "and 11 more" in printed and "\n31 files can't be read\n" in printed
+    )
 
 
 def test_each_kind_of_duplicate_is_named_and_its_copies_excluded(clean: Path, tmp_path: Path) -> None:
@@ -259,41 +232,6 @@ def test_check_changes_no_file_of_the_data(clean: Path, tmp_path: Path) -> None:
     assert state() == before
 
 
-class _Page(HTMLParser):
-    """Tags of a page, and the targets of its references."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.targets: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        if tag not in ("meta", "img", "br", "li"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_page_loads_nothing_and_escapes_names(clean: Path, tmp_path: Path) -> None:
-    for number in range(60):
-        pixels = structured(5000 + number, 24)
-        save(pixels, clean / "train" / "<b>x" / f"a{number}.png")
-        save(pixels, clean / "train" / "<b>x" / f"b{number}&<i>.png")
-    (clean / "train" / "<b>x" / "<script>.jpg").write_bytes(b"")
-    check(clean, tmp_path / "out")
-    text = (tmp_path / "out" / "check.html").read_text(encoding="utf-8")
-    page = _Page(text)
-    assert page.open == [] and not {"b>x", "i", "script", "link", "iframe"} & set(page.tags)
-    assert len(page.targets) == 80 and all(target.startswith("data:image/jpeg;base64,") for target in page.targets)
-    assert "&lt;b&gt;x" in text and "<b>x" not in text and "and 20 more groups" in text
-    assert not re.search(r"https?://|@import|url\(", text)
-
-
 def test_file_name_that_is_not_valid_text_is_reported(clean: Path, tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9.png")
     try:
@@ -321,8 +259,12 @@ def test_command_exits_with_1_for_findings_and_2_for_errors(clean: Path, tmp_pat
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     (clean / "train" / "cat" / "bad.jpg").write_bytes(b"")
-    findings = run(f"data_dir={clean}", "hydra.run.dir=here")
+    findings = run("--quick", f"data_dir={clean}", "hydra.run.dir=here")
     assert (findings.returncode, findings.stderr) == (1, "") and (tmp_path / "here" / "check.html").is_file()
+    page, exclude = findings.stdout.splitlines()[-2:]
+    assert page == f"page     {(tmp_path / 'here' / 'check.html').as_uri()}"
+    command = f"imgclf train dataset=folders data_dir={clean} dataset.exclude=here/check.json"
+    assert exclude == f"exclude  {command}" and "quick check; not checked: " in findings.stdout
     failed = run("workers.many=1")  # refused before torch is loaded
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and failed.stdout == ""
     with pytest.raises(DataError, match="/nowhere, which doesn't exist") as caught:
