@@ -8,9 +8,10 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "train": "train and test an image classifier",
+    "resume": "continue a run with its own settings",
     "check": "find unreadable files, duplicates and other faults of a data set",
-    "evaluate": "measure a checkpoint on a split",
-    "predict": "classify images with a checkpoint",
+    "evaluate": "measure a model on a split",
+    "predict": "classify images with a model",
     "compare": "compare runs and test whether the difference is significant",
     "sweep": "rank the trials of a sweep",
     "cache": "list or clear cached images and features",

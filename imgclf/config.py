@@ -279,7 +279,7 @@ class RunConfig(Settings):
     image_size: int | None = setting(None, "Side in pixels; null: that of the weights.", low=1, high=4096)
     resize: str = setting("squash", "How an image becomes a square.", choices=("squash", "crop", "letterbox"))
     ckpt_path: str | None = changeable(None, "last: resume the run in hydra.run.dir; or a path.")
-    resume: str | None = changeable(None, "Folder of a run to resume, with its own settings.")
+    resume: str | None = changeable(None, "Run to resume, with its own settings: `imgclf resume <run>`.")
     find: str | None = changeable(None, "Suggest a value instead of training.", choices=("lr", "batch_size"))
     check: bool = changeable(False, "Run `imgclf check` on the data first.")
     cache: str = changeable("disk", "Where decoded images and features are cached.", choices=("disk", "ram", "off"))

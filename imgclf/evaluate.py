@@ -1,4 +1,4 @@
-"""`imgclf evaluate checkpoint=best.ckpt split=test`: the metrics of a checkpoint on a split of data."""
+"""`imgclf evaluate outputs/run split=test`: the metrics of a model on a split of data."""
 
 from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
 from imgclf.cli.malloc import tune_malloc
@@ -19,4 +19,4 @@ def main(config: EvaluateConfig) -> float:
 
 
 if __name__ == "__main__":
-    run_app("evaluate", main)
+    run_app("evaluate", main, positional="checkpoint")

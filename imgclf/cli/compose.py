@@ -33,7 +33,7 @@ from imgclf.config import (
 from imgclf.errors import ConfigError
 from imgclf.schema import Settings, default_of, group_of
 
-__all__ = ["CONF", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
+__all__ = ["CONF", "FLAGS_WITH_VALUE", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
 
 _PACKAGED = (
     Path(__file__).parents[1] / "conf"
@@ -46,7 +46,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "download": DownloadConfig,
 }
 _GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
-_TAKE_A_VALUE = (
+FLAGS_WITH_VALUE = (
     "--config-dir",
     "-cd",
     "--config-name",
@@ -88,7 +88,7 @@ def check_overrides(command: str, words: Sequence[str]) -> list[str]:
     checked: list[str] = []
     overrides: list[str] = []
     for position, word in enumerate(words):
-        follows_flag = position > 0 and words[position - 1] in _TAKE_A_VALUE
+        follows_flag = position > 0 and words[position - 1] in FLAGS_WITH_VALUE
         is_override = not follows_flag and not word.startswith("-") and ("=" in word or word.startswith("~"))
         if is_override:
             word = _check_override(COMMANDS[command], word)

@@ -4,9 +4,11 @@ Nothing here loads torch, so that `--help` and a wrong override answer at once.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from imgclf.cli.compose import CONF, check_overrides, explain_error, help_text, to_settings
+from imgclf.cli.compose import CONF, FLAGS_WITH_VALUE, check_overrides, explain_error, help_text, to_settings
 from imgclf.errors import ConfigError, ImgclfError, RunError
+from imgclf.files.run_folder import find_checkpoint, find_run
 from imgclf.signals import Interrupted
 
-__all__ = ["SweepFolder", "is_sweep", "output_folder", "run_app", "task_overrides", "trials_at_once"]
+__all__ = ["SweepFolder", "is_sweep", "output_folder", "quoted", "run_app", "task_overrides", "trials_at_once"]
+
+
+_FIND = {"resume": find_run, "checkpoint": find_checkpoint}  # key -> what its words mean
 
 
 class SweepFolder(Callback):
@@ -41,10 +47,13 @@ class SweepFolder(Callback):
 
 
 def run_app(
-    command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path], int] = lambda folder: 0
+    command: str,
+    task: Callable[[Any], Any],
+    after_sweep: Callable[[Path], int] = lambda folder: 0,
+    positional: str | None = None,
 ) -> list[Any]:
     """Run `task` with the settings that the command line composes; return its results, one per trial of a sweep that this
-    process ran (Hydra itself drops them).
+    process ran (Hydra itself drops them). `positional`: the key whose value a word without "=" is.
 
     An `ImgclfError`, and any mistake that Hydra reports, is printed as one line and exits with 2. In a sweep it is raised, so
     that the other trials go on, and `after_sweep` reports on the sweep's folder in any case and returns how many trials
@@ -53,11 +62,14 @@ def run_app(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
     results: list[Any] = []
     try:
+        if positional:
+            sys.argv[1:] = _with_key(sys.argv[1:], positional)
         if (overrides := _help_wanted(sys.argv[1:])) is not None:
             print(help_text(command, overrides))
         else:
             sys.argv[1:] = check_overrides(command, sys.argv[1:])
             _run(command, task, after_sweep, results)
+        sys.stdout.flush()
     except ImgclfError as error:
         fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -105,6 +117,33 @@ def fail(message: str, code: int) -> None:
     sys.stdout.flush()
     print(f"imgclf: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _with_key(words: list[str], key: str) -> list[str]:
+    """Return the words with the one that is a run, a checkpoint or `latest` as Hydra takes it: `key='<word>'`.
+
+    Lightning starts the other processes of a distributed run with these words. Raises `ConfigError` for none or several,
+    `CheckpointError` for one that isn't there.
+    """
+    options = [word for word in words if word.startswith("-")]
+    found = [word for above, word in pairwise(["", *words]) if above not in FLAGS_WITH_VALUE and _is_name(word)]
+    given = [*found, *(word for word in words if word.startswith(f"{key}="))]
+    if len(given) > 1 or not (given or options):
+        came = f"{' and '.join(given)} came" if given else f"no {'run' if key == 'resume' else 'model'} is given"
+        raise ConfigError(f"{came}; expected one: a run's folder, a checkpoint file, or latest")
+    return [f"{key}={quoted(str(_FIND[key](word)))}" if word in found else word for word in words]
+
+
+def _is_name(word: str) -> bool:
+    """Return whether a word is a path or `latest`, not `key=value`: a path may have an "=" too, but no key has a slash."""
+    before, equals, _ = word.partition("=")
+    is_key = equals and re.fullmatch(r"\+*(hydra/[\w/]+|[\w.@:]+)", before)
+    return not word.startswith(("-", "~")) and not is_key
+
+
+def quoted(text: str) -> str:
+    """Return text as Hydra's grammar writes it: backslashes count only before a quote, where each pair is read as one."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def _help_wanted(words: list[str]) -> list[str] | None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imgclf.errors import ConfigError
-from imgclf.files.run_folder import find_trials
+from imgclf.errors import CheckpointError, ConfigError
+from imgclf.files.run_folder import find_run, find_trials
 
 __all__ = ["new_stamp", "register_resolvers", "trial_folder"]
 
@@ -81,7 +82,11 @@ def _stamp() -> str:
 
 
 def _run_folder(resume: str | None, dataset: str, model: str) -> str:
-    return str(Path(resume).expanduser().absolute()) if resume else f"outputs/{dataset}/{model}/{_stamp()}"
+    if not resume:
+        return f"outputs/{dataset}/{model}/{_stamp()}"
+    with suppress(CheckpointError):  # nothing has that name, and the command says so
+        resume = str(find_run(resume))
+    return str(Path(resume).expanduser().absolute())
 
 
 def _missing_trials(folder: str, trials: int) -> int:

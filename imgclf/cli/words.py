@@ -11,6 +11,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from imgclf.cli.compose import CONF, check_overrides, explain_error, to_settings
+from imgclf.cli.hydra_app import quoted
 from imgclf.cli.resolvers import new_stamp
 from imgclf.config import RunConfig
 from imgclf.errors import ConfigError
@@ -51,8 +52,7 @@ def _literal(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (str, Path)):
-        # Backslashes count only before a quote, where Hydra reads each pair as one.
-        return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value)) + "'"
+        return quoted(str(value))
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, Sequence):

@@ -272,8 +272,8 @@ def worker_failure(error: Exception) -> RunError | None:
         return None
     return RunError(
         "a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset.num_workers "
-        "(0: none) or dataset.batch_size. ckpt_path=last with the same hydra.run.dir, or resume=<run folder>, "
-        f"resumes from the last checkpoint ({text[:100]})"
+        "(0: none) or dataset.batch_size. `imgclf resume <run folder>` "
+        f"continues from the last checkpoint ({text[:100]})"
     )
 
 

@@ -133,7 +133,7 @@ def require_unused(folder: Path) -> None:
     """Raise `RunError` if `folder` holds a run."""
     if (folder / "config.yaml").exists():
         raise RunError(
-            f"{folder} holds a run already; pass another hydra.run.dir, or ckpt_path=last to resume that run"
+            f"{folder} holds a run already; pass another hydra.run.dir, or continue it: imgclf resume {shlex.quote(str(folder))}"
         )
 
 

@@ -30,7 +30,8 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     require_unused(folder)
     split = config.split
     device = choose_device(config.device)
-    model = load_image_model(find_checkpoint(config.checkpoint)).to(device)
+    config = replace(config, checkpoint=str(find_checkpoint(config.checkpoint)))
+    model = load_image_model(config.checkpoint).to(device)
     data = _data_for(config, model, overrides)
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")

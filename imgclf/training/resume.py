@@ -1,6 +1,5 @@
 """The plan of a run, fresh or resumed: its settings, its checkpoint, and whether the data is still the same."""
 
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from imgclf.config import RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
-from imgclf.files.run_folder import finished_epochs, require_unused
+from imgclf.files.run_folder import find_run, finished_epochs, require_unused
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.schema import flatten
 
@@ -82,7 +81,7 @@ class ResumePoint:
                 continue
             raise CheckpointError(
                 f"{self.path}: its run had {key}={theirs.get(key)}, this one has {ours.get(key)}; a run is resumed "
-                "with the settings that it began with (resume=<its folder> takes them all)"
+                "with the settings that it began with (imgclf resume <its folder> takes them all)"
             )
 
 
@@ -157,21 +156,16 @@ def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
     if not points:
         problem = "none of the checkpoints can be read (see above)" if skipped else "there is no checkpoint"
         raise CheckpointError(
-            f"ckpt_path=last: {problem} in {checkpoints}; pass hydra.run.dir=<the run to resume> "
-            "or begin a new run without ckpt_path"
+            f"ckpt_path=last: {problem} in {checkpoints}; pass another run's folder, or begin a new run"
         )
     return max(points, key=lambda point: point.checkpoint["global_step"])
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that resumes the run in `folder`, quoted for the shell and for Hydra."""
+    """Return the command that resumes the run in `folder`, quoted for the shell."""
     if not any((folder / "checkpoints").glob("*.ckpt")):
         return "nothing was saved yet, begin the run again"
-    text = f"resume={folder}"
-    if not re.fullmatch(r"[\w./=~+-]+", text) or text.count("=") > 1:  # Hydra would read it as more than a word
-        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        text = shlex.quote(f"resume='{escaped}'")
-    return f"resume it with: imgclf train {text}"
+    return f"resume it with: imgclf resume {shlex.quote(str(folder))}"
 
 
 def _read(path: str | Path) -> ResumePoint:
@@ -191,7 +185,7 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
 
     Raises `ConfigError` for an override that may not change, `RunError` when `folder` holds no run.
     """
-    if Path(config.resume or "").expanduser().absolute() != folder.absolute():
+    if find_run(config.resume or "").absolute() != folder.absolute():
         raise ConfigError(f"resume={config.resume}: a run is resumed in its own folder; leave out hydra.run.dir and -m")
     overridable = RunConfig.keys_with("on_resume")
     typed = {text.lstrip("+~").partition("=")[0]: text for text in overrides}
@@ -205,7 +199,7 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
         saved = RunConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ConfigError) as error:
         reason = one_line(error, 160)
-        raise RunError(f"{path}: holds no run's settings ({reason}); pass resume=<a run's folder>") from None
+        raise RunError(f"{path}: holds no run's settings ({reason}); pass a run's folder, or latest") from None
     keys = [key for key in overridable if key in typed]
     if "trainer" in typed:
         keys += [key for key in overridable if key.startswith("trainer.") and key != "trainer.max_epochs"]

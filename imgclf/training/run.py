@@ -116,7 +116,7 @@ def _fit(run: Run) -> None:
             and re.search("gloo|nccl|by peer", str(error), re.I)
         ):
             raise RunError(
-                "another rank failed; see its error above. resume=<run folder> resumes from the last checkpoint"
+                "another rank failed; see its error above. `imgclf resume <run folder>` continues from the last checkpoint"
             ) from None
         if point and not run.signals.deferring:  # Lightning was still restoring
             reason = one_line(error, 160)

@@ -10,7 +10,7 @@ import pytest
 import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
-COMMANDS = ("train", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
+COMMANDS = ("train", "resume", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
 FOUNDATIONS = ("config", "console", "errors", "jupyter", "preprocess", "schema", "signals", "threads")
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {

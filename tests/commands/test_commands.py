@@ -49,7 +49,11 @@ def test_help_spells_the_command_as_it_is_typed(tmp_path: Path, command: str) ->
         (("train", "trainer.speed=3"), "trainer.speed: unknown key; expected one of accelerator"),
         (("train", "optimizer.lr=fast="), "optimizer.lr"),
         (("train", "data_dir=/nowhere"), "/nowhere, which doesn't exist"),
-        (("evaluate",), "checkpoint"),
+        (("evaluate",), "no model is given; expected one: a run's folder, a checkpoint file, or latest"),
+        (("evaluate", "latest", "split=val", "other"), "latest and other came; expected one: a run's folder"),
+        (("evaluate", "latest"), "latest: no run has finished here yet"),
+        (("resume",), "no run is given; expected one: a run's folder"),
+        (("resume", "nowhere"), "nowhere: no such file or folder; expected a run's folder"),
         (("evaluate", "checkpoint=/nowhere.ckpt"), "/nowhere.ckpt: no such file"),
         (("download", "dataset=folders"), "no Kaggle handle is known"),
         (("predict", "/nowhere.ckpt", "x.jpg"), "/nowhere.ckpt: no such file"),
@@ -73,7 +77,7 @@ def test_train_evaluate_and_predict_agree_in_fresh_processes(colours: Path, tmp_
     assert sum(line.startswith("epoch") for line in trained.stdout.splitlines()) == 1
     (folder,) = (tmp_path / "outputs" / "folders" / "small_cnn").iterdir()
     checkpoint = str(folder / "checkpoints" / "best.ckpt")
-    evaluated = run("evaluate", f"checkpoint={checkpoint}", cwd=tmp_path)
+    evaluated = run("evaluate", "latest", "split=test", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     results = [line for line in trained.stdout.splitlines() if line.startswith("test ")]
     assert results and results == [line for line in evaluated.stdout.splitlines() if line.startswith("test ")]

@@ -123,7 +123,7 @@ def test_signal_saves_the_running_step_and_the_resumed_run_equals_the_uninterrup
     interrupt = on_call(*place, number, send(sent))
     code, stderr = run_in_child(arguments(colours, folder), interrupt, tmp_path / "stderr")
     assert code == 128 + sent
-    assert stderr == f"imgclf: interrupted by {signum}; resume it with: imgclf train resume={folder}\n"
+    assert stderr == f"imgclf: interrupted by {signum}; resume it with: imgclf resume {folder}\n"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
     monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}))
     resume = [f"resume='{folder}'"]
@@ -160,7 +160,7 @@ def test_signal_outside_of_training_ends_with_one_line(colours: Path, tmp_path: 
     code, stderr = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
     assert code == 143
     if where == "while testing":
-        assert stderr.endswith(f"resume it with: imgclf train resume={folder}\n") and stderr.count("\n") == 1
+        assert stderr.endswith(f"resume it with: imgclf resume {folder}\n") and stderr.count("\n") == 1
         resume = [f"resume='{folder}'"]
         train(composed(*resume), folder, resume)  # only the evaluation remains
         assert (folder / "environment.json").is_file()
@@ -174,9 +174,12 @@ def test_printed_resume_command_is_quoted_for_the_shell(colours: Path, tmp_path:
     command_line = [*TINY, f"data_dir='{colours}'", f"hydra.run.dir='{quoted}'"]
     code, stderr = run_in_child(command_line, on_call(*STEP, 2, send(signal.SIGTERM)), tmp_path / "stderr")
     assert code == 143
-    command = stderr.partition("imgclf train ")[2].strip()
+    command = stderr.partition("imgclf resume ")[2].strip()
     typed = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
-    assert composed(*typed.stdout.split("\0")[:-1]).resume == str(folder)
+    assert typed.stdout == f"{folder}\0"
+    again = [sys.executable, "-m", "imgclf", "resume", str(folder), "trainer.max_epochs=2"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and f"from {folder}/checkpoints/last.ckpt" in done.stdout, done.stderr
 
 
 def alive(mark: str) -> list[int]:

@@ -108,6 +108,20 @@ def test_two_processes_write_one_run_folder_and_print_each_line_once(
     assert not done.stderr.strip(), done.stderr
 
 
+def test_resume_command_starts_both_processes_again(
+    pair: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (run_folder,) = (path.parent for path in pair[0].glob("outputs/**/metrics.json"))
+    folder = tmp_path / "it's a b=c"
+    shutil.copytree(run_folder, folder)
+    words = [sys.executable, "-m", "imgclf.resume", folder.name, "trainer.max_epochs=3"]
+    environ = environment(tmp_path / "cache")
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch   3/3") == 1 and len(read_json(folder / "history.json")) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", folder.name, "outputs"]
+
+
 def test_two_processes_decode_each_image_once(pair: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     place, _ = pair
     (pixels,) = [size for folder, about, size in list_stores(place / "cache") if about["kind"] == "pixels"]

@@ -1,0 +1,47 @@
+"""`imgclf resume RUN`: continue a run with its own settings, as `imgclf train resume=RUN` does."""
+
+import sys
+
+from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
+from imgclf.cli.malloc import tune_malloc
+from imgclf.config import RunConfig
+from imgclf.console import run_command
+
+__all__ = ["main"]
+
+HELP = """Continue a run with its own settings, from its newest checkpoint.
+
+usage: imgclf resume RUN [key=value ...]
+
+RUN is the run's folder, a checkpoint in it, or latest (the newest run that finished here).
+
+Of the settings only these may change:
+  {keys}
+  trainer (trainer=cpu)
+
+  imgclf resume outputs/cards_v3
+  imgclf resume latest trainer.max_epochs=20
+  imgclf resume outputs/cards_v3 trainer=cpu
+"""
+
+
+def main(config: RunConfig) -> float | None:
+    """Continue the run that `config.resume` names; return its best validation metric.
+
+    Raises `ImgclfError` for any mistake that the user can correct.
+    """
+    tune_malloc()
+    from imgclf.training.run import train  # here, because it loads torch
+
+    return train(config, output_folder(), task_overrides())
+
+
+def _print_help() -> int:
+    print(HELP.format(keys="\n  ".join(RunConfig.keys_with("on_resume"))), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(run_command(_print_help))
+    run_app("train", main, positional="resume")
