@@ -32,17 +32,22 @@ __all__ = [
     "run_command",
     "shell_path",
     "silence_library_logs",
+    "silence_tips",
 ]
 
 _NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
-_NOISY_WARNINGS = (
+# Also where a plain Trainer trains: about the loader's workers, the interval of logs, frozen layers, Lightning's own code.
+_NOISY_FOR_ALL = (
     ".*does not have many workers.*",
     ".*number of training batches.*",
     ".*in eval mode at the start of training.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+_NOISY_WARNINGS = (
+    *_NOISY_FOR_ALL,
     ".*GPU available but not used.*",
     ".*IntermediateResult.*",
     ".*Checkpoint directory.*exists and is not empty.*",
-    ".*isinstance.treespec, LeafSpec.*",
     ".*was configured so.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
     ".*no logger.*",
@@ -145,6 +150,17 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def silence_tips() -> None:
+    """Hide advertisements of Lightning, and its notes that say nothing about a training; other notes and warnings stay."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_says_something)
+    for message in _NOISY_FOR_ALL:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return re.match(r"💡|(GPU|TPU|HPU|IPU) available", record.getMessage()) is None
 
 
 def silence_library_logs() -> None:

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from imgclf.config import AugmentConfig, CacheConfig, DatasetConfig, LayoutConfig
+from imgclf.console import silence_tips
 from imgclf.data.augment import Augment
 from imgclf.data.layouts import SplitFiles, absent_classes, class_names, find_split, find_train, label
 from imgclf.data.loader import Features, Loader, LoaderOptions
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["SPLITS", "ImageDataModule"]
+
+silence_tips()  # on import: a plain Trainer prints some of them when it is made
 
 SPLITS = ("train", "val", "test")
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelConfig, OptimizerConfig, SchedulerConfig
+from imgclf.console import silence_tips
 from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError
 from imgclf.evaluation import EpochMetrics
@@ -28,6 +29,8 @@ from imgclf.preprocess import Preprocess
 from imgclf.training.optim import build_ema, build_optimizer, build_schedule, class_weights, mixup_cutmix
 
 __all__ = ["ImageClassifier"]
+
+silence_tips()  # on import: a plain Trainer prints some of them when it is made
 
 Values = Mapping[str, Any]
 
@@ -143,8 +146,14 @@ class ImageClassifier(LightningModule):
         load_weights(self.network.backbone, path, self.model_config.backbone)
         self._restart_average()
 
-    def load_pretrained(self) -> None:
-        """Give the backbone timm's weights, from the hub or its local cache; raises `CheckpointError` without them."""
+    def load_pretrained(self, path: str | Path | None = None) -> None:
+        """Give the backbone the weights in a safetensors or pth file, or without one timm's, from the hub or its local cache.
+
+        Raises `CheckpointError` without them.
+        """
+        if path is not None:
+            self.load_weights(path)
+            return
         name, kwargs = self.model_config.backbone, self.model_config.backbone_kwargs
         load_pretrained(self.network.backbone, name, kwargs, self.preprocess.channels, self.preprocess.size)
         self._restart_average()
@@ -187,7 +196,17 @@ class ImageClassifier(LightningModule):
         weight, count = self._rank_weight(batch.targets)
         loss = weight * loss + self.model.penalty()
         self.train_metrics.update(loss.detach(), logits.detach(), batch.targets, count)
+        self._show_training()
         return loss
+
+    def _show_training(self) -> None:
+        """Show the means of the epoch so far on Lightning's bar, where there is one: runs of imgclf have their own."""
+        if self._trainer is None or self._trainer.progress_bar_callback is None:
+            return
+        matrix = self.train_metrics.confusion
+        sums = {"train_loss": self.train_metrics.loss_sum, "train_accuracy": matrix.diagonal().sum()}
+        means = {name: (value / matrix.sum()).float() for name, value in sums.items()}
+        self.log_dict(means, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the metrics; the loss is without smoothing or weights, with the L2 term."""
@@ -218,8 +237,14 @@ class ImageClassifier(LightningModule):
         names = ("loss", "accuracy", "top5", "macro_f1")
         # Tensors, as Lightning would make of them: history and callbacks then see the same single-precision numbers.
         values = {f"{split}_{name}": torch.tensor(metrics[name]) for name in names if name in metrics}
-        self.log_dict({**values, "epoch": float(self.current_epoch + 1)})  # trackers would get Lightning's, from 0
+        self.log("epoch", float(self.current_epoch + 1))  # trackers would get Lightning's, from 0
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name.endswith(("_loss", "_accuracy")))
         return {name: float(value) for name, value in values.items()}
+
+    def on_fit_start(self) -> None:
+        """Leave eval mode, in which `load_from_checkpoint` returns a classifier and Lightning would train it."""
+        self.train()
 
     def on_train_start(self) -> None:
         """Set the phase of this epoch, and build the schedule at its place: Lightning begins a resumed epoch without
