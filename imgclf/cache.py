@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from imgclf.console import run_command
+from imgclf.console import CommandParser, run_command
 from imgclf.errors import ConfigError
 from imgclf.files import cache_folder
 from imgclf.files.row_store import list_stores
@@ -20,7 +19,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List or clear the cache; returns 1 if something could not be cleared, 2 for an unknown name."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="imgclf cache",
         description="List or clear the cached images and features that runs share. Downloaded data sets stay.",
     )

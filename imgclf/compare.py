@@ -1,18 +1,17 @@
 """`imgclf compare RUN...`: compare runs, and test whether the difference is significant."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imgclf.console import print_table, run_command
+from imgclf.console import CommandParser, print_table, run_command
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the runs, the best by validation first, and their differences; returns 2 for a folder without a run."""
-    parser = argparse.ArgumentParser(prog="imgclf compare", description="Compare runs, the best by validation first.")
+    parser = CommandParser(prog="imgclf compare", description="Compare runs, the best by validation first.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run or of an evaluation")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write compare.csv and compare.png there")
     options = parser.parse_args(arguments)

@@ -5,6 +5,7 @@ rich is imported inside functions: it takes a tenth of a second, which `--help` 
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -20,9 +21,11 @@ from imgclf.errors import ConfigError, ImgclfError
 from imgclf.jupyter import in_notebook, notebook_bar
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
     from rich.console import Console
 
 __all__ = [
+    "CommandParser",
     "lines_of_model",
     "make_console",
     "print_lines_to_copy",
@@ -58,10 +61,25 @@ _NOISY_WARNINGS = (
 )
 
 
+class CommandParser(argparse.ArgumentParser):
+    """An argparse parser whose help a pipe may close: `--help | head`."""
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help."""
+
+        def show() -> int:
+            argparse.ArgumentParser.print_help(self, file)
+            return 0
+
+        run_command(show)
+
+
 def run_command(task: Callable[[], int]) -> int:
     """Return the exit code of `task`; errors that a user can fix are printed to stderr as one line."""
     try:
-        return task()
+        code = task()
+        sys.stdout.flush()  # here, where a closed pipe can still be met
+        return code
     except ImgclfError as error:
         message, code = str(error), error.exit_code
     except BrokenPipeError:  # `... | head`: the reader has closed the pipe

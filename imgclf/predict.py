@@ -1,16 +1,16 @@
-"""`imgclf predict best.ckpt PATH...`: classify images with a checkpoint."""
+"""`imgclf predict MODEL PATH...`: classify images."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgclf.cli.malloc import tune_malloc
 from imgclf.config import ENGINES
-from imgclf.console import progress_bar, run_command
+from imgclf.console import CommandParser, progress_bar, run_command
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,22 +20,30 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-USAGE = """imgclf predict [options] best.ckpt PATH...
+USAGE = """imgclf predict [options] MODEL PATH...
        imgclf predict [options] --imagenet NAME PATH..."""
 EPILOG = """
-A PATH is an image, a folder of images, a CSV file of pixels, an http(s) URL, or - to read paths from stdin, one per line.
+MODEL is a run's folder, a checkpoint file, or latest (the newest run that finished here).
+PATH is an image, a folder of images, a CSV file of pixels, an http(s) URL, or - to read these from stdin: each line is
+answered as it comes, on a terminal too.
+
+examples:
+  imgclf predict latest photo.jpg
+  imgclf predict outputs/cards_v3 folder_of_images --csv > predictions.csv
+  imgclf predict --imagenet mobilenetv2 photo.jpg --grid grid.png
 
 exit code: 0 all images were classified, 1 some could not be read (they are listed at the end), 2 nothing was classified
 """
+HINT = "paste a path or a link, then Enter; Ctrl-D ends"
 TIMEOUT_SECONDS = 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Classify images; returns 1 if some could not be read, 2 if a checkpoint or an option cannot be used."""
+    """Classify images; returns 1 if some could not be read, 2 if a model or an option cannot be used."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.imagenet and not options.paths:
-        parser.error("no checkpoint is given: pass a best.ckpt, or --imagenet NAME")
+        parser.error("no model is given: pass a run's folder, a best.ckpt, latest, or --imagenet NAME")
     checkpoint = None if options.imagenet else options.paths.pop(0)
     if not options.paths and options.webcam is None:
         parser.error("no PATH is given: pass images, folders, URLs, or - for a list on stdin")
@@ -47,8 +55,9 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
     predictor = _load(options, checkpoint)
     if options.webcam is not None:
         return _predict_camera(predictor, options.webcam, _line_writer(options, predictor))
-    images = _list_images(options, predictor)
-    return _predict_images(predictor, images, _line_writer(options, predictor), _file_writers(options, predictor))
+    live = "-" in options.paths and options.sample is None
+    line_writer, file_writers = _line_writer(options, predictor), _file_writers(options, predictor)
+    return _predict_images(predictor, _list_images(options, predictor), line_writer, file_writers, live)
 
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
@@ -75,15 +84,31 @@ def _backbone(name: str) -> str:
     return str(values.get("backbone", name))
 
 
-def _list_images(options: argparse.Namespace, predictor: Predictor) -> list[InputImage]:
+def _list_images(options: argparse.Namespace, predictor: Predictor) -> Iterator[list[InputImage]]:
+    """Yield the images of all paths at once, those of stdin as their lines arrive."""
     from imgclf.inference import inputs
 
-    paths: list[str] = []
-    for path in options.paths:
-        paths += [line for raw in sys.stdin if (line := raw.rstrip("\r\n"))] if path == "-" else [path]
-    label_names = _label_names(predictor, paths)
-    images = inputs.list_inputs(paths, predictor.classes, label_names, options.allow_private, options.timeout)
-    return images if options.sample is None else inputs.sample_inputs(images, options.sample, options.seed)
+    def listed(paths: list[str]) -> list[InputImage]:
+        label_names = _label_names(predictor, paths)
+        return inputs.list_inputs(paths, predictor.classes, label_names, options.allow_private, options.timeout)
+
+    groups = _list_paths(options.paths)
+    if options.sample is None:
+        yield from map(listed, groups)
+    else:
+        yield inputs.sample_inputs(listed([path for group in groups for path in group]), options.sample, options.seed)
+
+
+def _list_paths(words: Sequence[str]) -> Iterator[list[str]]:
+    from imgclf.inference.inputs import read_lines
+
+    paths = [word for word in words if word != "-"]
+    if paths:
+        yield paths
+    if len(paths) < len(words):
+        if sys.stdin and sys.stdin.isatty():
+            _note(HINT)
+        yield from read_lines(sys.stdin)
 
 
 def _label_names(predictor: Predictor, paths: Sequence[str]) -> dict[str, str]:
@@ -108,7 +133,7 @@ def _line_writer(options: argparse.Namespace, predictor: Predictor) -> LineWrite
 
 
 def _file_writers(options: argparse.Namespace, predictor: Predictor) -> list[FileWriter]:
-    """Return what writes the files that the options ask for."""
+    """Return what writes the files that the options ask for, and counts what is correct."""
     from imgclf.inference import writers
 
     chosen: list[FileWriter] = []
@@ -119,31 +144,47 @@ def _file_writers(options: argparse.Namespace, predictor: Predictor) -> list[Fil
         chosen.append(writers.SortedCopies(options.save_to, predictor.classes, options.threshold))
     if options.explain:
         chosen.append(writers.SaliencyMaps(options.explain, predictor))
-    return chosen
+    return [*chosen, writers.Score(predictor.classes, options.threshold)]
 
 
 def _predict_images(
-    predictor: Predictor, images: list[InputImage], line_writer: LineWriter, file_writers: Sequence[FileWriter]
+    predictor: Predictor,
+    groups: Iterable[list[InputImage]],
+    line_writer: LineWriter,
+    file_writers: Sequence[FileWriter],
+    live: bool,
 ) -> int:
-    """Predict and write each image; returns 1 if some could not be read, after printing their errors."""
+    """Predict and write each image of each group; returns 1 if some could not be read.
+
+    Their errors are printed at the end, or, if `live`, where they come.
+    """
     errors: list[str] = []
-    with progress_bar("predicting", len(images), shown=not sys.stdout.isatty()) as advance:
-        for prediction in predictor.predict_each(images, len(images)):
-            advance(1)
-            if prediction.error is None:
-                for writer in (line_writer, *file_writers):
-                    writer.write(prediction)
-            else:
+    count = 0
+    sys.stdout.flush()  # the header of a CSV needs no image
+    for images in groups:
+        count += len(images)
+        with progress_bar("predicting", len(images), shown=not live and not sys.stdout.isatty()) as advance:
+            for prediction in predictor.predict_each(images, count):
+                advance(1)
+                if prediction.error is None:
+                    for writer in (line_writer, *file_writers):
+                        writer.write(prediction)
+                    continue
                 errors.append(str(prediction.error))
                 if line_writer.prints_errors:
                     line_writer.write(prediction)
-    sys.stdout.flush()
-    summaries = [writer.finish() for writer in file_writers]
-    if errors and len(images) > 1:
-        errors.append(f"{len(errors):,} of {len(images):,} images could not be read")
-    for line in (*summaries, *errors):
-        print(f"imgclf: {line}", file=sys.stderr)
+                if live:
+                    _note(errors[-1])
+        sys.stdout.flush()
+    unread = [f"{len(errors):,} of {count:,} images could not be read"] if errors and count > 1 else []
+    for line in (*([] if live else errors), *unread, *(writer.finish() for writer in file_writers)):
+        if line:
+            _note(line)
     return 1 if errors else 0
+
+
+def _note(line: str) -> None:
+    print(f"imgclf: {line}", file=sys.stderr, flush=True)
 
 
 def _predict_camera(predictor: Predictor, camera: str, writer: LineWriter) -> int:
@@ -170,14 +211,14 @@ def _at_least(low: float, kind: type[int] | type[float]) -> Callable[[str], floa
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="imgclf predict",
         usage=USAGE,
-        description="Classify images with a checkpoint.",
+        description="Classify images with a model.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="a best.ckpt of `imgclf train`, then images")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="the model, then images")
     _add_input_options(parser.add_argument_group("input"))
     _add_network_options(parser.add_argument_group("network"))
     _add_output_options(parser.add_argument_group("output"))

@@ -1,18 +1,17 @@
 """`imgclf sweep SWEEP_DIR`: rank the trials of a sweep by validation."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imgclf.console import run_command
+from imgclf.console import CommandParser, run_command
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the leaderboard, and write it as CSV and HTML; returns 2 for a folder without a sweep."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="imgclf sweep",
         description="Rank the trials of a sweep by validation, during the sweep or after it.",
         epilog="Writes sweep.csv and sweep.html there; data_size.png too, where trials differ in dataset.fraction.",

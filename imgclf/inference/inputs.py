@@ -1,10 +1,14 @@
 """Inputs of a prediction, as a sequence of images: files, folders, CSV rows, URLs, arrays, and frames of a camera."""
 
 import os
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 import cv2
 import numpy as np
@@ -15,7 +19,18 @@ from imgclf.data.pixel_csv import read_pixel_csv
 from imgclf.errors import ConfigError, DataError, ImageError, one_line
 from imgclf.fetch import fetch_image, is_url
 
-__all__ = ["InputImage", "RemoteImage", "each_input", "is_single", "list_inputs", "read_camera", "sample_inputs"]
+__all__ = [
+    "InputImage",
+    "RemoteImage",
+    "each_input",
+    "is_single",
+    "list_inputs",
+    "read_camera",
+    "read_lines",
+    "sample_inputs",
+]
+
+_READ_BYTES = 1 << 16  # about a thousand paths
 
 
 class RemoteImage:
@@ -101,6 +116,41 @@ def sample_inputs(images: list[InputImage], count: int, seed: int) -> list[Input
     """Return `count` random images in their order, or all if there are fewer; depends on `seed` and their number only."""
     chosen = np.random.default_rng(seed).permutation(len(images))[:count]
     return [images[index] for index in sorted(chosen.tolist())]
+
+
+def read_lines(stream: TextIO | None) -> Iterator[list[str]]:
+    """Yield the paths and addresses on `stream` as they arrive, one per line: all those that can be read without waiting.
+
+    Quotes, escaped spaces and `file://`, which terminals and file managers add, are taken off unless a file has such a name.
+    """
+    try:
+        descriptor = stream.fileno() if stream else -1
+    except OSError:  # a stream in memory
+        yield [_as_path(line) for line in (stream or ()) if line.strip()]
+        return
+    rest, more = b"", descriptor >= 0
+    while more:
+        data = os.read(descriptor, _READ_BYTES)
+        more = bool(data)
+        *lines, rest = (rest + data).split(b"\n") if more else (rest, b"")
+        if paths := [_as_path(os.fsdecode(line)) for line in lines if line.strip()]:
+            yield paths
+
+
+def _as_path(line: str) -> str:
+    """Return the path or the address in a line that was typed, pasted or dropped onto a terminal."""
+    line = line.rstrip("\r\n")
+    text = line.strip()
+    if Path(line).exists():
+        return line
+    if len(text) > 2 and text[0] in ("'", '"') and text[-1] == text[0]:
+        text = text[1:-1]
+    if text.lower().startswith("file://"):
+        return url2pathname(unquote(urlsplit(text.replace("#", "%23").replace("?", "%3F")).path))
+    if is_url(text):
+        return text
+    plain = re.sub(r"\\(.)", r"\1", text)
+    return str(Path(plain if Path(plain).exists() else text).expanduser())
 
 
 def read_camera(camera: str) -> Iterator[InputImage]:

@@ -25,7 +25,16 @@ from imgclf.report.page import shrunk
 if TYPE_CHECKING:
     from imgclf.report.grid import Tile
 
-__all__ = ["CSVWriter", "GridWriter", "JSONWriter", "LineWriter", "SaliencyMaps", "SortedCopies", "TableWriter"]
+__all__ = [
+    "CSVWriter",
+    "GridWriter",
+    "JSONWriter",
+    "LineWriter",
+    "SaliencyMaps",
+    "Score",
+    "SortedCopies",
+    "TableWriter",
+]
 
 UNSURE = "unsure"
 MAX_TILES, TILE_SIDE = 100, 224  # of a grid: more tiles are too small to look at
@@ -156,7 +165,9 @@ class SortedCopies:
 
 
 class SaliencyMaps:
-    """Writes one PNG per image to `folder`: the image as the network saw it, next to the saliency map of its prediction."""
+    """Writes one PNG per image to `folder`: the image as the network saw it, next to the saliency map of its prediction,
+    which is in its name: `ace_of_hearts_0.93__photo.jpg.png`.
+    """
 
     def __init__(self, folder: Path, predictor: Predictor) -> None:
         self.folder, self.predictor, self.count = folder, predictor, 0
@@ -165,9 +176,13 @@ class SaliencyMaps:
         """Write the PNG."""
         from imgclf.report.grid import plot_grid
 
-        stem = re.sub(r"[^\w()+ -]+", "_", Path(prediction.image.name).stem)[-80:] or "image"
+        best = predicted_class(prediction, self.predictor.classes)
+        label = re.sub(r"[^\w()+-]+", "_", best).encode()[:80].decode(errors="ignore")
+        file = re.sub(r"[^\w.()+-]+", "_", re.split(r"[/\\]", prediction.image.name.rstrip("/"))[-1].partition("?")[0])
+        file = file.encode()[-120:].decode(errors="ignore")  # names have at most 255 bytes
         tile = _make_tile(prediction, self.predictor, threshold=0.0, with_map=True)
-        plot_grid([tile], _unused_path(self.folder, f"{self.count:05d}_{stem}.png"))
+        name = f"{label}_{prediction.probabilities.max():.2f}__{file}.png"
+        plot_grid([tile], _unused_path(self.folder, name))
         self.count += 1
 
     def finish(self) -> str:
@@ -175,7 +190,29 @@ class SaliencyMaps:
         return f"{self.folder}: {self.count:,} saliency maps"
 
 
-FileWriter: TypeAlias = GridWriter | SortedCopies | SaliencyMaps
+class Score:
+    """Counts the correct predictions of the images whose true class is known."""
+
+    def __init__(self, classes: Sequence[str], threshold: float) -> None:
+        self.classes, self.threshold = classes, threshold
+        self.correct = self.judged = self.others = 0
+
+    def write(self, prediction: Prediction) -> None:
+        """Count the image; one that is "unsure" is not correct."""
+        true = prediction.image.true_class
+        self.judged += true is not None
+        self.others += true is None
+        self.correct += true is not None and predicted_class(prediction, self.classes, self.threshold) == true
+
+    def finish(self) -> str:
+        """Return a summary line; an empty one where fewer than two images can be judged."""
+        if self.judged < 2:
+            return ""
+        others = f" ({self.others:,} whose folder is not a class are not judged)" if self.others else ""
+        return f"{self.correct:,} of {self.judged:,} correct{others}"
+
+
+FileWriter: TypeAlias = GridWriter | SortedCopies | SaliencyMaps | Score
 
 
 def _top_classes(prediction: Prediction, count: int) -> list[int]:

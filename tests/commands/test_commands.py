@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.fabricate import TINY
+from support.run_files import read_json
 
 from imgclf.__main__ import COMMANDS
 
@@ -35,6 +36,17 @@ def test_help_prints_the_usage_and_writes_no_file(tmp_path: Path, command: str) 
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_quietly_when_the_reader_has_seen_enough(command: str) -> None:
+    words = [sys.executable, "-m", f"imgclf.{command}", "--help"]
+    environ = {**os.environ, "PYTHONUNBUFFERED": ""}  # as users have it: the pipe is met at the end
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()  # at once: whatever it prints meets a closed pipe
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("command", ["predict", "cache"])
@@ -85,8 +97,9 @@ def test_train_evaluate_and_predict_agree_in_fresh_processes(colours: Path, tmp_
     bad.write_bytes(b"not an image")
     predicted = run("predict", checkpoint, str(colours / "test"), str(bad), "--csv", cwd=tmp_path)
     assert predicted.returncode == 1
-    first, second = predicted.stderr.splitlines()
+    first, second, third = predicted.stderr.splitlines()
     assert "bad.jpg" in first and "1 of 16 images could not be read" in second
+    assert third == f"imgclf: {read_json(folder / 'metrics.json')['test']['correct']} of 15 correct"
     rows = list(csv.DictReader(io.StringIO(predicted.stdout)))
     with (folder / "predictions_test.csv").open(newline="") as file:
         expected = list(csv.DictReader(file))

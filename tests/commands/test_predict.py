@@ -3,6 +3,12 @@
 import csv
 import io
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import cv2
@@ -11,6 +17,7 @@ import pytest
 from PIL import Image
 from support.fabricate import COLOURS, TINY, composed
 
+from imgclf.inference.inputs import read_lines
 from imgclf.predict import main
 from imgclf.training.run import train
 
@@ -77,6 +84,70 @@ def test_dash_reads_the_paths_from_stdin(
     assert [row["file"] for row in csv_rows(capsys.readouterr().out)] == files
 
 
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="POSIX terminals")
+def test_dash_answers_each_line_before_the_next_one_comes(
+    kind: str, checkpoint: str, colours: Path, tmp_path: Path
+) -> None:
+    red = tmp_path / "it's a red one.png"
+    shutil.copy(colours / "test" / "red" / "000.png", red)
+    ours, theirs = os.openpty() if kind == "terminal" else os.pipe()[::-1]
+    words = [sys.executable, "-m", "imgclf.predict", checkpoint, "-", "--top", "1", *(["--csv"] * (kind == "pipe"))]
+    pipes = {"stdin": theirs, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes, env={**os.environ, "PYTHONUNBUFFERED": ""}) as process:
+        os.close(theirs)
+        assert process.stdout and process.stderr
+        if kind == "pipe":
+            assert process.stdout.readline().startswith("file,predicted")
+        else:
+            hint = process.stderr.readline()
+            assert hint == "imgclf: paste a path or a link, then Enter; Ctrl-D ends\n"
+        for line in (red, f'"{red}" ', red.as_uri(), str(red).replace(" ", "\\ ").replace("'", "\\'")):
+            os.write(ours, f"{line}\n".encode())
+            answer = process.stdout.readline()
+            assert "red" in answer and str(red) in answer
+        os.write(ours, b"nothing.png\n\n")
+        assert process.stderr.readline().startswith("imgclf: nothing.png: ")
+        os.write(ours, f"{colours / 'test' / 'blue' / '001.png'}\n".encode())
+        assert "blue" in process.stdout.readline()
+        os.write(ours, b"\x04" if kind == "terminal" else b"last.png")
+        if kind == "pipe":
+            os.close(ours)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and rest == ""
+    *last, summary = errors.splitlines()
+    assert [line.partition(": can't")[0] for line in last] == ["imgclf: last.png"] * (kind == "pipe")
+    assert summary == f"imgclf: {1 + len(last)} of {6 + len(last)} images could not be read"
+
+
+def test_lines_that_are_there_are_taken_together(colours: Path) -> None:
+    paths = [f"{number:05}.png" for number in range(3000)]
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stream:
+        writer = threading.Thread(target=lambda: (os.write(writing, "\n".join(paths).encode()), os.close(writing)))
+        writer.start()
+        groups = list(read_lines(stream))
+        writer.join()
+    assert [path for group in groups for path in group] == paths and len(groups) < 20
+
+
+def test_labelled_folders_end_with_the_number_of_correct_predictions(
+    checkpoint: str, colours: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copytree(colours / "test", tmp_path / "test")
+    (tmp_path / "test" / "red").rename(tmp_path / "test" / "holiday")
+    shutil.copy(tmp_path / "test" / "holiday" / "000.png", tmp_path / "test" / "blue" / "red.png")  # labelled wrongly
+    for kind in ("--csv", "--json"):
+        assert main([checkpoint, str(tmp_path / "test"), kind]) == 0
+        out, err = capsys.readouterr()
+        assert err == "imgclf: 10 of 11 correct (5 whose folder is not a class are not judged)\n"
+        assert len(out.splitlines()) == 16 + (kind == "--csv")
+    assert main([checkpoint, str(tmp_path / "test" / "holiday")]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([checkpoint, str(tmp_path / "test" / "blue"), "--threshold", "1.1"]) == 0
+    assert capsys.readouterr().err == "imgclf: 0 of 6 correct\n", "unsure is not correct"
+
+
 def test_predictions_below_the_threshold_are_unsure(
     checkpoint: str, colours: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -101,7 +172,8 @@ def test_copies_sorted_by_class_overwrite_nothing(
     assert {path.read_bytes() for path in copies} == {before[path] for path in before if "test" in path.parts}
     assert {path: path.read_bytes() for path in colours.rglob("*.png")} == before
     summaries = capsys.readouterr().err.splitlines()
-    assert len(summaries) == 2 and all(line.endswith("sorted: 15 copies, sorted by class") for line in summaries)
+    assert all(line.endswith("sorted: 15 copies, sorted by class") for line in summaries[::2])
+    assert all(line.endswith(" of 15 correct") for line in summaries[1::2]) and len(summaries) == 4
 
 
 def test_grid_and_saliency_maps_are_written(checkpoint: str, colours: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -110,7 +182,25 @@ def test_grid_and_saliency_maps_are_written(checkpoint: str, colours: Path, tmp_
     assert len(capsys.readouterr().out.splitlines()) == 4
     with Image.open(grid) as image:
         assert image.width > image.height / 2 and np.asarray(image.convert("L")).std() > 10
-    assert len(list(maps.glob("*.png"))) == 4
+    names = sorted(path.name for path in maps.iterdir())
+    pattern = re.compile(rf"({'|'.join(COLOURS)})_([01]\.\d\d)__00\d\.png(-\d)?\.png")
+    assert len(names) == 4 and all(pattern.fullmatch(name) for name in names), names
+    main([checkpoint, str(colours / "test" / "red" / "000.png"), "--explain", str(tmp_path / "one"), "--json"])
+    known = json.loads(capsys.readouterr().out)
+    (path,) = (tmp_path / "one").iterdir()
+    assert path.name == f"{known['predicted']}_{known['probability']:.2f}__000.png.png"
+
+
+def test_maps_of_files_of_one_name_and_of_very_long_names_are_kept_apart(
+    checkpoint: str, colours: Path, tmp_path: Path
+) -> None:
+    images = [tmp_path / folder / f"{'é' * 110} #?{number}.png" for folder in "ab" for number in (1, 2)]
+    for image in images:
+        image.parent.mkdir(exist_ok=True)
+        image.write_bytes((colours / "test" / "red" / "000.png").read_bytes())
+    assert main([checkpoint, str(tmp_path), "--explain", str(tmp_path / "maps")]) == 0
+    names = [path.name for path in (tmp_path / "maps").iterdir()]
+    assert len(names) == 4 and all(len(name.encode()) <= 255 and re.fullmatch(r"[\w.-]+", name) for name in names)
 
 
 def test_sample_depends_on_the_seed_only(checkpoint: str, colours: Path, capsys: Capture) -> None:
@@ -206,7 +296,7 @@ def test_webcam_that_does_not_exist_exits_with_2(checkpoint: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--csv"], "no checkpoint is given"),
+        (["--csv"], "no model is given: pass a run's folder"),
         (["{checkpoint}"], "no PATH is given"),
         (["--imagenet", "mobilenetv2"], "no PATH is given"),
         (["{checkpoint}", "x.png", "--csv", "--json"], "not allowed with"),
@@ -235,6 +325,9 @@ def test_imagenet_weights_name_what_sports_images_show(shared: Path, capsys: Cap
     folders = [str(shared / "data" / "sports" / "train" / name) for name in expected]
     assert main(["--imagenet", "mobilenetv2", "--weights", str(weights), *folders, "--json", "--top", "1"]) == 0
     predictions = json_lines(capsys.readouterr().out)
+    assert all(("true" in one) == ("/archery/" not in str(one["file"])) for one in predictions), (
+        "ImageNet lacks archery"
+    )
     for folder, name in expected.items():
         predicted = [one["predicted"] for one in predictions if f"/{folder}/" in str(one["file"])]
         assert predicted.count(name) > len(predicted) / 2, f"{folder}: {predicted}"
