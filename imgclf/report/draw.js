@@ -30,6 +30,17 @@ function section(title, ...children) {
   return element;
 }
 
+// Two columns of sections where the window has room; one where one of them is empty.
+function columns(left, right) {
+  const sides = [left, right].map(sections => sections.filter(Boolean)).filter(sections => sections.length);
+  main.append(node("div", {class: sides.length > 1 ? "columns" : null}, ...sides.map(sections => node("div", {}, ...sections))));
+}
+
+// Text in one line, with an ellipsis where it is too long, and the whole of it at the pointer.
+function cut(text, kind = "", whole = text) {
+  return node("span", {class: `cut ${kind}`.trim(), title: whole}, text);
+}
+
 function list(pairs) {
   return node("dl", {}, ...pairs.flatMap(([key, value]) => [node("dt", {}, key), node("dd", {}, String(value))]));
 }
@@ -37,7 +48,8 @@ function list(pairs) {
 // Charts
 
 function chart(title, lines, options) {
-  const width = 460, height = 250, left = 48, right = 22, top = 12, bottom = 34;
+  const {width = 460, height = 250} = options, left = 48, right = 22, top = 12, bottom = 34;
+  lines = lines.filter(line => line.values.some(([, y]) => y !== null));
   const points = lines.flatMap(line => line.values.filter(([, y]) => y !== null));
   if (!points.length) return null;
   const xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
@@ -51,7 +63,7 @@ function chart(title, lines, options) {
                shape("text", {x: left - 6, y: y(tick) + 4, "text-anchor": "end", "font-size": 12, class: "soft"},
                      options.percent ? Math.round(100 * tick) + " %" : number(tick, 3)));
   }
-  for (const tick of ticks(lowX, highX, 8).filter(Number.isInteger))
+  for (const tick of ticks(lowX, highX, width / 60).filter(Number.isInteger))
     svg.append(shape("text", {x: x(tick), y: height - bottom + 17, "text-anchor": "middle", "font-size": 12, class: "soft"},
                      tick.toLocaleString("en")));
   svg.append(shape("text", {x: (left + width - right) / 2, y: height - 3, "text-anchor": "middle", "font-size": 12}, options.x || "epoch"));
@@ -69,6 +81,9 @@ function chart(title, lines, options) {
     readout.replaceChildren(...lines.flatMap(line => [
       node("span", {style: `color: var(${line.colour})`}, `${line.dash ? "╌╌" : "──"} ${line.name}  `)]));
   };
+  if (options.mark) svg.append(
+    shape("line", {x1: x(options.mark), x2: x(options.mark), y1: top, y2: height - bottom, class: "mark", "stroke-dasharray": "2 3"}),
+    shape("title", {}, `dotted line: best epoch, ${options.mark}`));
   svg.append(mark);
   svg.addEventListener("pointermove", event => {
     const box = svg.getBoundingClientRect();
@@ -96,14 +111,15 @@ function ticks(low, high, most) {
 
 // Tables
 
-function sortable(columns, rows, attributes = {}) {
+// `foot`: rows of texts below the sorted ones. A column is {name, n: number, format, cut: with an ellipsis where it is too long}.
+function sortable(columns, rows, attributes = {}, foot = []) {
   const body = node("tbody"), heads = [];
   const sort = (column, down) => {
     const sorted = [...rows].sort((a, b) => (typeof a[column] === "number" ? a[column] - b[column]
       : String(a[column]).localeCompare(String(b[column]), undefined, {numeric: true})) * (down ? -1 : 1));
     body.replaceChildren(...sorted.map(row => node("tr", {}, ...row.map((value, index) => columns[index].n
       ? node("td", {class: "n"}, columns[index].format ? columns[index].format(value) : String(value))
-      : node("td", {}, String(value))))));
+      : node("td", columns[index].cut ? {class: "cut", title: value} : {}, String(value))))));
     heads.forEach((head, index) => head.setAttribute("aria-sort", index !== column ? "none" : down ? "descending" : "ascending"));
   };
   columns.forEach((column, index) => {
@@ -114,5 +130,7 @@ function sortable(columns, rows, attributes = {}) {
     heads.push(head);
   });
   sort(0, false);
-  return node("div", {class: "scroll"}, node("table", attributes, node("thead", {}, node("tr", {}, ...heads)), body));
+  return node("div", {class: "scroll"}, node("table", attributes, node("thead", {}, node("tr", {}, ...heads)), body,
+    foot.length ? node("tfoot", {}, ...foot.map(row => node("tr", {}, ...row.map((value, index) =>
+      node("td", {class: columns[index].n ? "n" : null}, value))))) : null));
 }

@@ -24,7 +24,7 @@ _STATIC = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def results_page(page_data: Mapping[str, object]) -> str:
     """Return the HTML that shows the page data of `imgclf.report.run_report`."""
-    return _drawn(page_data, "page.css", "draw.js", "results.js")
+    return _drawn(page_data, "page.css", "results.css", "draw.js", "matrix.js", "results.js")
 
 
 def sweep_page(page_data: Mapping[str, object]) -> str:

@@ -3,34 +3,47 @@
 // Images
 
 function figure(image, kind = "") {
-  const correct = image.true === image.predicted;
-  const caption = node("figcaption", {});
+  const correct = image.true === image.predicted, caption = node("figcaption", {});
   if (image.predicted !== undefined) {
-    const share = image.probability > 0.9995 ? "> 99.9 %" : percent(image.probability, image.probability > 0.995 ? 1 : 0);
-    const prediction = `${page.classes[image.predicted]} ${share}`;
-    caption.append(node("b", {class: correct ? "correct" : "wrong"}, (correct ? "✓ " : "✗ ") + prediction));
-    if (!correct) caption.append(node("br"), `true: ${page.classes[image.true]}`);
-    caption.append(node("br"), node("span", {class: "quiet"}, image.file));
-  } else caption.append(image.caption || "");
-  const sources = image.overlay ? [image.src, image.overlay] : [image.src];
-  const shown = sources.map(src => node("img", {src, alt: image.file || image.caption || "", loading: "lazy",
-                                                 class: page.tiny_pixels ? "pixels" : null}));
-  if (shown.length > 1) shown.splice(1, 0, " ");
-  return node("figure", {class: image.overlay ? "wide" : kind || null, title: topClasses(image)}, ...shown, caption);
+    const share = image.probability > 0.9995 ? "> 99.9 %" : percent(image.probability);
+    const name = page.classes[image.predicted], slash = image.file.lastIndexOf("/") + 1;
+    caption.append(node("b", {class: correct ? "correct" : "wrong"}, cut(`${correct ? "✓" : "✗"} ${name}`)));
+    if (!correct) caption.append(cut(`true: ${page.classes[image.true]}`));
+    caption.append(node("span", {class: "line"}, node("span", {}, share), cut(image.file.slice(slash), "quiet", image.file)));
+  } else caption.append(cut(image.caption || ""));
+  const pixels = src => node("img", {src, alt: image.file || image.caption || "", class: page.tiny_pixels ? "pixels" : null});
+  const shown = image.overlay ? node("div", {class: "pair"}, pixels(image.src), pixels(image.overlay)) : pixels(image.src);
+  return node("figure", {class: kind || null, title: topClasses(image)}, shown, caption);
 }
 
 function topClasses(image) {
-  return image.top ? image.top.map(([index, p]) => `${page.classes[index]} ${percent(p)}`).join("\n") : null;
+  return image.top ? [image.file, ...image.top.map(([index, p]) => `${page.classes[index]} ${percent(p)}`)].join("\n") : null;
 }
 
-function gallery(images, kind) {
-  return node("div", {class: "gallery"}, ...images.map(image => figure(image, kind)));
+function gallery(images, kind = "") {
+  return node("div", {class: `gallery ${kind}`.trim()}, ...images.map(image => figure(image, kind)));
+}
+
+// As many columns as fit, or some fewer where the last row is then fuller: 24 images are 8 + 8 + 8 rather than 10 + 10 + 4.
+function columnsFor(count, most) {
+  if (count <= most) return Math.max(1, count);
+  const cost = columns => Math.log(most / columns) + 2 * ((columns - count % columns) % columns) / columns;
+  let best = most;
+  for (let columns = most; columns >= Math.max(2, 0.6 * most); columns--) if (cost(columns) < cost(best)) best = columns;
+  return best;
+}
+
+function arrangeGalleries() {
+  for (const element of document.querySelectorAll(".gallery")) {
+    const least = Number(getComputedStyle(element).getPropertyValue("--least")), most = Math.floor((element.clientWidth + 10) / (least + 10));
+    element.style.setProperty("--columns", columnsFor(element.children.length, Math.max(1, most)));
+  }
 }
 
 function reliability(rows, title) {
   const side = 250, left = 44, bottom = 34, top = 8, width = 300;
   const at = value => left + value * (side - left), up = value => side - bottom - value * (side - bottom - top);
-  const svg = shape("svg", {viewBox: `0 0 ${width} ${side}`, width: "100%", style: "max-width: 420px", role: "img",
+  const svg = shape("svg", {viewBox: `0 0 ${width} ${side}`, width: "100%", style: "max-width: 340px", role: "img",
                             "aria-label": title});
   for (const tick of [0, 0.2, 0.4, 0.6, 0.8, 1])
     svg.append(shape("line", {x1: left, x2: side, y1: up(tick), y2: up(tick), class: "axis"}),
@@ -53,143 +66,103 @@ function reliability(rows, title) {
     node("span", {class: "correct"}, "■ accuracy  "), node("span", {class: "wrong"}, "━ mean confidence")));
 }
 
-// The confusion matrix
-
-function confusion() {
-  const count = page.classes.length, cell = Math.max(15, Math.min(46, Math.floor(620 / count)));
-  const font = Math.max(10, Math.min(13, cell * 0.75)), short = name =>
-    name.length > 26 ? name.slice(0, 13) + "…" + name.slice(-12) : name;  // beginnings and ends tell names apart
-  const room = Math.ceil(Math.max(...page.classes.map(name => short(name).length)) * font * 0.56) + 34;  // names and axis title
-  const size = room + cell * count + 6;
-  const svg = shape("svg", {width: size, height: size, viewBox: `0 0 ${size} ${size}`, role: "group",
-                            "aria-label": "Confusion matrix"});
-  const totals = page.classes.map(() => 0), readout = node("p", {class: "readout"}), below = node("div");
-  for (const [row, , many] of page.matrix) totals[row] += many;
-  readout.textContent = "Rows are true classes, columns predicted classes. Point at a cell to read it, click it to see its images.";
-  const centre = room + cell * count / 2, title = {"text-anchor": "middle", "font-size": 13, "font-weight": 650};
-  svg.append(shape("text", {...title, x: Math.max(centre, 40), y: 14}, "Predicted"),
-             shape("text", {...title, transform: `translate(14 ${Math.max(centre, 40)}) rotate(-90)`}, "True"));
-  page.classes.forEach((name, index) => {
-    const middle = room + cell * (index + 0.5);
-    svg.append(shape("text", {x: room - 6, y: middle + font * 0.35, "text-anchor": "end", "font-size": font}, short(name)),
-               shape("text", {transform: `translate(${middle + font * 0.35} ${room - 6}) rotate(-90)`, "font-size": font},
-                     short(name)));
-  });
-  for (let index = 0; index <= count; index++) {
-    const at = room + cell * index;
-    svg.append(shape("line", {x1: room, x2: room + cell * count, y1: at, y2: at, class: "axis"}),
-               shape("line", {y1: room, y2: room + cell * count, x1: at, x2: at, class: "axis"}));
-  }
-  let chosen = null;
-  const show = (row, column, many, box) => {
-    if (chosen) chosen.classList.remove("chosen");
-    chosen = box, box && box.classList.add("chosen");
-    const images = page.images.filter(image => image.true === row && image.predicted === column);
-    const rest = many - images.length;
-    below.replaceChildren(node("h3", {}, cellText(row, column, many, totals[row])), gallery(images),
-      rest > 0 ? node("p", {class: "quiet"}, `${rest} more are listed in predictions_${page.split}.csv.`) : "");
-  };
-  for (const [row, column, many] of page.matrix) {
-    const share = many / totals[row], hit = row === column;
-    const box = shape("rect", {x: room + cell * column + 1, y: room + cell * row + 1, width: cell - 2, height: cell - 2,
-      class: "cell", tabindex: 0, role: "button", "data-cell": `${row},${column}`,
-      style: `fill: rgb(var(--${hit ? "correct" : "wrong"}-soft) / ${(0.2 + 0.8 * share).toFixed(3)})`});
-    const text = cellText(row, column, many, totals[row]);
-    box.setAttribute("aria-label", text);
-    for (const event of ["pointerenter", "focus"]) box.addEventListener(event, () => { readout.textContent = text; });
-    box.addEventListener("click", () => show(row, column, many, box));
-    box.addEventListener("keydown", event => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      show(row, column, many, box);
-    });
-    svg.append(box);
-    if (String(many).length * font * 0.6 <= cell - 1)
-      svg.append(shape("text", {x: room + cell * (column + 0.5), y: room + cell * (row + 0.5) + font * 0.35,
-        "text-anchor": "middle", "font-size": font, "pointer-events": "none",
-        style: share > 0.55 ? "fill: var(--on-strong)" : null}, String(many)));
-  }
-  const pairs = page.confused.map(([row, column, many]) => node("tr", {},
-    node("td", {class: "n"}, String(many)), node("td", {},
-      node("button", {class: "pair", onclick: () => { show(row, column, many, null); below.scrollIntoView({block: "nearest"}); }},
-           `${page.classes[row]} predicted as ${page.classes[column]}`)), node("td", {class: "quiet"}, `of ${totals[row]}`)));
-  section("Confusion matrix", node("div", {class: "scroll"}, svg), readout, below);
-  if (pairs.length) section("Most confused classes", node("table", {class: "pairs"}, node("tbody", {}, ...pairs)));
-}
-
-function cellText(row, column, many, total) {
-  const what = row === column ? "correctly classified" : `predicted as ${page.classes[column]}`;
-  return `${page.classes[row]}: ${many} of ${total} ${what}`;
-}
-
 // The page
+
+const whole = value => value === undefined || value === null ? "" : value.toLocaleString("en");
+const fixed = (value, digits) => value === undefined || value === null ? "" : value.toFixed(digits);
+const share = value => value === undefined || value === null ? "" : percent(value);
 
 function summary() {
   const split = page.splits[page.split];
   main.append(
     node("p", {class: "quiet"}, page.description),
-    node("p", {class: "hero"}, `${split.correct} of ${split.count}, ${percent(split.accuracy)}`),
+    node("p", {class: "hero"}, `${whole(split.correct)} of ${whole(split.count)}, ${percent(split.accuracy)}`),
     node("p", {}, `of the ${page.split} images are correctly classified; 95 % confidence interval `
       + `${interval(split.interval)} (Clopper-Pearson).`));
+}
+
+function results() {
   const names = Object.keys(page.splits);
-  const rows = [["accuracy", s => percent(s.accuracy)], ["95 % interval", s => s.interval ? interval(s.interval) : ""],
-    ["correct", s => `${s.correct} of ${s.count}`], ["top-5", s => percent(s.top5)], ["macro F1", s => number(s.macro_f1)],
-    ["loss", s => number(s.loss)], ["calibration error (ECE)", s => s.ece === undefined ? "" : percent(s.ece)],
-    ["temperature", s => number(s.temperature, 3)], ["loss with temperature", s => number(s.calibrated_loss)],
-    ["ECE with temperature", s => s.calibrated_ece === undefined ? "" : percent(s.calibrated_ece)]];
+  const rows = [["accuracy", s => share(s.accuracy)], ["95 % interval", s => s.interval ? interval(s.interval) : ""],
+    ["correct", s => whole(s.correct)], ["images", s => whole(s.count)], ["top-5", s => share(s.top5)],
+    ["macro F1", s => fixed(s.macro_f1, 4)], ["loss", s => fixed(s.loss, 4)], ["calibration error (ECE)", s => share(s.ece)],
+    ["temperature", s => fixed(s.temperature, 3)], ["loss with temperature", s => fixed(s.calibrated_loss, 4)],
+    ["ECE with temperature", s => share(s.calibrated_ece)]];
   const kept = rows.filter(([, value]) => names.some(name => value(page.splits[name])));
-  main.append(node("div", {class: "scroll"}, node("table", {},
+  return section("Results", node("table", {class: "full"},
     node("thead", {}, node("tr", {}, node("th"), ...names.map(name => node("th", {class: "n"}, name)))),
     node("tbody", {}, ...kept.map(([name, value]) => node("tr", {}, node("td", {}, name),
-      ...names.map(split => node("td", {class: "n"}, value(page.splits[split]) || ""))))))));
-  if (page.splits.train) main.append(node("p", {class: "quiet"}, "train: measured during its last epoch, on augmented images and with dropout."));
+      ...names.map(split => node("td", {class: "n"}, value(page.splits[split]))))))),
+    page.notes.length ? node("ul", {class: "notes"}, ...page.notes.map(note => node("li", {}, note))) : null);
 }
 
 function curves() {
-  if (!page.history.length) return;
+  if (!page.history.length) return null;
   const line = (key, name, colour, dash) => ({name, colour, dash, values: page.history.map(row => [row.epoch, row[key]])});
   const pair = what => [line("train_" + what, "train", "--correct", "6 3"), line("val_" + what, "validation", "--wrong", null)];
-  section("Training curves", node("div", {class: "charts"}, chart("Loss", pair("loss"), {}),
-    chart("Accuracy", pair("accuracy"), {percent: true, range: [0, 1]})));
+  const size = {width: 300, height: 230, mark: page.best_epoch};
+  return section("Training curves", node("div", {class: "charts"}, chart("Loss", pair("loss"), size),
+    chart("Accuracy", pair("accuracy"), {...size, percent: true, range: [0, 1]})),
+    page.best_epoch ? node("ul", {class: "notes"}, node("li", {}, `Dotted: epoch ${page.best_epoch}, whose weights were kept as the best.`)) : null);
+}
+
+function network() {
+  if (!page.network.length) return null;
+  const cell = (name, value, index) => node(name, {class: index > 1 ? "n" : index ? "cut" : null, title: index === 1 ? value : null},
+    index === 2 ? value.replaceAll(" x ", "×") : value);
+  const row = (name, values) => node("tr", {}, ...values.map((value, index) => cell(name, value, index)));
+  const [header, ...parts] = page.network, [all, parameters, , ...sums] = parts.pop();
+  return section("Network", node("table", {class: "full network"}, node("thead", {}, row("th", header)),
+    node("tbody", {}, ...parts.map(part => row("td", part))), node("tfoot", {}, node("tr", {},
+      node("td", {}, all), node("td", {colspan: 2}, parameters), ...sums.map(sum => node("td", {class: "n"}, sum))))));
 }
 
 function perClass() {
-  const share = value => value.toFixed(3);
-  const columns = [{name: "class"}, {name: "precision", n: true, format: share}, {name: "recall", n: true, format: share},
-    {name: "F1", n: true, format: share}, {name: page.split, n: true},
-    ...Object.keys(page.counts).filter(name => name !== page.split).map(name => ({name, n: true}))];
+  const three = value => value.toFixed(3), others = Object.keys(page.counts).filter(name => name !== page.split);
+  const heads = [{name: "class", cut: true}, {name: "precision", n: true, format: three}, {name: "recall", n: true, format: three},
+    {name: "F1", n: true, format: three}, ...[page.split, ...others].map(name => ({name, n: true, format: whole}))];
   const rows = page.classes.map((name, index) => {
     const scores = page.per_class[index];
-    return [name, scores.precision, scores.recall, scores.f1, scores.support,
-            ...Object.keys(page.counts).filter(split => split !== page.split).map(split => page.counts[split][index])];
+    return [name, scores.precision, scores.recall, scores.f1, scores.support, ...others.map(split => page.counts[split][index])];
   });
-  section("Metrics by class", node("p", {class: "quiet"}, "Click a heading to sort. The last columns count images."),
-          sortable(columns, rows, {class: "classes"}));
+  return section("Metrics by class", node("p", {class: "quiet"}, `${[page.split, ...others].join(", ")}: number of images. `,
+    node("span", {class: "hint"}, "Click a heading to sort.")),
+    sortable(heads, rows, {class: "classes full"}, page.averages.map(row => [...row, ...others.map(() => "")])));
 }
 
 function predictions() {
-  const chosen = ids => ids.map(id => page.images[id]);
-  if (page.errors.length) section("Highest-confidence errors", gallery(chosen(page.errors)));
-  if (page.least_confident.length) section("Least confident correct predictions", gallery(chosen(page.least_confident)));
-  if (page.saliency.length) section("Saliency (HiResCAM)", node("p", {class: "quiet"},
-    "Bright regions of the last feature map raise the logit of the predicted class."), gallery(page.saliency));
+  const chosen = ids => gallery(ids.map(id => page.images[id]));
+  return [page.errors.length ? section("Highest-confidence errors", chosen(page.errors)) : null,
+    page.least_confident.length ? section("Least confident correct predictions", chosen(page.least_confident)) : null];
+}
+
+function saliency() {
+  return page.saliency.length ? section("Saliency (HiResCAM)", node("p", {class: "quiet"},
+    "Bright regions of the last feature map raise the logit of the predicted class."), gallery(page.saliency, "wide")) : null;
 }
 
 function calibration() {
-  const charts = [reliability(page.reliability, `Uncalibrated: ECE ${percent(page.splits[page.split].ece)}`)];
-  const after = page.splits[page.split].calibrated_ece;
-  if (page.reliability_calibrated) charts.push(reliability(page.reliability_calibrated, `With temperature: ECE ${percent(after)}`));
-  section("Calibration", node("p", {class: "quiet"}, "Of the images with a confidence of 80 %, 80 % should be correct: "
+  const before = `ECE ${percent(page.splits[page.split].ece)}`, after = page.splits[page.split].calibrated_ece;
+  const charts = page.reliability_calibrated ? [reliability(page.reliability, `Without temperature: ${before}`),
+    reliability(page.reliability_calibrated, `With temperature: ECE ${percent(after)}`)] : [reliability(page.reliability, before)];
+  return section("Calibration", node("p", {class: "quiet"}, "Of the images with a confidence of 80 %, 80 % should be correct: "
     + "each bar should reach its orange line. ECE is the expected calibration error."), node("div", {class: "charts"}, ...charts));
 }
 
-function data() {
-  section("Data", list(page.data));
+function samples() {
   if (!page.samples.length) return;
-  const samples = section("Samples", node("h3", {}, "One training image per class"), gallery(page.samples, "tiny"));
-  if (page.augmented.length) samples.append(
-    node("h3", {}, "The same images augmented, as the network saw them in the first epoch"), gallery(page.augmented, "tiny"));
+  const which = page.samples.length < page.classes.length ? `One training image of each of ${page.samples.length} classes` : "One training image per class";
+  section("Samples", node("h3", {}, which), gallery(page.samples, "tiny"), ...(page.augmented.length
+    ? [node("h3", {}, "The same images augmented, as in the first epoch"), gallery(page.augmented, "tiny")] : []));
 }
 
-summary(); curves(); confusion(); perClass(); predictions(); calibration(); data();
-section("Environment", list(page.environment));
+summary();
+columns([results()], [curves()]);
+const redrawMatrix = confusion();
+columns([perClass()], predictions());
+columns([saliency()], [calibration()]);
+columns([network()], [section("Data", list(page.data)), section("Environment", list(page.environment))]);
+samples();
+const arrange = () => { redrawMatrix(), arrangeGalleries(); };  // once more where the window's width changes
+arrange();
+addEventListener("resize", arrange);

@@ -1,6 +1,6 @@
 """The report of a run or an evaluation: report.html, the curves and the confusion matrices, all of bounded size."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from imgclf.files.atomic import write_atomically
 from imgclf.models.image_model import ImageModel
 from imgclf.models.network import Network
 from imgclf.report.confusion import plot_confusion
+from imgclf.report.facts import data_rows, environment_rows, measuring_notes
 from imgclf.report.page import data_uri, results_page
 from imgclf.report.plots import plot_curves
-from imgclf.schema import Settings
+from imgclf.report.summary import network_rows
+from imgclf.report.tables import score_rows
 
 __all__ = ["ReportInputs", "write_report"]
 
@@ -43,6 +45,7 @@ class ReportInputs:
 
     `environment` is that of `describe_environment`, with the wall time of each part in "seconds". `config` are the
     settings of the run, `history` its epochs, `train_metrics` those of its last epoch; all three may be empty.
+    `best_epoch`, from 1 on, is that of the evaluations of a run that has just been trained, else None.
     """
 
     model: ImageModel
@@ -52,6 +55,7 @@ class ReportInputs:
     config: Mapping[str, object] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     train_metrics: Mapping[str, float] = field(default_factory=dict)
+    best_epoch: int | None = None
 
     @property
     def backbone(self) -> str:
@@ -72,11 +76,13 @@ def write_report(folder: Path, inputs: ReportInputs) -> None:
     if inputs.history:
         plot_curves(inputs.history, folder / "curves.png")
     if inputs.evaluations:
-        write_atomically(folder / "report.html", results_page(_page_data(inputs)))
+        listed = f"predictions_{inputs.split}.csv"
+        content = _page_data(inputs, listed if (folder / listed).exists() else None)
+        write_atomically(folder / "report.html", results_page(content))
 
 
-def _page_data(inputs: ReportInputs) -> dict[str, object]:
-    """Return the content of the page, as `results.js` draws it."""
+def _page_data(inputs: ReportInputs, listed: str | None) -> dict[str, object]:
+    """Return the content of the page, as `results.js` draws it; `listed` is the file with all predictions, if there is one."""
     model, data, evaluation = inputs.model, inputs.data, inputs.evaluations[inputs.split]
     shown, pixels, size = _choose_images(evaluation), evaluation.samples.pixels, model.preprocess.size
     correct = evaluation.predicted == evaluation.targets  # [N]
@@ -87,6 +93,8 @@ def _page_data(inputs: ReportInputs) -> dict[str, object]:
     count = len(inputs.history)
     epochs = f", {count} epoch{'s' * (count > 1)}" if count else ""
     cells = _cells(evaluation.matrix)
+    measured = (model.network, inputs.evaluations, inputs.config, count, inputs.best_epoch)
+    notes = measuring_notes(*measured, with_train=bool(inputs.train_metrics))
     calibrated = (
         reliability(evaluation.probabilities, evaluation.targets) if "temperature" in evaluation.metrics else None
     )
@@ -96,11 +104,15 @@ def _page_data(inputs: ReportInputs) -> dict[str, object]:
         "classes": list(model.classes),
         "split": inputs.split,
         "splits": splits,
+        "notes": list(notes),
+        "best_epoch": inputs.best_epoch,
+        "listed": listed,
         "history": list(inputs.history),
         "matrix": cells,
         "confused": sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])[:PAIRS],
         "per_class": per_class(evaluation.matrix),
-        "counts": {name: samples.counts().tolist() for name, samples in data.samples.items()},
+        "averages": _averages(evaluation.matrix),
+        "counts": {name: samples.counts().tolist() for name, samples in data.samples.items() if len(samples)},
         "images": [_image(inputs, evaluation, position) for position in shown],
         "tiny_pixels": pixels is not None and pixels.shape[1] < SIDE,
         "errors": _list_images(shown, ~correct, -evaluation.confidence),
@@ -108,11 +120,24 @@ def _page_data(inputs: ReportInputs) -> dict[str, object]:
         "saliency": _saliency(inputs, evaluation, correct),
         "reliability": reliability(softmax(evaluation.logits), evaluation.targets),
         "reliability_calibrated": calibrated,
-        "data": _data_rows(data),
-        "samples": list(_samples(data)),
-        "augmented": list(_augmented(data)),
-        "environment": _environment_rows(inputs),
+        "network": network_rows(model.network, model.preprocess) if isinstance(model.network, Network) else [],
+        "data": data_rows(data),
+        "samples": list(_samples(data)) if _is_own_data(inputs) else [],
+        "augmented": list(_augmented(data)) if inputs.best_epoch else [],
+        "environment": environment_rows(inputs.environment, inputs.config),
     }
+
+
+def _is_own_data(inputs: ReportInputs) -> bool:
+    """Return whether the network was trained on the data's training images, as far as the checkpoint says."""
+    trained = inputs.model.metadata.data
+    return not trained.name or (trained.name, trained.root) == (inputs.data.name, str(inputs.data.root))
+
+
+def _averages(matrix: Indices) -> list[list[str]]:
+    """Return the rows below the table of the classes: accuracy and the averages."""
+    rows = list(score_rows([""] * len(matrix), matrix, digits=3))[len(matrix) :]
+    return [[name, *cells, f"{scores['support']:,}"] for name, scores, cells in rows]
 
 
 def _choose_images(evaluation: Evaluation) -> list[int]:
@@ -197,48 +222,6 @@ def _augmented(data: ImageDataModule) -> Iterator[dict[str, str]]:
 def _one_per_class(targets: Indices) -> list[tuple[int, int]]:
     classes, firsts = np.unique(targets, return_index=True)
     return list(zip(classes.tolist(), firsts.tolist(), strict=True))[:SAMPLES]
-
-
-def _data_rows(data: ImageDataModule) -> list[list[str]]:
-    counts = [[name, f"{len(samples):,} images"] for name, samples in data.samples.items()]
-    augmentation = format_settings(data.augment) if data.augment else "none"
-    notes = "; ".join(data.notes) or "none"
-    return [
-        ["data set", data.name],
-        ["folder", str(data.root)],
-        *counts,
-        ["augmentation", augmentation],
-        ["notes", notes],
-    ]
-
-
-def _environment_rows(inputs: ReportInputs) -> list[list[str]]:
-    environment = inputs.environment
-    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in environment["seconds"].items())
-    processor = f"{environment['processor']}, {environment['cores']} cores, {environment['torch_threads']} threads"
-    names = ("optimizer", "scheduler", "loss", "trainer", "seed")
-    return [
-        ["command", environment["command"]],
-        ["time", seconds],
-        ["processor", f"{processor}; GPU: {', '.join(environment['gpus']) or 'none'}"],
-        ["system", f"{environment['platform']}, Python {environment['python']}"],
-        ["versions", versions],
-        ["imgclf commit", environment["git_commit"] or "installed from a package"],
-        *([name, format_settings(inputs.config[name])] for name in names if name in inputs.config),
-    ]
-
-
-def format_settings(value: object) -> str:
-    """Return settings in one line, without empty ones: "name adamw, lr 0.001"."""
-    if isinstance(value, Settings):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        items: Iterable[tuple[str, object]] = value.items()
-        return ", ".join(f"{key} {format_settings(inner)}" for key, inner in items if inner not in (None, {}, [], ""))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if value is not None else ""
 
 
 def _cells(matrix: NDArray[np.int64]) -> list[tuple[int, int, int]]:

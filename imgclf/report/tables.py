@@ -32,6 +32,7 @@ __all__ = [
     "per_class_table",
     "predictions_csv",
     "read_history_csv",
+    "score_rows",
     "write_csv",
     "write_evaluation",
 ]
@@ -65,7 +66,7 @@ def per_class_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:
     As scikit-learn's `classification_report`, accuracy stands in the column f1. The macro average is the metric
     macro_f1: classes that occur nowhere have a row, but don't count in it.
     """
-    rows = [[name, *cells, row["support"]] for name, row, cells in _score_rows(classes, matrix, digits=6)]
+    rows = [[name, *cells, row["support"]] for name, row, cells in score_rows(classes, matrix, digits=6)]
     write_csv(path, ["class", *ClassScores.__annotations__], rows)
 
 
@@ -78,13 +79,13 @@ def per_class_table(classes: Sequence[str], matrix: Array) -> "Table":
     table.add_column("class", overflow="fold")
     for score in ClassScores.__annotations__:
         table.add_column(score, justify="right", no_wrap=True)
-    for number, (name, row, cells) in enumerate(_score_rows(classes, matrix, digits=3), start=1):
+    for number, (name, row, cells) in enumerate(score_rows(classes, matrix, digits=3), start=1):
         # Text, because a class named "[red]" is a name and not markup.
         table.add_row(Text(name), *cells, str(row["support"]), end_section=number == len(classes))
     return table
 
 
-def _score_rows(classes: Sequence[str], matrix: Array, digits: int) -> Iterator[tuple[str, ClassScores, list[str]]]:
+def score_rows(classes: Sequence[str], matrix: Array, digits: int) -> Iterator[tuple[str, ClassScores, list[str]]]:
     """Yield (name, scores, the fractions as text) of the K classes, then of accuracy and the two averages."""
 
     def texts(row: ClassScores) -> list[str]:

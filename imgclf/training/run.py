@@ -148,7 +148,14 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
         environment = {**describe_environment(), "seconds": seconds}
         config, trained = best.metadata.config or {}, run.classifier
         inputs = ReportInputs(
-            best.eval_model, run.data, evaluations, environment, config, trained.history, trained.training_means()
+            best.eval_model,
+            run.data,
+            evaluations,
+            environment,
+            config,
+            trained.history,
+            trained.training_means(),
+            best_epoch,
         )
         write_report(folder, inputs)
         clock.lap("report")
