@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ __all__ = [
     "CommandParser",
     "lines_of_model",
     "make_console",
+    "print_line",
     "print_lines_to_copy",
     "print_table",
     "progress_bar",
@@ -119,6 +122,14 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     make_console(160).print(table)
 
 
+def print_line(text: str) -> None:
+    """Print one line; a terminal that is too narrow for it gets several, broken between words."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    print(text, flush=True)
+
+
 def print_lines_to_copy(lines: Mapping[str, str]) -> None:
     """Print each text after its label, in one column and never broken: paths, links and commands to copy."""
     width = max(map(len, lines), default=0)
@@ -128,10 +139,11 @@ def print_lines_to_copy(lines: Mapping[str, str]) -> None:
 
 def lines_of_model(checkpoint: Path, report: Path) -> dict[str, str]:
     """Return the lines to copy where a run ends: its model, the link to its report if it has one, how to predict."""
+    run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
     lines = {"model": shell_path(checkpoint), "report": report.absolute().as_uri() if report.is_file() else ""}
     return {
         **{label: text for label, text in lines.items() if text},
-        "predict": f"imgclf predict {shell_path(checkpoint)} image.jpg",
+        "predict": f"imgclf predict {shell_path(run)} image.jpg",
     }
 
 
@@ -161,12 +173,13 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
             yield advance
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    text = "{task.description}: {task.completed:,.0f} of {task.total:,.0f}"
+    columns = TextColumn(text, markup=False), BarColumn(bar_width=20), TimeRemainingColumn(compact=True)
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task(label, total=total)
         yield lambda count: progress.advance(task, count)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgclf.config import CacheConfig
-from imgclf.console import progress_bar
+from imgclf.console import print_line, progress_bar
 from imgclf.data.samples import Samples
 from imgclf.errors import RunError
 from imgclf.files.atomic import cache_folder
@@ -25,6 +25,7 @@ from imgclf.threads import available_cpus, prefetch_map
 __all__ = ["CachedRows", "RowSpec", "in_threads", "open_store", "pixel_cache", "read_pixels", "sample_keys"]
 
 CHUNK = 64  # images that are decoded, then written: 10 MB of 224 x 224
+_WORDS = "preparing images", "images prepared"
 COMMIT_SECONDS = 20.0  # what a killed process loses at most
 
 Indices = npt.NDArray[np.int64]
@@ -60,19 +61,20 @@ def open_store(cache: CacheConfig, spec: RowSpec, capacity: int) -> RowStore | N
 class CachedRows:
     """N items, each a row of `store` that is computed when it is first prepared.
 
-    `keys` gives the keys of the rows at some indices; `compute` computes rows in order, some at a time. `numbers` int64 [N]
-    holds the position of each row in `rows`, -1 where it isn't there.
+    `words` name the work and its result: "computing features", "features computed". `keys` gives the keys of the rows at
+    some indices; `compute` computes rows in order, some at a time. `numbers` int64 [N] holds the position of each row in
+    `rows`, -1 where it isn't there.
     """
 
     def __init__(
         self,
         store: RowStore,
         count: int,
-        kind: str,
+        words: tuple[str, str],
         keys: Callable[[Indices], list[bytes]],
         compute: Callable[[Indices], RowBatches],
     ) -> None:
-        self.store, self.kind, self.keys, self.compute = store, kind, keys, compute
+        self.store, self.words, self.keys, self.compute = store, words, keys, compute
         self.numbers: Indices = np.full(count, -1, dtype=np.int64)
         self.rows = store.rows
         self.computed = 0
@@ -95,7 +97,7 @@ class CachedRows:
             self._refuse(error.strerror or str(error))
         if (count := self.computed - before) and not before:
             seconds, size = time.perf_counter() - began, count * self.store.row_bytes / 1e6
-            print(f"{self.kind}: {count:,} computed in {seconds:.1f} s, {size:,.0f} MB", flush=True)
+            print(f"{self.words[1]}: {count:,} in {seconds:.1f} s, {size:,.0f} MB", flush=True)
 
     def _missing(self, indices: Indices) -> tuple[Indices, list[bytes]]:
         """Look the rows up; return the indices and keys of those that must be computed.
@@ -121,7 +123,10 @@ class CachedRows:
             return
         committed, done = time.perf_counter(), 0
         try:
-            with progress_bar(self.kind, len(missing)) as advance, closing(self.compute(missing)) as batches:
+            with (
+                progress_bar(f"{self.words[0]}, once", len(missing)) as advance,
+                closing(self.compute(missing)) as batches,
+            ):
                 for rows in batches:
                     part = slice(done, done := done + len(rows))
                     self.numbers[missing[part]] = self.store.add(keys[part], rows)
@@ -137,7 +142,7 @@ class CachedRows:
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
-        print(f"{self.kind}: not cached, {reason}; `imgclf cache` lists and clears the cache", flush=True)
+        print_line(f"{self.words[1]}, but not cached: {reason}; `imgclf cache` lists and clears the cache")
 
 
 def pixel_cache(
@@ -162,7 +167,7 @@ def pixel_cache(
     def compute(indices: Indices) -> RowBatches:
         return in_threads(lambda part: read_pixels(samples, preprocess, part), indices, CHUNK, timeout_seconds)
 
-    return CachedRows(store, len(samples), "pixels", lambda indices: sample_keys(samples, root, indices), compute)
+    return CachedRows(store, len(samples), _WORDS, lambda indices: sample_keys(samples, root, indices), compute)
 
 
 def sample_keys(samples: Samples, root: Path, indices: Indices) -> list[bytes]:

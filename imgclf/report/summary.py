@@ -22,11 +22,11 @@ def print_data(data: ImageDataModule) -> None:
     """Print counts, notes and the classes with their indices."""
     console = make_console()
     counts = ", ".join(f"{len(data.samples[split]):,} {split}" for split in SPLITS)
-    console.print(Text(f"{data.name}: {counts}; {len(data.classes)} classes; from {data.root}"))
+    console.print(Text(f"{data.name}: {counts} images; {len(data.classes)} classes"))
+    console.print(Text(f"data folder: {data.root}"), soft_wrap=True)
     for note in data.notes:
         console.print(Text(f"note: {note}"))
-    numbered = ", ".join(f"{index} {name}" for index, name in enumerate(data.classes))
-    console.print(Text(f"classes: {numbered}"))
+    console.print(Text(f"classes: {_first(data.classes)}"))
 
 
 def print_network(network: Network, preprocess: Preprocess) -> None:
@@ -65,17 +65,31 @@ def print_per_class(split: str, matrix: NDArray[np.int64], classes: Sequence[str
     if in_notebook():
         return
     console = make_console()
-    console.print(Text(f"{split}, by class:"))
+    console.print(Text(f"{split}, by class"))
     console.print(per_class_table(classes, matrix))
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Print one line per split, and one more where its probabilities are calibrated."""
+    """Print a table with one row per split, and a line for each whose probabilities are calibrated."""
+    has_top5 = any("top5" in values for values in metrics.values())
+    heading = f"{'':6}{'correct':>20}{'accuracy':>11}" + f"{'top-5':>10}" * has_top5
+    print(f"{heading}{'macro F1':>11}{'loss':>10}")
+    for split, values in metrics.items():
+        correct = f"{values['correct']:,} of {values['count']:,}"
+        line = f"{split:<6}{correct:>20}{values['accuracy']:>11.2%}"
+        if has_top5:
+            line += f"{values['top5']:>10.2%}" if "top5" in values else f"{'-':>10}"
+        print(f"{line}{values['macro_f1']:>11.4f}{values['loss']:>10.4f}")
     for split, values in metrics.items():
         if "temperature" in values:
             losses = f"temperature {values['temperature']:.3f}: loss {values['calibrated_loss']:.4f}"
             errors = f"calibration error {values['ece']:.2%} -> {values['calibrated_ece']:.2%}"
-            print(f"{split:<5} with {losses}, {errors}")
-        accuracy = f"{values['correct']} of {values['count']}, accuracy {values['accuracy']:.2%}"
-        top5 = f"top-5 {values['top5']:.2%}, " if "top5" in values else ""
-        print(f"{split:<5} {accuracy}, {top5}macro F1 {values['macro_f1']:.4f}, loss {values['loss']:.4f}")
+            print(f"{split:<5} at {losses}, {errors}", flush=True)
+
+
+def _first(names: Sequence[str], most: int = 150) -> str:
+    """Return the names that `most` characters hold, and the number of the others."""
+    shown = list(names)
+    while len(shown) > 1 and len(", ".join(shown)) > most:
+        shown.pop()
+    return ", ".join(shown) + (f" and {len(names) - len(shown):,} more" if len(shown) < len(names) else "")

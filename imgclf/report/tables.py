@@ -76,7 +76,7 @@ def per_class_table(classes: Sequence[str], matrix: Array) -> "Table":
     from rich.text import Text
 
     table = Table()
-    table.add_column("class", overflow="fold")
+    table.add_column("class", overflow="ellipsis", no_wrap=True, max_width=36)  # 80 columns hold the table
     for score in ClassScores.__annotations__:
         table.add_column(score, justify="right", no_wrap=True)
     for number, (name, row, cells) in enumerate(score_rows(classes, matrix, digits=3), start=1):

@@ -1,6 +1,7 @@
 """Callbacks of a run: the console, the files of its history, early stopping, pruning, and the stop on NaN."""
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -8,11 +9,10 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from imgclf.config import MONITORS, CheckpointConfig, EarlyStoppingConfig, PruningConfig
+from imgclf.console import print_line, progress_bar
 from imgclf.errors import ConfigError, DataError, RunError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, find_trials, read_record
@@ -37,8 +37,8 @@ def build_callbacks(
 ) -> list[Callback]:
     """Return the callbacks of a run in `folder`; raises `ConfigError` for a metric that pruning can't watch."""
     progress = NotebookProgress() if in_notebook() else ProgressBar()
-    callbacks: list[Callback] = [progress, StopOnNonFinite(folder), HistoryLogger(folder)]
-    callbacks.append(CheckpointCallback(folder / "checkpoints", signals, checkpoint))
+    saving = CheckpointCallback(folder / "checkpoints", signals, checkpoint)
+    callbacks: list[Callback] = [progress, StopOnNonFinite(folder), HistoryLogger(folder, saving), saving]
     if early_stopping:
         mode = MONITORS[early_stopping.monitor]
         callbacks.append(EarlyStoppingPlainState(**early_stopping.to_dict(), mode=mode, verbose=False))
@@ -53,11 +53,8 @@ class EarlyStoppingPlainState(EarlyStopping):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Print that early stopping ended the run, if it did."""
         if trainer.should_stop and self.wait_count >= self.patience and trainer.is_global_zero:
-            print(
-                f"early stopping: {self.monitor} has not improved for {self.wait_count} epochs "
-                f"(best {float(self.best_score):.4g}); callbacks.early_stopping.patience waits longer",
-                flush=True,
-            )
+            best = f"{self.monitor} is not better than {float(self.best_score):.4f} since {self.wait_count} epochs"
+            print_line(f"stopped early: {best}; a larger callbacks.early_stopping.patience waits longer")
 
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state, with the best score as a number."""
@@ -93,10 +90,10 @@ class Pruning(Callback):
         if trainer.strategy.broadcast(hopeless):
             trainer.should_stop = True
             if trainer.is_global_zero:
-                had = f"{len(others)} trials had {abs(median(others)):.4f}"
-                line = f"pruned after epoch {done}: {self.monitor} {abs(best):.4f}, {had}"
+                had = f"{len(others)} trials is {abs(median(others)):.4f}"
+                line = f"pruned after epoch {done}: {self.monitor} {abs(best):.4f}, the median of {had}"
                 write_atomically(self.folder / PRUNED, f"{line}\n")
-                print(line, flush=True)
+                print_line(line)
 
     def _others(self, epochs: int) -> list[float]:
         """Return the mean metric of each other trial on the same data over its first `epochs`, larger being better."""
@@ -115,13 +112,17 @@ class Pruning(Callback):
 
 
 class HistoryLogger(Checkpoint):
-    """Writes `history.csv` and `history.json` into `folder`, and prints one line, at the end of each epoch.
+    """Writes `history.csv` and `history.json` into `folder`, and prints one row of a table, at the end of each epoch.
 
     A `Checkpoint` by type only: Lightning calls those after the module, whose new row of history this prints.
+    `checkpoint` knows which epoch is the best so far.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, checkpoint: CheckpointCallback) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
+        self._heading: str | None = (
+            f"{'':13}{'train loss':>11}{'accuracy':>10}{'val loss':>10}{'accuracy':>10}{'lr':>10}"
+        )
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Write the files and print the epoch's line."""
@@ -133,46 +134,83 @@ class HistoryLogger(Checkpoint):
         history_json(self.folder / "history.json", rows)
         if in_notebook():  # where `NotebookProgress` shows them
             return
-        row, values = rows[-1], [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
-        line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}  train loss {row['train_loss']:.4f}"
-        line += f" accuracy {row['train_accuracy']:.2%}"
-        if row["val_loss"] is not None:
-            best = "  best yet" if row["val_accuracy"] == max(values) and values.count(row["val_accuracy"]) == 1 else ""
-            line += f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.2%}{best}"
-        print(f"{line}  lr {row['lr']:.2e}  {row['seconds']:.1f} s", flush=True)
+        if self._heading:
+            print(f"{self._heading}{'time':>8}", flush=True)
+            self._heading = None
+        row = rows[-1]
+        line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}".ljust(13)
+        for loss, accuracy, width in (("train_loss", "train_accuracy", 11), ("val_loss", "val_accuracy", 10)):
+            values = ("-", "-") if row[loss] is None else (f"{row[loss]:.4f}", f"{row[accuracy]:.2%}")
+            line += f"{values[0][:9]:>{width}}{values[1]:>10}"
+        best = "  best" if row["val_loss"] is not None and self.checkpoint.improves(trainer) else ""
+        print(f"{line}{row['lr']:>10.2e}{row['seconds']:>6.1f} s{best}", flush=True)
 
 
 class ProgressBar(Callback):
-    """One bar for the running epoch, on a terminal only; the epoch's line replaces it."""
+    """One bar at a time, for the batches of the epoch or of its validation, on a terminal only; it leaves nothing behind.
+
+    A bar begins with the first batch: before that, images may be prepared or features computed, which have their own bar.
+    """
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
+        self._bar = ExitStack()
+        self._advance: Callable[[int], object] | None = None
 
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Show a new bar."""
-        console = Console(stderr=True)
-        if trainer.is_global_zero and console.is_terminal:
-            columns = TextColumn("epoch {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            self._progress = Progress(*columns, console=console, transient=True)
-            self._progress.add_task(f"{trainer.current_epoch + 1}", total=int(trainer.num_training_batches))
-            self._progress.start()
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, index: int) -> None:
+        """Show the epoch's bar, unless it is there."""
+        self._show(trainer, "batch", int(trainer.num_training_batches), index)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         """Advance the bar."""
-        if self._progress:
-            self._progress.advance(self._progress.task_ids[0])
+        if self._advance:
+            self._advance(1)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove the epoch's bar."""
+        self._hide()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Show the validation's bar, unless it is there."""
+        self._show(trainer, "validation batch", int(sum(trainer.num_val_batches)), batch_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar."""
+        if self._advance:
+            self._advance(1)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove the validation's bar."""
+        self._hide()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Remove the bar."""
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
+        """Remove the bar: the epoch's line replaces it."""
+        self._hide()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Remove the bar, so that the message stands on a line of its own."""
-        self.on_train_epoch_end(trainer, module)
+        self._hide()
+
+    def _show(self, trainer: Trainer, what: str, total: int, done: int) -> None:
+        if not self._advance:
+            label = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, {what}"
+            self._advance = self._bar.enter_context(progress_bar(label, total, shown=trainer.is_global_zero))
+            self._advance(done)
+
+    def _hide(self) -> None:
+        self._bar.close()
+        self._advance = None
 
 
 class StopOnNonFinite(Callback):

@@ -81,9 +81,8 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save the epoch, and copy it to `best.ckpt` if it is better than all before; a tie doesn't replace the best."""
-        metric = trainer.callback_metrics.get(self.config.monitor)
-        value = float(metric) if metric is not None else None
-        improved = value is None or self.best_value is None or self._better(value, self.best_value)
+        value = self._value(trainer)
+        improved = self.improves(trainer)
         improved = improved or not (self.folder / "best.ckpt").is_file()  # resumed from another run's checkpoint
         if improved:
             self.best_value, self.best_epoch = value, trainer.current_epoch + 1
@@ -118,6 +117,15 @@ class CheckpointCallback(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value and epoch."""
         self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+
+    def improves(self, trainer: Trainer) -> bool:
+        """Return whether the epoch that ends is better than all before, by the monitored metric, or has none."""
+        value = self._value(trainer)
+        return value is None or self.best_value is None or self._better(value, self.best_value)
+
+    def _value(self, trainer: Trainer) -> float | None:
+        metric = trainer.callback_metrics.get(self.config.monitor)
+        return float(metric) if metric is not None else None
 
     def _better(self, value: float, best: float) -> bool:
         if math.isnan(best):

@@ -96,7 +96,7 @@ class LoaderFeatures:
         spec = RowSpec("features", name, identity, stem.shape, "float32", {"root": str(root), "images": content})
         store = open_store(cache, spec, count)
         assert store is not None
-        self.cached = CachedRows(store, count, "features", self._keys, self._make)
+        self.cached = CachedRows(store, count, ("computing features", "features computed"), self._keys, self._make)
 
     def ready(self) -> bool:
         """Return whether the part of the network that computes them is still frozen."""

@@ -51,7 +51,7 @@ class ResumePoint:
         """Return the line that tells where the run continues; the first epoch is 1."""
         trained = self.stopped_early or self.epochs >= max_epochs > 0
         where = "with its evaluation" if trained else f"in epoch {self.epochs + 1}"
-        return f"continues {where}, after {self.checkpoint['global_step']:,} steps, from {self.path}"
+        return f"continues {where}, after {self.checkpoint['global_step']:,} steps, from {self.path.name}"
 
     def check_data(self, data: ImageDataModule) -> None:
         """Raise `CheckpointError`, naming the difference, if classes or files aren't those of the checkpoint."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imgclf.config import RunConfig
-from imgclf.console import lines_of_model, print_lines_to_copy, silence_library_logs
+from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
 from imgclf.data.loader import worker_failure
 from imgclf.errors import CheckpointError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
@@ -92,8 +92,8 @@ def _announce(run: Run) -> None:
         check_before_training(data, plan.folder)
     print_network(run.classifier.network, run.classifier.preprocess)
     if run.features:
-        print(run.features.describe(), flush=True)
-    print(f"run folder: {plan.folder}", flush=True)
+        print_line(run.features.describe())
+    print(f"run folder: {shell_path(plan.folder)}", flush=True)
     if plan.resume:
         print(plan.resume.describe(plan.config.trainer.max_epochs), flush=True)
 

@@ -18,7 +18,7 @@ def test_lines_to_copy_are_relative_quoted_and_a_link_where_a_report_is(
     assert capsys.readouterr().out.splitlines() == [
         "model    'my run/50 %/checkpoints/best.ckpt'",
         f"report   {tmp_path.as_uri()}/my%20run/50%20%25/report.html",
-        "predict  imgclf predict 'my run/50 %/checkpoints/best.ckpt' image.jpg",
+        "predict  imgclf predict 'my run/50 %' image.jpg",
     ]
 
 

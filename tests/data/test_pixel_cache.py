@@ -187,7 +187,9 @@ def test_bad_image_raises_its_name_and_earlier_chunks_stay_cached(
         epoch(module(root))
     bad.write_bytes(whole)
     assert same(epoch(module(root)), epoch(module(root, cache="off")))
-    assert "pixels: 176 computed" in capsys.readouterr().out  # of 240: the chunk of 64 before the bad image was cached
+    assert (
+        "images prepared: 176 in" in capsys.readouterr().out
+    )  # of 240: the chunk of 64 before the bad image was cached
 
 
 def test_hanging_file_raises_run_error(tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +212,9 @@ def test_full_cache_is_one_line_and_the_run_continues(
     first, _ = epoch(data), epoch(data, 1)
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
-    assert "pixels: not cached, 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in printed
+    assert (
+        "images prepared, but not cached: 0.00 GB more than the 0.00 GB in use would exceed cache_gb=1e-06" in printed
+    )
     assert len(decoded) == 72  # both epochs
     assert same(first, epoch(module(colours, cache="off")))
 
@@ -225,7 +229,7 @@ def test_full_disk_is_one_line_and_the_run_continues(
 
     monkeypatch.setattr(DiskStore, "add", full)
     assert same(epoch(module(colours)), epoch(module(colours, cache="off")))
-    assert "pixels: not cached, No space left on device" in capsys.readouterr().out
+    assert "images prepared, but not cached: No space left on device" in capsys.readouterr().out
 
 
 def test_cache_folder_that_cannot_be_created_is_one_line_and_the_run_continues(
@@ -234,7 +238,7 @@ def test_cache_folder_that_cannot_be_created_is_one_line_and_the_run_continues(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "file"))
     assert same(epoch(module(colours)), epoch(module(colours, cache="off")))
-    assert capsys.readouterr().out.startswith("pixels: not cached, ")
+    assert capsys.readouterr().out.startswith("images prepared, but not cached: ")
 
 
 def test_interrupted_build_keeps_the_finished_chunk(tmp_path: Path, decoded: list[str]) -> None:

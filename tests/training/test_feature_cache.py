@@ -121,7 +121,7 @@ def test_features_without_a_disk_cache_are_cached_in_memory(run_tiny: Run, kind:
 
 def test_features_over_the_budget_are_computed_each_epoch(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
     uncached = run_tiny("model.freeze=all", "cache_gb=0")
-    assert "features: not cached" in capsys.readouterr().out
+    assert "features computed, but not cached" in capsys.readouterr().out
     assert forwards(uncached) == 2 * (36 + 12) + 12 + 15  # each epoch, and validation and test in the end
     assert_same_run(uncached, run_tiny("model.freeze=all", "features=off"))
 
