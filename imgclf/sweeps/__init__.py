@@ -7,13 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imgclf.sweeps.comparison import compare_runs
     from imgclf.sweeps.leaderboard import finish_sweep, read_sweep, write_leaderboard
     from imgclf.sweeps.trials import run_trial
 
-__all__ = ["compare_runs", "finish_sweep", "read_sweep", "run_trial", "write_leaderboard"]
+__all__ = ["finish_sweep", "read_sweep", "run_trial", "write_leaderboard"]
 
-_HOMES = {"compare_runs": "comparison", "run_trial": "trials"}
+_HOMES = {"run_trial": "trials"}
 
 
 def __getattr__(name: str) -> Any:

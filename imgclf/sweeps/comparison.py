@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,16 +13,29 @@ from typing import Any
 
 import yaml
 
+from imgclf.config import RunConfig
 from imgclf.errors import DataError
 from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.evaluation.classification import format_accuracy
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.schema import flatten
 
-__all__ = ["Comparison", "McNemarResult", "Run", "compare_runs", "mcnemar", "read_run"]
+__all__ = ["Comparison", "McNemarResult", "Run", "compare_runs", "mcnemar", "read_run", "write_comparisons"]
 
-# Settings that say where a run was, not what it was.
-PLACES = ("data_dir", "ckpt_path", "resume", "tags", "task_name", "report", "cache", "cache_gb", "check")
+# Of the settings that a resumed run may change, those that results depend on.
+_MATTER = (
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "model.pretrained",
+    "model.weights",
+    "dataset.exclude",
+)
+# Of the others, those that say where files lie and how fast the run is.
+_RUNTIME = ("dataset.splits", "engine", "features", "trainer.benchmark")
+# What decides which images are in which split.
+_SPLIT = ("name", "splits", "classes", "holdout", "val_fraction", "test_fraction", "split_seed")
+_WIDTH = 20  # characters of a name or value in a table
 SIGNIFICANT = 0.05
 
 
@@ -49,13 +63,36 @@ class Run:
         values = self.metrics.get(split)
         return accuracy_interval(values["correct"], values["count"]) if values else None
 
-    def format_accuracy(self, split: str) -> str:
+    def format_accuracy(self, split: str, counts: bool = True) -> str:
         """Return the accuracy on a split with its exact 95 % interval: "68 of 75, 90.7 % (81.7-96.2)"."""
         if not (interval := self.interval(split)):
             return "-"
         low, high = interval
-        values = self.metrics[split]
-        return f"{format_accuracy(values['correct'], values['count'])} ({100 * low:.1f}-{100 * high:.1f})"
+        text = format_accuracy(self.metrics[split]["correct"], self.metrics[split]["count"])
+        return f"{text if counts else text.rpartition(', ')[2]} ({100 * low:.1f}-{100 * high:.1f})"
+
+    def difference(self, other: "Run") -> str | None:
+        """Return in what the data of the two runs differ, None where they have the same test images or splits."""
+        tested = [{file: true for file, (true, _) in run.predictions.items()} for run in (self, other)]
+        if all(tested) and tested[0] == tested[1]:
+            return None
+        if self.settings and other.settings:
+            for key in _SPLIT:
+                if self._setting(f"dataset.{key}") != other._setting(f"dataset.{key}"):
+                    names = f": {self.settings['dataset.name']}, {other.settings['dataset.name']}" * (key == "name")
+                    return f"dataset.{key} differs{names}"
+        elif not all(tested):
+            return "what they were tested on is not known"
+        return "the test images differ" if any(tested) else None
+
+    def value(self, key: str) -> str:
+        """Return the value of a setting as text; "on" for a group of settings, "-" for none."""
+        value = self.settings.get(key)
+        return ("on" if len(self._setting(key)) > (key in self.settings) else "-") if value is None else str(value)
+
+    def _setting(self, key: str) -> dict[str, object]:
+        """Return a setting, or all settings of a group, by dotted key."""
+        return {name: value for name, value in self.settings.items() if f"{name}.".startswith(f"{key}.")}
 
 
 @dataclass(frozen=True)
@@ -84,64 +121,95 @@ class McNemarResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`runs`, the best by validation first, and the dotted `keys` of the settings in which they differ."""
+    """`runs` on the same data, the best by validation first, and the dotted `keys` of the settings in which they differ."""
 
     runs: Sequence[Run]
     keys: Sequence[str]
 
     @property
-    def header(self) -> list[str]:
-        """The columns of `rows`."""
-        return ["run", "validation", "test", "epochs", *self.keys]
+    def title(self) -> str:
+        """The data set, and the number of its test images: "cards, 265 test images"."""
+        name = next((str(run.settings["dataset.name"]) for run in self.runs if "dataset.name" in run.settings), "")
+        tested = next((values["count"] for run in self.runs if (values := run.metrics.get("test"))), None)
+        return ", ".join(part for part in (name, f"{tested:,} test images" if tested else "") if part) or "other data"
 
     @property
-    def rows(self) -> list[list[str]]:
-        """One row per run: name, validation, test, epochs, then the settings in which they differ."""
+    def names(self) -> list[str]:
+        """The names of the runs, shortened where they stay apart."""
+        for width in (_WIDTH, 2 * _WIDTH, 4 * _WIDTH):
+            short = [shortened(run.name, width) for run in self.runs]
+            if len(set(short)) == len(short):
+                return short
+        return [run.name for run in self.runs]
+
+    @property
+    def results(self) -> list[list[str]]:
+        """One row per run for 80 columns: name, validation, test, epochs."""
         return [
-            [
-                run.name,
-                run.format_accuracy("val"),
-                run.format_accuracy("test"),
-                str(len(run.history) or "-"),
-                *("-" if (value := run.settings.get(key)) is None else str(value) for key in self.keys),
-            ]
-            for run in self.runs
+            [name, run.format_accuracy("val", False), run.format_accuracy("test", False), str(len(run.history) or "-")]
+            for name, run in zip(self.names, self.runs, strict=True)
         ]
+
+    @property
+    def settings(self) -> list[list[str]]:
+        """One row per setting in which the runs differ: the key, and the value of each run."""
+        return [[shortened(key, 30), *(shortened(run.value(key)) for run in self.runs)] for key in self.keys]
 
     @property
     def tests(self) -> list[McNemarResult]:
         """McNemar's test for each pair of runs that were tested on the same images."""
         results = []
-        for first, second in combinations(self.runs, 2):
+        for (name, first), (other, second) in combinations(zip(self.names, self.runs, strict=True), 2):
             same = first.predictions.keys() & second.predictions.keys()
-            if not same or any(first.predictions[file][0] != second.predictions[file][0] for file in same):
+            if not same:
                 continue
             hits = [(_is_hit(first.predictions[file]), _is_hit(second.predictions[file])) for file in same]
             only_first, only_second = hits.count((True, False)), hits.count((False, True))
             p = mcnemar(only_first, only_second)
-            results.append(McNemarResult(first.name, second.name, len(same), only_first, only_second, p))
+            results.append(McNemarResult(name, other, len(same), only_first, only_second, p))
         return results
 
-    def write(self, folder: Path) -> list[str]:
-        """Write compare.csv, and compare.png with all validation curves, and return the names of the files written."""
-        write_csv(folder / "compare.csv", self.header, self.rows)
-        curves = [(run.name, run.history) for run in self.runs if run.history]
-        if not curves:
-            return ["compare.csv"]
-        from imgclf.report.plots import plot_runs  # here, because it loads matplotlib
 
-        plot_runs(curves, folder / "compare.png")
-        return ["compare.csv", "compare.png"]
+def compare_runs(folders: Sequence[Path]) -> list[Comparison]:
+    """Return one comparison for each data set, or selection of test images, of the runs or evaluations in `folders`.
 
-
-def compare_runs(folders: Sequence[Path]) -> Comparison:
-    """Return the comparison of the runs, or evaluations, in `folders`; raises `DataError`."""
-    absolute = list(dict.fromkeys(folder.absolute() for folder in folders))
+    Raises `DataError` for a folder without a run.
+    """
+    absolute = list(dict.fromkeys(folder.resolve() for folder in folders))  # latest may be one of the others
     runs = [read_run(folder, name) for folder, name in zip(absolute, _names(absolute), strict=True)]
     runs.sort(key=lambda run: (run.validation is None, -(run.validation or 0.0)))
-    settings = [run.settings for run in runs if run.settings]
-    keys = sorted({key for one in settings for key in one if key.partition(".")[0] not in PLACES})
-    return Comparison(runs, [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1])
+    groups: list[list[Run]] = []
+    for run in runs:
+        group = next((group for group in groups if group[0].difference(run) is None), None)
+        if group:
+            group.append(run)
+        else:
+            groups.append([run])
+    return [Comparison(group, _differing(group)) for group in groups]
+
+
+def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[str]:
+    """Write compare.csv, and compare.png with all validation curves, and return the names of the files written."""
+    keys = sorted({key for comparison in comparisons for key in comparison.keys})
+    runs = [(one.title, run) for one in comparisons for run in one.runs]
+    rows = [
+        [
+            title,
+            run.name,
+            *map(run.format_accuracy, ("val", "test")),
+            str(len(run.history) or "-"),
+            *map(run.value, keys),
+        ]
+        for title, run in runs
+    ]
+    write_csv(folder / "compare.csv", ["data", "run", "validation", "test", "epochs", *keys], rows)
+    curves = [(run.name, run.history) for _, run in runs if run.history]
+    if not curves:
+        return ["compare.csv"]
+    from imgclf.report.plots import plot_runs  # here, because it loads matplotlib
+
+    plot_runs(curves, folder / "compare.png")
+    return ["compare.csv", "compare.png"]
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -175,6 +243,34 @@ def mcnemar(only_first: int, only_second: int) -> float:
     apart, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(apart, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**apart)
+
+
+def shortened(text: str, width: int = _WIDTH) -> str:
+    """Return the text in at most `width` characters: of a path its end, of anything else both ends."""
+    if len(text) <= width:
+        return text
+    last = text.rpartition("/")[2]
+    if text.startswith(("/", "~")) and len(last) < width - 1:
+        return f"…/{last}"
+    return f"{text[: width // 3]}…{text[len(text) - (width - 1 - width // 3) :]}"
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Return the settings in which the runs differ and that results depend on."""
+    settings = [run.settings for run in runs if run.settings]
+    hidden = (*(key for key in RunConfig.keys_with("may_change") if key not in _MATTER), *_RUNTIME)
+    prefixes = tuple(f"{key}." for key in hidden)
+    keys = sorted({key for one in settings for key in one if not f"{key}.".startswith(prefixes)})
+    return [key for key in keys if _differs(key, settings)]
+
+
+def _differs(key: str, settings: Sequence[Mapping[str, object]]) -> bool:
+    """Return whether a setting differs among those that have its group, or a group is there for some only."""
+    if len({any(name.startswith(f"{key}.") for name in one) for one in settings}) > 1:
+        return True
+    groups = [key[: match.start()] for match in re.finditer(r"\.", key)]
+    values = [one.get(key) for one in settings if all(one.get(group, "") is not None for group in groups)]
+    return len(set(map(repr, values))) > 1
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from scipy.stats import binomtest
+from support.run_files import read_rows
 
 from imgclf.compare import main
+from imgclf.files import run_folder
 from imgclf.sweeps.comparison import mcnemar
 
 
@@ -27,22 +30,102 @@ def test_compare_prints_and_writes_how_runs_differ(
     assert "optimizer.lr" in out and "trainer.max_epochs" in out and "data_dir" not in out
     metrics = [json.loads((run / "metrics.json").read_text())["val"]["accuracy"] for run in (tiny_run, worse)]
     assert metrics[0] > metrics[1]
-    lines = (tmp_path / "out" / "compare.csv").read_text().splitlines()
-    assert lines[0].startswith("run,validation,test,epochs") and len(lines) == 3
-    assert lines[1].split(",")[0] in str(tiny_run)  # the best by validation first
+    rows = read_rows(tmp_path / "out" / "compare.csv")
+    assert list(rows[0])[:5] == ["data", "run", "validation", "test", "epochs"] and len(rows) == 2
+    assert rows[0]["run"] in str(tiny_run)  # the best by validation first
+    assert rows[0]["data"] == "folders, 15 test images" and " of 12, " in rows[0]["validation"]
     assert "on the same 15 test images" in out and "McNemar" in out
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_on_other_test_images_are_not_tested_against_each_other(
+def copied(run: Path, folder: Path, tested: str = "", **changes: dict[str, object]) -> Path:
+    """Copy what is compared of a run, with other test images and settings by group; return the new folder."""
+    folder.mkdir(parents=True)
+    for name in ("metrics.json", "history.csv", "config.yaml", "predictions_test.csv"):
+        shutil.copy(run / name, folder)
+    path = folder / "predictions_test.csv"
+    path.write_text(path.read_text().replace("/test/", f"/{tested or 'test'}/"))
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    for group, values in changes.items():
+        (settings if group == "top" else settings[group]).update(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "the test images differ"),
+        ({"dataset": {"name": "birds"}}, "dataset.name differs: "),
+        ({"dataset": {"split_seed": 3}}, "dataset.split_seed differs"),
+    ],
+)
+def test_runs_on_other_data_have_a_table_of_their_own(
+    changes: dict[str, dict[str, object]],
+    reason: str,
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = copied(tiny_run, tmp_path / "other", "elsewhere", **changes)
+    assert main([str(tiny_run), str(other)]) == 2
+    out, err = capsys.readouterr()
+    assert "McNemar" not in out and out.count("15 test images") == 2
+    assert err.startswith(f"imgclf: these runs can't be compared: {reason}") and err.count("\n") == 1
+    third = copied(other, tmp_path / "third", optimizer={"lr": 0.5})
+    assert main([str(tiny_run), str(other), str(third), "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("McNemar") == 1 and out.count("15 test images") == 3 and err == ""
+    assert f"runs in different tables can't be compared: {reason}" in out
+    assert len(read_rows(tmp_path / "out" / "compare.csv")) == 3
+
+
+def test_table_has_only_the_settings_that_matter_in_80_columns(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(tiny_run, other)
-    path = other / "predictions_test.csv"
-    path.write_text(path.read_text().replace("/test/", "/elsewhere/"))
+    runtime = {"task_name": "x", "tags": ["y"], "cache": "off", "data_dir": "/z", "report": None, "engine": "eager"}
+    other = copied(
+        tiny_run,
+        tmp_path / ("a_folder_with_a_long_name" * 3),
+        top={**runtime, "seed": 7},
+        dataset={"num_workers": 5, "augment": {"rotation_degrees": 3.0, "zoom": 0.1}},
+        trainer={"accelerator": "gpu", "devices": 2},
+        callbacks={"early_stopping": None},
+        model={
+            "backbone_kwargs": {"layers": list(range(40))},
+            "weights": f"/models/{'deep/' * 20}weights.pth",
+            "name": "mine",
+        },
+        checkpoint={"every_minutes": 1.0},
+        logger={"name": "csv"},
+    )
     assert main([str(tiny_run), str(other)]) == 0
-    assert "McNemar" not in capsys.readouterr().out
+    table = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "│┃┏└┡"]
+    assert max(map(len, table)) <= 80
+    shown = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in table if line.startswith("│")}
+    keys = {key for key in shown if "." in key or key == "seed"}
+    assert {key for key in keys if not key.startswith("model.back")} == {
+        "callbacks.early_stopping",
+        "dataset.augment",
+        "model.weights",
+        "seed",
+    }
+    assert sorted(cell.strip() for cell in shown["callbacks.early_stopping"]) == ["-", "on"]
+    assert "…/weights.pth" in "".join(shown["model.weights"]) and "…" in "".join(shown["model.backbone_kwargs.layers"])
+
+
+def test_checkpoints_evaluations_and_latest_are_compared_with_runs(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_folder, "LATEST", tmp_path / "outputs" / "latest")
+    run_folder.mark_latest(copied(tiny_run, tmp_path / "newest"))
+    evaluation = copied(tiny_run, tmp_path / "evaluation")
+    (evaluation / "config.yaml").unlink()
+    assert main([str(tiny_run / "checkpoints" / "best.ckpt"), "latest", str(evaluation), str(tmp_path / "newest")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("folders, 15 test images") == 1 and out.count("McNemar") == 3 and "newest" in out
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err.startswith(f"imgclf: {tmp_path / 'nothing'}: no such file or folder; expected a run")
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"val": {"accuracy": 1}}', "[]"])
