@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the leaderboard, and write it as CSV and HTML; returns 2 for a folder without a sweep."""
+    """Print the leaderboard and the best trial, and write CSV and HTML; returns 2 for a folder without a sweep."""
     parser = CommandParser(
         prog="imgclf sweep",
         description="Rank the trials of a sweep by validation, during the sweep or after it.",

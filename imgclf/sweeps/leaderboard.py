@@ -1,4 +1,4 @@
-"""The leaderboard of a sweep: trials ranked by validation, seeds grouped, and the importance of each setting."""
+"""The leaderboard of a sweep: trials ranked by validation, seeds grouped, each named by the settings in which it differs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from statistics import fmean, stdev
 from typing import TypedDict
 
 from imgclf.config import MONITORS, CheckpointConfig
-from imgclf.console import print_table
+from imgclf.console import lines_of_model, print_lines_to_copy, print_table, shell_path
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import Run, read_run
+from imgclf.sweeps.importance import importance
 
-__all__ = ["Leaderboard", "finish_sweep", "page_data", "read_sweep", "write_leaderboard"]
+__all__ = ["Leaderboard", "Trial", "TrialGroup", "finish_sweep", "read_sweep", "write_leaderboard"]
 
 SEED, FRACTION = "seed", "dataset.fraction"
-BINS = 4  # for a setting with more values, all of them numbers
 _MEASURED = [
     (split, name) for split in ("val", "test") for name in ("accuracy", "loss", "macro_f1", "correct", "count")
 ]
@@ -47,6 +47,11 @@ class Trial:
     def state(self) -> str:
         """The state in its record, or "pruned" for a trial that finished early because others were better."""
         return "pruned" if self.record.state == "finished" and (self.folder / PRUNED).is_file() else self.record.state
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its best checkpoint is."""
+        return self.folder / "checkpoints" / "best.ckpt"
 
     @property
     def dataset(self) -> str:
@@ -116,6 +121,44 @@ class Leaderboard:
         return MONITORS.get(self.metric) == "min"
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """Each key's shortest ending that no other key has: "lr" for optimizer.lr."""
+        endings = {key: [".".join(key.split(".")[-n:]) for n in range(1, key.count(".") + 2)] for key in self.keys}
+        return {
+            key: next(one for one in mine if sum(one in other for other in endings.values()) == 1 or one == key)
+            for key, mine in endings.items()
+        }
+
+    def describe(self, overrides: Mapping[str, str]) -> str:
+        """Return what sets a trial or a group apart: "lr=0.01, seed=1"; of paths the last part, where that is enough."""
+        parts = []
+        for key, name in self.names.items():
+            if key in overrides:
+                values = {trial.overrides.get(key, "-") for trial in self.trials}
+                distinct = len({value.rpartition("/")[2] for value in values}) == len(values)
+                value = overrides[key]
+                parts.append(f"{name}={value.rpartition('/')[2] if distinct else value}")
+        return ", ".join(parts) or "no overrides"
+
+    @property
+    def ranked(self) -> list[tuple[int, Trial]]:
+        """(rank, trial) of the finished trials, the best first; trials that differ in their seed alone share a rank."""
+        sign = 1 if self.lower_is_better else -1
+        return [
+            (rank, trial)
+            for rank, group in enumerate(self.groups, start=1)
+            for trial in sorted(group.trials, key=lambda trial: sign * trial.value)
+        ]
+
+    @property
+    def winners(self) -> list[Trial]:
+        """The best trial of the best group of each data set."""
+        best: dict[str, Trial] = {}
+        for _, trial in self.ranked:
+            best.setdefault(trial.dataset, trial)
+        return list(best.values())
+
+    @property
     def importance(self) -> list[tuple[str, float]]:
         """Each key with the share of the values' variance that it explains, the largest first; a seed's is chance."""
         ranked = [trial for trial in self.trials if trial.finished]
@@ -152,7 +195,8 @@ def finish_sweep(folder: Path) -> int:
 
 def write_leaderboard(folder: Path) -> None:
     """Print and write the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
-    from imgclf.report.page import sweep_page  # here, because it loads OpenCV
+    from imgclf.report.page import sweep_page  # here, because these load OpenCV
+    from imgclf.sweeps.page import page_data
 
     board = read_sweep(folder)
     _print_board(board)
@@ -164,7 +208,24 @@ def write_leaderboard(folder: Path) -> None:
 
         plot_sizes(board.sizes, folder / "data_size.png")
         written.append("data_size.png")
-    print(f"{folder}: {', '.join(written)}", flush=True)
+    print(f"{shell_path(folder)}: {', '.join(written)}\n", flush=True)
+    _print_winners(board)
+
+
+def _print_winners(board: Leaderboard) -> None:
+    """Print the best trial's model, the page and how to predict; of several data sets, the best trial of each."""
+    page, winners = board.folder / "sweep.html", board.winners
+    lines = {"report": page.absolute().as_uri()}
+    for winner in winners:
+        on = f" on {winner.dataset}" if len(winners) > 1 else ""
+        print(f"best trial{on}: {board.describe(winner.overrides)}", flush=True)
+        if winner.checkpoint.is_file():
+            of_model = lines_of_model(winner.checkpoint, page if len(winners) == 1 else winner.folder / "report.html")
+            if len(winners) == 1:
+                lines = of_model
+            else:
+                print_lines_to_copy(of_model)
+    print_lines_to_copy(lines)
 
 
 def read_sweep(folder: Path) -> Leaderboard:
@@ -209,22 +270,23 @@ def _print_board(board: Leaderboard) -> None:
         accuracies = group.format_accuracy("val"), group.format_accuracy("test")
         rows.append([str(rank), *(group.overrides.get(key, "-") for key in keys), *accuracies, epochs, seconds])
     if rows:
-        print_table(["", *keys, "validation", "test", "epochs", "seconds"], rows)
+        print_table(["", *(board.names[key] for key in keys), "validation", "test", "epochs", "seconds"], rows)
         each = ", each data set by itself" if len({group.dataset for group in board.groups}) > 1 else ""
         print(f"ranked by {board.metric}{each}; look at test only for the trial that you choose")
     for trial in board.trials:
         if not trial.finished:
             reason = f": {trial.record.error}" if trial.record.error else ""
-            print(f"{trial.record.state}, {trial.epochs} epochs: {trial.folder.name}{reason}")
+            print(f"{trial.record.state}, {trial.epochs} epochs: {board.describe(trial.overrides)}{reason}")
 
 
 def _write_csv(board: Leaderboard, path: Path) -> None:
     """Write one row per trial, the best first, those that aren't finished last."""
-    ranks = {trial.folder: rank for rank, group in enumerate(board.groups, start=1) for trial in group.trials}
+    ranks = {trial.folder: rank for rank, trial in board.ranked}
     measured = [f"{split}_{name}" for split, name in _MEASURED]
     header = ["rank", "folder", "state", *board.keys, "value", *measured, "epochs", "seconds", "error"]
     rows = []
-    for trial in sorted(board.trials, key=lambda trial: ranks.get(trial.folder, len(ranks) + 1)):
+    unranked = [trial for trial in board.trials if trial.folder not in ranks]
+    for trial in [*(trial for _, trial in board.ranked), *unranked]:
         record, metrics = trial.record, trial.run.metrics if trial.run else {}
         overrides = [trial.overrides.get(key, "") for key in board.keys]
         values = [metrics.get(split, {}).get(name, "") for split, name in _MEASURED]
@@ -232,72 +294,3 @@ def _write_csv(board: Leaderboard, path: Path) -> None:
         ends = [trial.epochs, round(record.seconds, 1), record.error or ""]
         rows.append([ranks.get(trial.folder, ""), trial.folder.name, trial.state, *overrides, value, *values, *ends])
     write_csv(path, header, rows)
-
-
-def importance(levels: Sequence[str], values: Sequence[float]) -> float | None:
-    """Return the share of the variance of `values` that the `levels` of a setting explain beyond chance, from 0 to 1.
-
-    This is epsilon squared: T. L. Kelley, PNAS 21 (1935), 554. None where there are too few values. Numbers with more
-    than four levels are grouped by quartile.
-    """
-    levels = _quartiles(levels)
-    groups: dict[str, list[float]] = {}
-    for level, value in zip(levels, values, strict=True):
-        groups.setdefault(level, []).append(value)
-    free = len(values) - len(groups)
-    mean = fmean(values) if values else 0.0
-    total = sum((value - mean) ** 2 for value in values)
-    if len(groups) < 2 or free < 1 or not total > 0:
-        return None
-    within = sum((value - fmean(group)) ** 2 for group in groups.values() for value in group)
-    return min(1.0, max(0.0, (total - within - (len(groups) - 1) * within / free) / total))
-
-
-def _quartiles(levels: Sequence[str]) -> Sequence[str]:
-    if len(set(levels)) <= BINS:
-        return levels
-    try:
-        numbers = [float(level) for level in levels]
-    except ValueError:
-        return levels
-    order = sorted(range(len(numbers)), key=numbers.__getitem__)
-    quartiles = [""] * len(numbers)
-    for rank, index in enumerate(order):
-        quartiles[index] = str(rank * BINS // len(order))
-    return quartiles
-
-
-def page_data(board: Leaderboard) -> dict[str, object]:
-    """Return the content of the page, as `sweep.js` draws it."""
-    groups = [
-        {
-            "dataset": group.dataset,
-            "overrides": group.overrides,
-            "validation": group.format_accuracy("val"),
-            "test": group.format_accuracy("test"),
-        }
-        for group in board.groups
-    ]
-    trials = [
-        {
-            "folder": trial.folder.name,
-            "overrides": trial.overrides,
-            "state": trial.state,
-            "epochs": trial.epochs,
-            "value": trial.record.value if trial.finished else None,
-            "seconds": trial.record.seconds,
-            "error": trial.record.error,
-            "interval": trial.run.interval("val") if trial.run else None,
-        }
-        for trial in board.trials
-    ]
-    return {
-        "title": f"Sweep: {board.folder.absolute().name}",
-        "metric": board.metric,
-        "lower_is_better": board.lower_is_better,
-        "keys": board.keys,
-        "groups": groups,
-        "trials": trials,
-        "importance": board.importance,
-        "sizes": board.sizes,
-    }

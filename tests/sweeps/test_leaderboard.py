@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -11,7 +12,9 @@ from imgclf.errors import DataError
 from imgclf.files.run_folder import TrialRecord, write_record
 from imgclf.report.page import sweep_page
 from imgclf.sweep import main
-from imgclf.sweeps.leaderboard import importance, page_data, read_sweep
+from imgclf.sweeps.importance import importance
+from imgclf.sweeps.leaderboard import read_sweep
+from imgclf.sweeps.page import page_data
 
 from support.browser import NASTY, browse, needs_browser  # isort: skip
 
@@ -56,7 +59,7 @@ def test_damaged_trials_are_reported_and_the_others_ranked(tmp_path: Path, capsy
     (tmp_path / "other" / "trial.json").write_text("[]")
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "50 of 100" in out and "failed, 0 epochs: " in out and ": killed" in out and "running, 0 epochs" in out
+    assert "50 of 100" in out and "failed, 0 epochs: seed=1: killed\n" in out and "running, 0 epochs: seed=2\n" in out
     assert len(read_sweep(tmp_path).groups) == 1
 
 
@@ -87,38 +90,140 @@ def test_sizes_give_accuracy_by_number_of_training_images(tmp_path: Path, capsys
     assert main([str(tmp_path)]) == 0 and (tmp_path / "data_size.png").stat().st_size > 5000
 
 
+def test_names_are_the_settings_that_differ_in_short(tmp_path: Path) -> None:
+    for name, lr, seed in (("a/one.safetensors", "1e-3", "0"), ("b/two.safetensors", "1e-2", "1")):
+        overrides = {"optimizer.lr": lr, "model.head.name": "x", "model.weights": name, "seed": seed, "a.lr": lr}
+        fabricate(tmp_path, {**overrides, "dataset.split_seed": "3"})
+    board = read_sweep(tmp_path)
+    assert board.names == {"a.lr": "a.lr", "model.weights": "weights", "optimizer.lr": "optimizer.lr", "seed": "seed"}
+    names = [board.describe(trial.overrides) for trial in board.trials]
+    assert "a.lr=1e-3, weights=one.safetensors, optimizer.lr=1e-3, seed=0" in names
+    for weights in ("a/same.pth", "b/same.pth"):
+        fabricate(tmp_path / "paths", {"model.weights": weights})
+    board = read_sweep(tmp_path / "paths")
+    assert {board.describe(trial.overrides) for trial in board.trials} == {"weights=a/same.pth", "weights=b/same.pth"}
+
+
+def with_checkpoints(folder: Path) -> None:
+    for record in folder.glob("*/trial.json"):
+        (record.parent / "checkpoints").mkdir()
+        (record.parent / "checkpoints" / "best.ckpt").write_bytes(b"")
+
+
+def test_a_sweep_ends_in_the_lines_of_its_winner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lr, seed, value in (("1e-3", "0", 0.7), ("1e-2", "0", 0.8), ("1e-2", "1", 0.9), ("1e-3", "1", 0.95)):
+        fabricate(tmp_path / "rates", {"optimizer.lr": lr, "seed": seed}, value=value)
+    with_checkpoints(tmp_path / "rates")
+    monkeypatch.chdir(tmp_path)
+    assert main(["rates"]) == 0
+    winner = f"rates/{trial_folder('optimizer.lr=1e-2,seed=1')}"
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "best trial: lr=1e-2, seed=1",  # of the settings with the best mean, not the luckiest seed of others
+        f"model    {winner}/checkpoints/best.ckpt",
+        f"report   {(tmp_path / 'rates' / 'sweep.html').as_uri()}",
+        f"predict  imgclf predict {winner} image.jpg",
+    ]
+
+
+def test_a_sweep_over_data_sets_names_a_winner_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for dataset, lr, value in (("cards", "1e-3", 0.7), ("cards", "1e-2", 0.8), ("sports", "1e-3", 0.9)):
+        fabricate(tmp_path, {"dataset": dataset, "optimizer.lr": lr}, value=value)
+    with_checkpoints(tmp_path)
+    main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert (
+        "best trial on cards: dataset=cards, lr=1e-2\n" in out
+        and "best trial on sports: dataset=sports, lr=1e-3\n" in out
+    )
+    assert out.count("\npredict  imgclf predict ") == 2
+    assert out.splitlines()[-1] == f"report  {(tmp_path / 'sweep.html').as_uri()}"
+
+
+def test_trials_of_the_page_are_sorted_and_linked(tmp_path: Path) -> None:
+    for lr, seed, value in (("1e-3", "0", 0.7), ("1e-2", "0", 0.8), ("1e-2", "1", 0.9)):
+        fabricate(tmp_path, {"optimizer.lr": lr, "seed": seed, "model": NASTY}, value=value)
+    fabricate(
+        tmp_path, {"optimizer.lr": "7", "seed": "0", "model": NASTY}, "failed", error="out of memory", seconds=12.0
+    )
+    best = next(path for path in tmp_path.iterdir() if "1e-2" in path.name and "seed-1" in path.name)
+    (best / "report.html").write_text("report")
+    data: Any = page_data(read_sweep(tmp_path))
+    assert [(trial["rank"], trial["name"]) for trial in data["trials"]] == [
+        (1, "lr=1e-2, seed=1"),
+        (1, "lr=1e-2, seed=0"),
+        (2, "lr=1e-3, seed=0"),
+    ]
+    for trial in (*data["trials"], *data["unfinished"]):
+        assert (tmp_path / unquote(trial["href"])).exists() and ":" not in trial["href"]
+    assert data["trials"][0]["href"].endswith("/report.html") and data["trials"][1]["href"].endswith("/")
+    assert [(trial["name"], trial["error"]) for trial in data["unfinished"]] == [("lr=7, seed=0", "out of memory")]
+    assert data["winners"][0]["group"]["validation"] == "85.0 ± 7.1 % (2 seeds)"
+
+
 SCRIPT = """
+  const width = document.documentElement.clientWidth;
+  const box = element => element.getBoundingClientRect();
   const lines = [...document.querySelectorAll("polyline.trial")];
   out.lines = lines.length;
   lines.at(-1).dispatchEvent(new PointerEvent("pointerenter"));
   out.pointed = document.querySelector(".readout").textContent;
-  document.querySelectorAll("table.board th button")[0].click();
-  out.ranks = [...document.querySelectorAll("table.board tbody tr")].map(row => +row.cells[0].textContent);
+  out.names = [...document.querySelectorAll("table.trials td.name")].map(cell => cell.textContent);
+  out.hrefs = [...document.querySelectorAll("table.trials td.name a, .unfinished a")].map(a => a.getAttribute("href"));
+  out.heads = [...document.querySelectorAll("h2")].map(head => head.textContent);
+  out.unfinished = [...document.querySelectorAll(".unfinished li")].map(item => item.textContent);
+  const shown = element => box(element).width > 0;
+  out.ranks = [...document.querySelectorAll("table.trials tbody tr")].map(row => shown(row.cells[0])
+    ? row.cells[0].textContent : getComputedStyle(row.querySelector(".name"), "::before").content);
+  const texts = [...document.querySelectorAll("h1, h2, p, pre, td, th, li, .bars span, svg text, svg, code")].filter(shown);
+  out.outside = texts.filter(e => box(e).right > width + 1 || box(e).left < 0).map(e => e.outerHTML.slice(0, 90));
+  out.beyond = [...document.querySelectorAll("svg text")].filter(e => box(e).left < box(e.ownerSVGElement).left
+    || box(e).right > box(e.ownerSVGElement).right).map(e => e.textContent);
+  out.clipped = texts.filter(e => !e.closest("svg") && e.scrollWidth > e.clientWidth + 1 && e.clientWidth
+    && getComputedStyle(e).display !== "inline").map(e => e.outerHTML.slice(0, 90));
+  const labels = [...document.querySelectorAll(".parallel text")].map(box);
+  out.overlaps = labels.filter((a, i) => labels.some((b, j) => i < j && a.left < b.right - 1 && b.left < a.right - 1
+    && a.top < b.bottom - 4 && b.top < a.bottom - 4)).length;
   out.images = document.images.length;
   out.title = document.title;
-  out.heads = [...document.querySelectorAll("h2")].map(head => head.textContent);
-  out.rows = document.querySelectorAll("table.trials tbody tr").length;
-  out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  out.wide = document.documentElement.scrollWidth - width;
+  out.dark = getComputedStyle(document.body).backgroundColor === "rgb(20, 24, 31)";
+  const head = [...document.querySelectorAll("table.trials th button")].at(-1);
+  head.click();
+  out.seconds = [...document.querySelectorAll("table.trials tbody tr")].map(row => +[...row.cells].at(-1).textContent);
 """
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1180])
-def test_a_browser_opens_and_points_at_the_page_of_a_sweep(tmp_path: Path, width: int) -> None:
-    for number in range(12):
+@pytest.mark.parametrize("count", [3, 24])
+def test_a_browser_shows_all_of_the_page_on_a_phone_and_a_desktop(tmp_path: Path, count: int) -> None:
+    for number in range(count):
         overrides = {
             "optimizer.lr": str(10.0 ** -(number % 4)),
-            "model": NASTY if number % 2 else "vgg16",
-            "seed": str(number),
+            "model": NASTY if number % 2 else "mobilenetv3_large_100_and_a_long_name",
+            "model.head.dropout": str(number % 3 / 4),
+            "model.head.hidden": "[128]" if number < 12 else "[]",
+            "seed": str(number % 2),
         }
-        fabricate(tmp_path / "sweep", overrides, value=0.5 + number / 30)
-    fabricate(tmp_path / "sweep", {"optimizer.lr": "7", "model": NASTY}, "failed", error=NASTY)
-    page = sweep_page(page_data(read_sweep(tmp_path / "sweep")))
-    result, console = browse(page, SCRIPT, tmp_path, width)
-    assert result["errors"] == [] and console == "" and result["wide"] <= 0
-    assert (
-        result["lines"] == 12 and result["rows"] == 13 and result["images"] == 0 and result["title"].startswith("Sweep")
-    )
-    assert result["pointed"].startswith("86.7 %: ") and "optimizer.lr=0.001" in result["pointed"]
-    assert result["ranks"] in ([1, 2, 3, 4], [4, 3, 2, 1])
-    assert {"Leaderboard", "Parallel coordinates", "Importance of settings", "All trials"} <= set(result["heads"])
+        fabricate(tmp_path / "sweep", overrides, value=0.5 + number / 50, seconds=float(1000 - number))
+    fabricate(tmp_path / "sweep", {"optimizer.lr": "7", "model": NASTY}, "failed", error=f"{NASTY} " * 20)
+    with_checkpoints(tmp_path / "sweep")
+    data: Any = page_data(read_sweep(tmp_path / "sweep"))
+    for width in (390, 1280):
+        for dark in (False, True):
+            result, console = browse(sweep_page(data), SCRIPT, tmp_path, width, dark=dark)
+            assert result["errors"] == [] and console == "" and result["wide"] <= 0 and result["dark"] is dark
+            assert result["outside"] == [] and result["clipped"] == [] and result["beyond"] == []
+            assert result["overlaps"] == 0
+            assert result["names"] == [trial["name"] for trial in data["trials"]] and len(result["names"]) == count
+            assert result["ranks"] == [
+                str(trial["rank"]) if width == 1280 else f'"{trial["rank"]}. "' for trial in data["trials"]
+            ]
+            assert result["hrefs"] == [trial["href"] for trial in (*data["trials"], *data["unfinished"])]
+            assert len(result["unfinished"]) == 1 and "failed after 0 epochs, 0 s: </script>" in result["unfinished"][0]
+            assert result["lines"] == count and result["images"] == 0 and result["title"] == "Sweep: sweep"
+            assert result["pointed"].startswith(f"{50 + 2 * (count - 1):.1f} %: ") and ", seed=" in result["pointed"]
+            assert result["seconds"] == sorted(result["seconds"])
+            expected = {"Trials", "Not finished", "Parallel coordinates"}
+            assert expected | ({"Importance of settings"} if count > 3 else set()) <= set(result["heads"])

@@ -86,6 +86,11 @@ def test_a_sweep_ends_with_its_leaderboard(swept: tuple[Path, subprocess.Complet
     assert [row["rank"] for row in rows] == ["1", "1", "", ""] and {row["seed"] for row in rows} == {"0", "1"}
     assert {row["state"] for row in rows[2:]} == {"failed"} and all(row["error"] for row in rows[2:])
     assert Tags((folder / "sweep.html").read_text()).loads == []
+    (winner,) = board.winners
+    lines = done.stdout.splitlines()[-4:]
+    assert winner.checkpoint.is_file() and winner.value == pytest.approx(max(values))
+    assert lines[0] == f"best trial: {board.describe(winner.overrides)}" and lines[1].endswith("checkpoints/best.ckpt")
+    assert lines[2] == f"report   {(folder / 'sweep.html').as_uri()}" and winner.folder.name in lines[3]
 
 
 def test_each_trial_trains_with_its_own_seed(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
