@@ -281,7 +281,11 @@ class RunConfig(Settings):
     ckpt_path: str | None = changeable(None, "last: resume the run in hydra.run.dir; or a path.")
     resume: str | None = changeable(None, "Run to resume, with its own settings: `imgclf resume <run>`.")
     find: str | None = changeable(None, "Suggest a value instead of training.", choices=("lr", "batch_size"))
-    check: bool = changeable(False, "Run `imgclf check` on the data first.")
+    check: bool | str = changeable(
+        False,
+        "Check the data first, and stop at files that can't be read; exclude: train without them.",
+        choices=("false", "true", "exclude"),
+    )
     cache: str = changeable("disk", "Where decoded images and features are cached.", choices=("disk", "ram", "off"))
     cache_gb: float = changeable(32.0, "Size limit of the cache, in gigabytes.", low=0)
     features: str = setting(

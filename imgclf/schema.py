@@ -216,7 +216,8 @@ def _expected(options: Sequence[Any]) -> str:
 
 def _check_limits(value: Any, item: Field[Any], key: str) -> None:
     choices = item.metadata.get("choices")
-    if choices and value is not None and value not in choices:
+    word = str(value).lower() if isinstance(value, bool) else value
+    if choices and value is not None and word not in choices:
         raise ConfigError(f"{key}={value!r}: expected one of {', '.join(choices)}")
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return

@@ -3,16 +3,25 @@
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from imgclf.config import CheckConfig
-from imgclf.console import make_console, print_lines_to_copy, progress_bar, quoted_override, silence_library_logs
+from imgclf.console import (
+    make_console,
+    print_line,
+    print_lines_to_copy,
+    progress_bar,
+    quoted_override,
+    silence_library_logs,
+)
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
-from imgclf.data.manifest import relative_paths
+from imgclf.data.manifest import read_exclusion, relative_paths
+from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import require_unused
 from imgclf.quality.findings import Finding, Report, examine, verdict
@@ -21,7 +30,9 @@ from imgclf.quality.quick import draw_samples, quick_scan
 from imgclf.quality.scan import Scan, scan
 from imgclf.report.page import shrunk
 
-__all__ = ["check_before_training", "check_data"]
+__all__ = ["EXCLUDED", "check_before_training", "check_data"]
+
+EXCLUDED = "excluded.json"  # what a run with check=exclude trains without
 
 # Unreadable and stray files, and groups of duplicates, that the console names; check.json names all.
 LISTED, EXAMPLES = 20, 3
@@ -51,23 +62,48 @@ def check_data(config: CheckConfig, folder: Path, words: Sequence[str] = ()) -> 
     return 1 if report["findings"] else 0
 
 
-def check_before_training(data: ImageDataModule, folder: Path) -> None:
-    """Check the data of a run, write check.json and check.html into its `folder`, and print one line."""
+def check_before_training(data: ImageDataModule, folder: Path, exclude: bool = False) -> None:
+    """Check the data of a run, write check.json and check.html into its `folder`, and print what was found.
+
+    Files that can't be read raise `DataError`, unless `exclude`: then `EXCLUDED` in the folder names them and the files
+    that the data leaves out already, for `dataset.exclude`.
+    """
     splits = list(data.samples.values())
     with progress_bar("checking", sum(map(len, splits))) as advance:
         scanned = scan(splits, None, advance)
     report = _write(data, scanned, folder, _command((), folder.absolute()))
-    findings = [f"{finding['title'].lower()} ({finding['images']:,} images)" for finding in report["findings"]]
-    advice = f"; dataset.exclude={folder / 'check.json'} leaves {len(report['exclude']):,} out"
-    print(f"check: {', '.join(findings) or 'clean'}{advice if report['exclude'] else ''}", flush=True)
+    unreadable = [entry for entry in report["exclude"] if entry["why"] == "unreadable"]
+    findings = [finding for finding in report["findings"] if finding["kind"] != "unreadable"]
+    if unreadable:
+        names = [entry["path"] for entry in unreadable]
+        shown = names if len(names) <= 3 else names[:2]
+        more = f" and {len(names) - 2:,} more" if len(names) > 3 else ""
+        problem = f"check: {len(names):,} file{'s' * (len(names) > 1)} can't be read"
+        if not exclude:
+            raise DataError(
+                f"{problem}: {', '.join(shown)}{more}; pass check=exclude to train without them, or repair them "
+                f"({folder / 'check.html'} shows all findings)"
+            )
+        verb = "are" if len(names) > 1 else "is"
+        print_line(f"{problem} and {verb} left out: {', '.join(shown)}{more}")
+    if findings or not unreadable:
+        texts = [f"{finding['title'].lower()} ({finding['images']:,} images)" for finding in findings]
+        print_line(f"check: {', '.join(texts) or 'clean'}")
+    if others := len(report["exclude"]) - len(unreadable):
+        print(f"check: {others:,} of these would be left out by\n  {_command((), folder.absolute())}", flush=True)
+    if exclude:
+        before = read_exclusion(data.settings.exclude).entries if data.settings.exclude else {}
+        entries = [
+            {"split": split, "path": path, "why": "dataset.exclude"} for (split, path) in Counter(before).elements()
+        ]
+        parts = {key: report[key] for key in ("format", "name", "root", "classes")}
+        _write_json(folder / EXCLUDED, {**parts, "exclude": [*entries, *unreadable]})
 
 
 def _write(data: ImageDataModule, scanned: Scan, folder: Path, command: str) -> Report:
     samples, scanned = draw_samples(data, scanned)
     report = examine(data, scanned)
-    # A file name that is not valid text holds lone surrogates; JSON and readers take their escapes.
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / "check.json", text.encode("utf-8", "backslashreplace"))
+    _write_json(folder / "check.json", report)
     rows: dict[tuple[str, str], int] = {}
     for split, some in data.samples.items():
         rows |= {(split, path): row for row, path in enumerate(relative_paths(some.items, data.root))}
@@ -75,6 +111,12 @@ def _write(data: ImageDataModule, scanned: Scan, folder: Path, command: str) -> 
     page = check_page(report, Shown(images, samples, command))
     write_atomically(folder / "check.html", page.encode("utf-8", "backslashreplace"))
     return report
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write JSON; a file name that is not valid text holds lone surrogates, and JSON and readers take their escapes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _command(words: Sequence[str], folder: Path) -> str:

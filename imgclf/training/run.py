@@ -1,16 +1,21 @@
 """One run, from its settings to the files in its folder."""
 
+import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from imgclf.config import RunConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
 from imgclf.data.loader import worker_failure
-from imgclf.errors import CheckpointError, ImgclfError, RunError, one_line
+from imgclf.data.location import locate
+from imgclf.data.manifest import read_exclusion
+from imgclf.errors import CheckpointError, ImageError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import (
@@ -21,14 +26,14 @@ from imgclf.files.run_folder import (
     write_environment,
 )
 from imgclf.models.checkpoint import update_metadata
-from imgclf.quality import check_before_training, quick_notes
+from imgclf.quality import EXCLUDED, check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
 from imgclf.report.tables import metrics_json, write_evaluation
 from imgclf.signals import Interrupted, Signals, catch_signals
-from imgclf.training.build import Run, build_run, is_first_process
+from imgclf.training.build import Run, build_run, data_of, is_first_process
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.resume import plan_run, resume_command
+from imgclf.training.resume import RunPlan, plan_run, resume_command
 
 __all__ = ["train"]
 
@@ -47,7 +52,8 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
             print(plan.finished, flush=True)
             _print_end(folder)
         return plan.resume.best_value
-    with _stoppable(folder) as signals:
+    with _stoppable(folder) as signals, _unreadable(plan):
+        plan = _checked(plan)
         run = build_run(plan, signals)
         if run.trainer.is_global_zero:
             _announce(run)
@@ -82,14 +88,46 @@ def _stoppable(folder: Path) -> Iterator[Signals]:
             raise Interrupted(stop.signum, f"{stop}; {resume_command(folder)}") from None
 
 
+@contextmanager
+def _unreadable(plan: RunPlan) -> Iterator[None]:
+    """Tell in the error about an image that can't be read how to train without it."""
+    config = plan.config
+    try:
+        yield
+    except ImageError as error:
+        root = locate(config.dataset.name, config.data_dir)
+        words = [word for word in plan.overrides if word.startswith(("dataset", "data_dir", "+dataset"))]
+        command = shlex.join(["imgclf", "check", *(word for word in words if not word.startswith("dataset.exclude"))])
+        raise ImageError(
+            f"{str(error).removeprefix(f'{root}{os.sep}')}; run `{command}` and train with "
+            "dataset.exclude=<its check.json>, or pass check=exclude"
+        ) from None
+
+
+def _checked(plan: RunPlan) -> RunPlan:
+    """Check the data of a new run where its settings ask for it, and return the plan without the files that check=exclude
+    leaves out. A resumed run has the files that it began with; of several processes only the first checks.
+    """
+    config, excluded = plan.config, plan.folder / EXCLUDED
+    if not config.check or (config.check != "exclude" and (plan.resume or not is_first_process())):
+        return plan
+    if not plan.resume and is_first_process():
+        excluded.unlink(missing_ok=True)
+        check_before_training(data_of(config), plan.folder, config.check == "exclude")
+    elif not plan.resume:  # Lightning starts the others afterwards; torchrun and SLURM start all at once
+        while not excluded.is_file():
+            time.sleep(0.2)
+    if not excluded.is_file() or not read_exclusion(str(excluded)).entries:
+        return plan
+    return replace(plan, config=replace(config, dataset=replace(config.dataset, exclude=str(excluded.absolute()))))
+
+
 def _announce(run: Run) -> None:
     """Create the run's folder, and print its data, its network and where it continues."""
     plan, data = run.plan, run.data
     create_run_folder(plan.folder, plan.config.to_dict(), plan.overrides, resuming=plan.in_place)
     data.notes += quick_notes(data)
     print_data(data)
-    if plan.config.check and not plan.resume:
-        check_before_training(data, plan.folder)
     print_network(run.classifier.network, run.classifier.preprocess)
     if run.features:
         print_line(run.features.describe())

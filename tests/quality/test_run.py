@@ -243,13 +243,16 @@ def test_file_name_that_is_not_valid_text_is_reported(clean: Path, tmp_path: Pat
     assert sorted(paths(report, "repeats")[0]) == sorted([f"train/cat/{odd}", "train/cat/zz.png"])
 
 
-def test_check_before_training_prints_one_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_before_training_prints_findings_and_the_ready_override(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(clean / "valid" / "cat" / "00.png", clean / "train" / "cat" / "leak.png")
     check_before_training(data_of(composed("dataset=folders", f"data_dir='{clean}'")), tmp_path / "run")
-    printed = capsys.readouterr().out
-    assert (
-        printed.count("\n") == 1 and "duplicates in several splits (2 images)" in printed and "leaves 1 out" in printed
-    )
+    assert capsys.readouterr().out.splitlines() == [
+        "check: duplicates in several splits (2 images)",
+        "check: 1 of these would be left out by",
+        f"  dataset.exclude={tmp_path / 'run' / 'check.json'}",
+    ]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"check.json", "check.html"}
 
 

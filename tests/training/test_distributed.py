@@ -228,3 +228,13 @@ def test_torchrun_without_hydra_run_dir_is_refused(odd: Path, tmp_path: Path) ->
     environ = {**environment(tmp_path), "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environ)
     assert done.returncode == 2 and "hydra.run.dir" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_check_exclude_checks_in_one_of_two_processes_and_both_leave_the_files_out(odd: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(odd, data)
+    (data / "train" / "blue" / "000.png").write_bytes(b"nothing")
+    done = run(data, tmp_path / "place", *PAIR, "check=exclude", "trainer.max_epochs=1")
+    assert done.stdout.count("check: 1 file can't be read and is left out: train/blue/000.png") == 1
+    (folder,) = (path.parent for path in (tmp_path / "place").glob("outputs/**/metrics.json"))
+    assert read_json(folder / "metrics.json")["train"]["count"] == 48
