@@ -10,7 +10,7 @@ from imgclf.config import MONITORS, CheckpointConfig
 from imgclf.console import lines_of_model, print_lines_to_copy, print_table, shell_path
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials
+from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, mark_latest
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import Run, read_run
 from imgclf.sweeps.importance import importance
@@ -186,15 +186,16 @@ class Leaderboard:
 
 
 def finish_sweep(folder: Path) -> int:
-    """End a sweep with its leaderboard, if it has trials, and return how many failed."""
+    """End a sweep with its leaderboard, if it has trials, and return how many failed; the winner is the latest run then."""
     trials = find_trials(folder)
-    if trials:
-        write_leaderboard(folder)
+    winners = write_leaderboard(folder).winners if trials else []
+    if len(winners) == 1 and winners[0].checkpoint.is_file():
+        mark_latest(winners[0].folder)
     return sum(record.state == "failed" for _, record in trials)
 
 
-def write_leaderboard(folder: Path) -> None:
-    """Print and write the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
+def write_leaderboard(folder: Path) -> Leaderboard:
+    """Print, write and return the leaderboard of the sweep in `folder`, as it stands now; raises `DataError` for no trials."""
     from imgclf.report.page import sweep_page  # here, because these load OpenCV
     from imgclf.sweeps.page import page_data
 
@@ -210,6 +211,7 @@ def write_leaderboard(folder: Path) -> None:
         written.append("data_size.png")
     print(f"{shell_path(folder)}: {', '.join(written)}\n", flush=True)
     _print_winners(board)
+    return board
 
 
 def _print_winners(board: Leaderboard) -> None:

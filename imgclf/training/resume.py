@@ -12,7 +12,7 @@ from imgclf.config import RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
-from imgclf.files.run_folder import find_run, finished_epochs, require_unused
+from imgclf.files.run_folder import find_checkpoint, find_run, finished_epochs, require_unused
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.schema import flatten
 
@@ -130,7 +130,8 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
 
 
 def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
-    """Return the checkpoint that `ckpt_path=wanted` means: "last" for the newest valid one of the run in `folder`, or a path.
+    """Return the checkpoint that `ckpt_path=wanted` means: "last" for the newest valid one of the run in `folder`, or another
+    run's, by any name that `find_checkpoint` takes.
 
     `last.ckpt` is always the newest; if it can't be read, the other one with the most steps is used, and every skipped file is
     printed. Raises `CheckpointError` where there is none: a run never begins from scratch by mistake.
@@ -138,7 +139,7 @@ def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
     if not wanted:
         return None
     if wanted != "last":
-        return _read(wanted if "://" in wanted else Path(wanted).expanduser().absolute())
+        return _read(find_checkpoint(wanted).absolute())
     checkpoints = folder / "checkpoints"
     last, skipped = checkpoints / "last.ckpt", []
     others = [path for path in sorted(checkpoints.glob("*.ckpt")) if path != last]

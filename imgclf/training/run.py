@@ -178,7 +178,7 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
     epochs, forwards = len(run.classifier.history), run.features.forwards if run.features else None
     write_environment(folder, seconds, epochs, forwards)  # from here on the run counts as finished
-    if read_record(folder) is None:  # a sweep's trials aren't anyone's latest run
+    if read_record(folder) is None:  # of a sweep, the winner alone becomes the latest run
         mark_latest(folder)
     if run.plan.config.report is not False:
         from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib

@@ -9,11 +9,12 @@ import pytest
 
 from imgclf.cli.resolvers import trial_folder
 from imgclf.errors import DataError
+from imgclf.files import run_folder
 from imgclf.files.run_folder import TrialRecord, write_record
 from imgclf.report.page import sweep_page
 from imgclf.sweep import main
 from imgclf.sweeps.importance import importance
-from imgclf.sweeps.leaderboard import read_sweep
+from imgclf.sweeps.leaderboard import finish_sweep, read_sweep
 from imgclf.sweeps.page import page_data
 
 from support.browser import NASTY, browse, needs_browser  # isort: skip
@@ -46,6 +47,23 @@ def test_data_sets_are_not_ranked_against_each_other(tmp_path: Path) -> None:
     board = read_sweep(tmp_path)
     ranked = [(group.dataset, group.value) for group in board.groups]
     assert ranked == [("cards", 0.8), ("cards", 0.7), ("sports", 0.9), ("sports", 0.2)]
+
+
+def test_the_winner_of_a_sweep_on_one_data_set_is_the_latest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "LATEST", tmp_path / "outputs" / "latest")
+    for lr, value in (("1e-3", 0.7), ("1e-2", 0.8), ("1e-1", 0.2)):
+        fabricate(tmp_path / "sweep", {"optimizer.lr": lr}, value=value)
+    best = tmp_path / "sweep" / trial_folder("optimizer.lr=1e-2") / "checkpoints" / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    assert finish_sweep(tmp_path / "sweep") == 0
+    assert run_folder.find_checkpoint("latest") == best
+    fabricate(tmp_path / "sweep", {"dataset": "sports", "optimizer.lr": "1"}, value=0.9)
+    (tmp_path / "outputs" / "latest").unlink()
+    finish_sweep(tmp_path / "sweep")
+    assert not (tmp_path / "outputs" / "latest").exists(), "of several winners none is the latest"
 
 
 def test_damaged_trials_are_reported_and_the_others_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -194,6 +194,8 @@ def test_last_skips_damaged_checkpoints_and_fails_if_none_is_left(
     checkpoints = stopped / "checkpoints"
     start = find_resume_point("last", stopped)
     assert start and start.path == checkpoints / "last.ckpt"
+    another = find_resume_point(str(stopped), stopped / "elsewhere")
+    assert another and another.path == checkpoints / "best.ckpt", "ckpt_path=<another run>"
     (checkpoints / "last.ckpt").write_bytes((checkpoints / "last.ckpt").read_bytes()[:-500])
     (checkpoints / "best.ckpt").write_bytes(b"")
     start = find_resume_point("last", stopped)
