@@ -74,12 +74,18 @@ function drawMatrix(box, choose, read) {
 }
 
 function confusion() {
-  const totals = page.classes.map(() => 0), readout = node("p", {class: "readout"}), below = node("div", {class: "chosen-images"});
+  const totals = page.classes.map(() => 0), readout = node("p", {class: "readout"}), below = node("div", {class: "chosen-images"},
+    page.classes.length > 24 ? node("p", {class: "quiet hint"}, "The images of the chosen cell are shown here.") : null);
   for (const [row, , many] of page.matrix) totals[row] += many;
   const read = text => { readout.textContent = text; };
   read("Choose a cell to read it and to see its images.");
+  let chosen = "", drawn = 0;
+  const mark = () => {
+    for (const square of box.querySelectorAll(".cell")) square.classList.toggle("chosen", square.dataset.cell === chosen);
+  };
   const choose = (row, column) => {
-    for (const square of box.querySelectorAll(".cell")) square.classList.toggle("chosen", square.dataset.cell === `${row},${column}`);
+    chosen = `${row},${column}`;
+    mark();
     const [, , many] = page.matrix.find(([a, b]) => a === row && b === column);
     const images = page.images.filter(image => image.true === row && image.predicted === column), rest = many - images.length;
     const where = page.listed ? `listed in ${page.listed}` : "not on this page";
@@ -104,12 +110,12 @@ function confusion() {
     main.append(matrix);
     columns([confused], [below]);
   }
-  let drawn = 0;
   return () => {
     const width = box.parentElement.clientWidth;
     if (width === drawn) return;
     drawn = width;
     drawMatrix(box, choose, read);
+    mark();
   };
 }
 

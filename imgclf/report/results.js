@@ -159,8 +159,8 @@ function samples() {
 summary();
 columns([results()], [curves()]);
 const redrawMatrix = confusion();
-columns([perClass()], predictions());
-columns([saliency()], [calibration()]);
+const smaller = [saliency(), calibration()], isFew = page.classes.length <= 24;  // below the shorter of two columns
+columns([...predictions(), ...(isFew ? [] : smaller)], [perClass(), ...(isFew ? smaller : [])]);
 columns([network()], [section("Data", list(page.data)), section("Environment", list(page.environment))]);
 samples();
 const arrange = () => { redrawMatrix(), arrangeGalleries(); };  // once more where the window's width changes

@@ -221,3 +221,18 @@ def test_the_page_says_nothing_that_was_not_done(tmp_path: Path) -> None:
     for word in ("HiResCAM", "augmented", "validation", "Dotted", "Samples", "Network", "predictions_test.csv"):
         assert word not in text
     assert "Training curves" in text and "Training curves" not in text_of(**bare, history=[])
+
+
+def test_a_chosen_cell_stays_marked_when_the_window_changes(tmp_path: Path) -> None:
+    script = """
+      const marked = () => [...document.querySelectorAll(".chosen")].map(cell => cell.dataset.cell);
+      const width = () => document.querySelector(".matrix").getBoundingClientRect().width;
+      document.querySelectorAll(".cell")[7].dispatchEvent(new MouseEvent("click", {bubbles: true}));
+      out.before = marked(), out.wide = width();
+      document.querySelector("main").style.width = "400px";
+      dispatchEvent(new Event("resize"));
+      out.after = marked(), out.narrow = width();
+    """
+    result, _ = browse(page_of(15), script, tmp_path, 800)
+    assert len(result["before"]) == 1 and result["after"] == result["before"]
+    assert result["narrow"] <= 400 < result["wide"]
