@@ -1,6 +1,8 @@
 """`imgclf check dataset=cards`: find the problems of a data set before training on it."""
 
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 
 from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
 from imgclf.config import CheckConfig
@@ -17,10 +19,18 @@ def main(config: CheckConfig) -> int:
     require_folder(config.dataset.name, config.data_dir)
     from imgclf.quality import check_data  # here, because it loads torch
 
-    # The words that name the data are those of a training too.
+    return check_data(config, output_folder(), [*_config_folder(sys.argv), *_words_of_data(task_overrides())])
+
+
+def _words_of_data(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that name the data: a training takes them too."""
     own = ("workers", "quick", "hydra", "dataset.exclude")
-    words = [word for word in task_overrides() if not word.lstrip("+~").startswith(own)]
-    return check_data(config, output_folder(), words)
+    return [word for word in overrides if not word.lstrip("+~").startswith(own)]
+
+
+def _config_folder(words: Sequence[str]) -> list[str]:
+    """Return `--config-dir` with its folder, if it was given."""
+    return next(([flag, folder] for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")), [])
 
 
 if __name__ == "__main__":

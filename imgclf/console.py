@@ -34,7 +34,6 @@ __all__ = [
     "print_lines_to_copy",
     "print_table",
     "progress_bar",
-    "quoted_override",
     "run_command",
     "shell_path",
     "silence_library_logs",
@@ -152,15 +151,6 @@ def shell_path(path: Path) -> str:
     path, here = path.absolute(), Path.cwd()
     text = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
-
-
-def quoted_override(key: str, value: object) -> str:
-    """Return `key=value` as one word of a command line, quoted for the shell and for Hydra where that is needed."""
-    text = str(value)
-    if re.fullmatch(r"[\w./~+-]+", text):
-        return f"{key}={text}"
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return shlex.quote(f"{key}='{escaped}'")  # Hydra would read it as more than a word
 
 
 @contextmanager

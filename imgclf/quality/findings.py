@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from imgclf.data.datamodule import ImageDataModule
 
 __all__ = [
+    "EARLIER",
     "KINDS",
     "FileSummary",
     "Finding",
@@ -60,6 +61,8 @@ KINDS = {
     ),
     "near": ("Near duplicates within one split", "not excluded", "{number} {sets} within one split"),
 }
+# Why an image is excluded that was before this check.
+EARLIER = "dataset.exclude"
 # What `--quick` leaves out.
 NOT_CHECKED = (
     "whether files are damaged behind their first bytes",
@@ -186,7 +189,7 @@ def _excluded_before(data: "ImageDataModule") -> list[dict[str, str]]:
     """The images that `dataset.exclude` left out before this check: one file then excludes all."""
     entries = read_exclusion(data.settings.exclude).entries if data.settings.exclude else {}
     some = [(key, times) for key, times in sorted(entries.items())]
-    return [{"split": split, "path": path, "why": "before"} for (split, path), times in some for _ in range(times)]
+    return [{"split": split, "path": path, "why": EARLIER} for (split, path), times in some for _ in range(times)]
 
 
 def _group(

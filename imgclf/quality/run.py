@@ -1,30 +1,24 @@
 """Check a data set: decode its images, find problems, write check.json and check.html; changes none of the data's files."""
 
 import json
+import re
 import shlex
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.text import Text
 
+from imgclf.cli.hydra_app import quoted
 from imgclf.config import CheckConfig
-from imgclf.console import (
-    make_console,
-    print_line,
-    print_lines_to_copy,
-    progress_bar,
-    quoted_override,
-    silence_library_logs,
-)
+from imgclf.console import make_console, print_line, print_lines_to_copy, progress_bar, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
-from imgclf.data.manifest import read_exclusion, relative_paths
+from imgclf.data.manifest import relative_paths
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import require_unused
-from imgclf.quality.findings import Finding, Report, examine, verdict
+from imgclf.quality.findings import EARLIER, Finding, Report, examine, verdict
 from imgclf.quality.page import SIDE, Shown, check_page, shown_images
 from imgclf.quality.quick import draw_samples, quick_scan
 from imgclf.quality.scan import Scan, scan
@@ -89,15 +83,12 @@ def check_before_training(data: ImageDataModule, folder: Path, exclude: bool = F
     if findings or not unreadable:
         texts = [f"{finding['title'].lower()} ({finding['images']:,} images)" for finding in findings]
         print_line(f"check: {', '.join(texts) or 'clean'}")
-    if others := len(report["exclude"]) - len(unreadable):
+    if others := sum(entry["why"] not in ("unreadable", EARLIER) for entry in report["exclude"]):
         print(f"check: {others:,} of these would be left out by\n  {_command((), folder.absolute())}", flush=True)
     if exclude:
-        before = read_exclusion(data.settings.exclude).entries if data.settings.exclude else {}
-        entries = [
-            {"split": split, "path": path, "why": "dataset.exclude"} for (split, path) in Counter(before).elements()
-        ]
         parts = {key: report[key] for key in ("format", "name", "root", "classes")}
-        _write_json(folder / EXCLUDED, {**parts, "exclude": [*entries, *unreadable]})
+        entries = [entry for entry in report["exclude"] if entry["why"] in ("unreadable", EARLIER)]
+        _write_json(folder / EXCLUDED, {**parts, "exclude": entries})
 
 
 def _write(data: ImageDataModule, scanned: Scan, folder: Path, command: str) -> Report:
@@ -121,7 +112,9 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
 
 def _command(words: Sequence[str], folder: Path) -> str:
     """Return the command that trains without the images that the check.json in `folder` excludes."""
-    exclude = quoted_override("dataset.exclude", folder / "check.json")
+    path = str(folder / "check.json")
+    plain = re.fullmatch(r"[\w./~+-]+", path)  # Hydra would read any other as more than a word
+    exclude = shlex.quote(f"dataset.exclude={path if plain else quoted(path)}")
     return " ".join([*(["imgclf train", shlex.join(words)] if words else []), exclude])
 
 

@@ -4,12 +4,13 @@ const isFraction = !page.metric.endsWith("loss");
 const measure = value => value === null ? "" : isFraction ? percent(value) : number(value);
 const short = text => text.length > 18 ? text.slice(0, 9) + "…" + text.slice(-8) : text;
 const link = trial => node("a", {href: trial.href, title: trial.folder}, trial.name);
+const unbroken = text => text.replaceAll("-", "\u2011");  // an interval stays in one line
 const seeds = page.groups.some(group => group.trials > 1);
 
 function summary() {
   for (const winner of page.winners) {
     const {group} = winner, several = group.trials > 1;
-    main.append(node("div", {class: "winner"}, node("p", {class: "hero"}, group.validation.replaceAll("-", "\u2011")),
+    main.append(node("div", {class: "winner"}, node("p", {class: "hero"}, unbroken(group.validation)),
       node("p", {}, `is the best validation accuracy on ${winner.dataset}: `, several ? node("b", {}, group.name) : link(winner),
         `. Its test accuracy: ${group.test}.`),
       several ? node("p", {}, "The best of its trials: ", link(winner), ".") : null,
@@ -58,7 +59,7 @@ function trials() {
     const rows = page.trials.map(trial => {
       const epochs = trial.state === "pruned" ? `${trial.epochs}, pruned` : trial.epochs;
       const value = accuracy.length ? [measure(trial.value)] : [];
-      return {rank: trial.rank, cells: [trial.rank, link(trial), ...value, trial.validation, trial.test, epochs, trial.seconds.toFixed(0)],
+      return {rank: trial.rank, cells: [trial.rank, link(trial), ...value, unbroken(trial.validation), unbroken(trial.test), epochs, trial.seconds.toFixed(0)],
         sort: [trial.rank, trial.name, ...value.map(() => trial.value), trial.value, trial.test_accuracy ?? -1, trial.epochs, trial.seconds]};
     });
     section("Trials", node("p", {class: "quiet"}, "In brackets: exact 95 % intervals."), board(heads, rows, "trials"));

@@ -94,6 +94,11 @@ class TrialGroup:
         runs = [trial.run for trial in self.trials if trial.run is not None and split in trial.run.metrics]
         return runs[0].format_accuracy(split) if runs else "-"
 
+    def format_short(self, split: str) -> str:
+        """Return the same without the numbers of images and seeds, for a table in 80 columns."""
+        text = self.format_accuracy(split)
+        return text.partition(" (")[0] if len(self.trials) > 1 else text.rpartition(", ")[2]
+
 
 class SizeSeries(TypedDict):
     """Accuracies over the number of training images: (images, validation, standard deviation, test), None if unknown."""
@@ -216,18 +221,14 @@ def write_leaderboard(folder: Path) -> Leaderboard:
 
 def _print_winners(board: Leaderboard) -> None:
     """Print the best trial's model, the page and how to predict; of several data sets, the best trial of each."""
-    page, winners = board.folder / "sweep.html", board.winners
-    lines = {"report": page.absolute().as_uri()}
-    for winner in winners:
-        on = f" on {winner.dataset}" if len(winners) > 1 else ""
-        print(f"best trial{on}: {board.describe(winner.overrides)}", flush=True)
-        if winner.checkpoint.is_file():
-            of_model = lines_of_model(winner.checkpoint, page if len(winners) == 1 else winner.folder / "report.html")
-            if len(winners) == 1:
-                lines = of_model
-            else:
-                print_lines_to_copy(of_model)
-    print_lines_to_copy(lines)
+    page, single = board.folder / "sweep.html", len(board.winners) == 1
+    models = [winner for winner in board.winners if winner.checkpoint.is_file()]
+    for winner in board.winners:
+        print(f"best trial{'' if single else f' on {winner.dataset}'}: {board.describe(winner.overrides)}", flush=True)
+        if winner in models:
+            print_lines_to_copy(lines_of_model(winner.checkpoint, page if single else winner.folder / "report.html"))
+    if not (single and models):
+        print_lines_to_copy({"report": page.absolute().as_uri()})
 
 
 def read_sweep(folder: Path) -> Leaderboard:
@@ -264,15 +265,16 @@ def _read_trial(folder: Path, record: TrialRecord) -> Trial:
 
 def _print_board(board: Leaderboard) -> None:
     """Print the groups as a table, and one line per trial that isn't finished."""
-    keys = [key for key in board.keys if key != SEED]
-    rows = []
+    keys, rows = [key for key in board.keys if key != SEED], []
+    seeds = any(len(group.trials) > 1 for group in board.groups)
     for rank, group in enumerate(board.groups, start=1):
         epochs = "/".join(dict.fromkeys(str(trial.epochs) for trial in group.trials))
         seconds = f"{sum(trial.record.seconds for trial in group.trials):.0f}"
-        accuracies = group.format_accuracy("val"), group.format_accuracy("test")
-        rows.append([str(rank), *(group.overrides.get(key, "-") for key in keys), *accuracies, epochs, seconds])
+        results = [group.format_short("val"), group.format_short("test"), str(len(group.trials))][: 2 + seeds]
+        rows.append([str(rank), *(group.overrides.get(key, "-") for key in keys), *results, epochs, seconds])
     if rows:
-        print_table(["", *(board.names[key] for key in keys), "validation", "test", "epochs", "seconds"], rows)
+        names = [*(board.names[key] for key in keys), "validation", "test", "seeds"][: len(keys) + 2 + seeds]
+        print_table(["", *names, "epochs", "s"], rows)
         each = ", each data set by itself" if len({group.dataset for group in board.groups}) > 1 else ""
         print(f"ranked by {board.metric}{each}; look at test only for the trial that you choose")
     for trial in board.trials:

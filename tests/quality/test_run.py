@@ -262,11 +262,12 @@ def test_command_exits_with_1_for_findings_and_2_for_errors(clean: Path, tmp_pat
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     (clean / "train" / "cat" / "bad.jpg").write_bytes(b"")
-    findings = run("--quick", f"data_dir={clean}", "hydra.run.dir=here")
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    findings = run("--quick", f"data_dir={clean}", "hydra.run.dir=here", "--config-dir", "conf")
     assert (findings.returncode, findings.stderr) == (1, "") and (tmp_path / "here" / "check.html").is_file()
     page, exclude = findings.stdout.splitlines()[-2:]
     assert page == f"page     {(tmp_path / 'here' / 'check.html').as_uri()}"
-    command = f"imgclf train dataset=folders data_dir={clean} dataset.exclude=here/check.json"
+    command = f"imgclf train --config-dir conf dataset=folders data_dir={clean} dataset.exclude=here/check.json"
     assert exclude == f"exclude  {command}" and "quick check; not checked: " in findings.stdout
     failed = run("workers.many=1")  # refused before torch is loaded
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and failed.stdout == ""

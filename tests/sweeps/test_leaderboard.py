@@ -77,7 +77,11 @@ def test_damaged_trials_are_reported_and_the_others_ranked(tmp_path: Path, capsy
     (tmp_path / "other" / "trial.json").write_text("[]")
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "50 of 100" in out and "failed, 0 epochs: seed=1: killed\n" in out and "running, 0 epochs: seed=2\n" in out
+    assert (
+        " 50.0 % (39.8-60.2) " in out
+        and "failed, 0 epochs: seed=1: killed\n" in out
+        and "running, 0 epochs: seed=2\n" in out
+    )
     assert len(read_sweep(tmp_path).groups) == 1
 
 
@@ -120,6 +124,19 @@ def test_names_are_the_settings_that_differ_in_short(tmp_path: Path) -> None:
         fabricate(tmp_path / "paths", {"model.weights": weights})
     board = read_sweep(tmp_path / "paths")
     assert {board.describe(trial.overrides) for trial in board.trials} == {"weights=a/same.pth", "weights=b/same.pth"}
+
+
+def test_a_table_of_two_settings_and_seeds_fits_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(8):
+        overrides = {"optimizer.lr": f"1e-{number % 2}", "model.head.hidden": "[128]" if number < 4 else "[]"}
+        fabricate(
+            tmp_path / "seeds", overrides | {"seed": str(number // 2 % 2)}, value=0.5 + number / 20, seconds=1234.0
+        )
+        fabricate(tmp_path / "single", overrides | {"model": f"resnet{number}"}, value=0.5 + number / 20, seconds=123.0)
+    for name, cell in (("seeds", " 80.0 ± 7.1 % "), ("single", " 85.0 % (76.5-91.4) ")):
+        main([str(tmp_path / name)])
+        table = [line for line in capsys.readouterr().out.splitlines() if line[:1] in "┏┃┡│└"]
+        assert any(cell in line for line in table) and max(map(len, table)) <= (80 if name == "seeds" else 90)
 
 
 def with_checkpoints(folder: Path) -> None:

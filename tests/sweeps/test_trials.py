@@ -80,7 +80,7 @@ def test_a_sweep_ends_with_its_leaderboard(swept: tuple[Path, subprocess.Complet
     values = [json.loads((trial.folder / "metrics.json").read_text())["val"]["accuracy"] for trial in best.trials]
     assert len(values) == 2 and best.value == pytest.approx(sum(values) / 2)
     validation = best.format_accuracy("val")
-    assert "(2 seeds)" in validation and validation in done.stdout
+    assert "(2 seeds)" in validation and best.format_short("val") in done.stdout
     with (folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["rank"] for row in rows] == ["1", "1", "", ""] and {row["seed"] for row in rows} == {"0", "1"}
