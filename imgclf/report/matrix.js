@@ -105,8 +105,7 @@ function confusion() {
   const confused = pairs.length ? section("Most confused classes", node("p", {class: "quiet"},
     "True class, as which class it was predicted, and how often."), node("table", {class: "pairs"}, node("tbody", {}, ...pairs))) : null;
   if (page.classes.length <= 24) columns([matrix], [confused, below]);
-  else {  // taller than a window: what a cell says stays in sight
-    matrix.classList.add("tall");
+  else {
     main.append(matrix);
     columns([confused], [below]);
   }
@@ -116,6 +115,7 @@ function confusion() {
     drawn = width;
     drawMatrix(box, choose, read);
     mark();
+    matrix.classList.toggle("tall", box.offsetHeight > 0.8 * innerHeight);  // what a cell says then stays in sight
   };
 }
 

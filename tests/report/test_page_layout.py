@@ -158,13 +158,13 @@ def test_names_of_a_large_matrix_stay_in_sight_while_it_scrolls(tmp_path: Path) 
       const top = selector => document.querySelector(selector).getBoundingClientRect().top;
       scrollTo(0, scrollY + top(".matrix") + 700);
       await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-      out.heads = top(".heads"), out.rows = top(".rows");
+      out.heads = top(".heads"), out.rows = top(".rows"), out.readout = top("p.readout");
       document.querySelectorAll(".cell")[90].dispatchEvent(new MouseEvent("click", {bubbles: true}));
       const images = document.querySelector(".chosen-images").getBoundingClientRect();
       out.images = [images.top, images.bottom, innerHeight];
     """
     result, _ = browse(page_of(100), script, tmp_path, 1280)
-    assert abs(result["heads"]) < 1 and result["rows"] < -400
+    assert abs(result["heads"]) < 1 and result["rows"] < -400 and 0 < result["readout"] < 800
     top, bottom, height = result["images"]
     assert top >= 0 and bottom <= height + 1, "the images of a chosen cell are in sight"
     script = """
