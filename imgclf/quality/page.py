@@ -53,10 +53,10 @@ def shown_images(report: Report) -> Iterator[tuple[str, str]]:
 def check_page(report: Report, shown: Shown) -> str:
     """Return the HTML of a report."""
     title = f"Check of {report['name']}"
-    findings = [*report["findings"], *report["near"]]
     body = [f"<header><h1>{escape(title)}</h1></header>", "<main>", _verdict(report, shown.command), _overview(report)]
-    body += [_section(finding, shown.images) for finding in findings]
+    body += [_section(finding, shown.images) for finding in report["findings"]]
     body.append(_samples(report, shown))
+    body += [_section(finding, shown.images) for finding in report["near"]]
     if report["notes"]:
         notes = "".join(f"<li>{escape(note['text'])}</li>" for note in report["notes"])
         body.append(f'<section id="notes"><h2>Notes</h2><ul>{notes}</ul></section>')

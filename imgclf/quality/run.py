@@ -7,11 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.text import Text
-
 from imgclf.cli.hydra_app import quoted
 from imgclf.config import CheckConfig
-from imgclf.console import make_console, print_line, print_lines_to_copy, progress_bar, silence_library_logs
+from imgclf.console import print_line, print_lines_to_copy, progress_bar, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.data.manifest import relative_paths
@@ -128,9 +126,8 @@ def _print_report(report: Report) -> None:
     if report["quick"]:
         lines.append(f"quick check; not checked: {'; '.join(report['not_checked'])}")
     text = verdict(report)
-    console = make_console()
     for line in [*lines, text[0].upper() + text[1:]]:
-        console.print(Text(line))  # Text, because a folder named "[red]" is a name and not markup
+        print_line(line)
 
 
 def _describe_finding(finding: Finding) -> Iterator[str]:

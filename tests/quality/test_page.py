@@ -129,6 +129,7 @@ SCRIPT = """
   const contrast = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
   out.contrast = Math.min(...[...document.querySelectorAll(".verdict, .quiet, .group b, .path, .wrong, a, .copy")].map(e =>
     contrast(light(getComputedStyle(e).color), e.closest(".group, .copy") ? panel : out.paper)));
+  out.order = [...document.querySelectorAll("main > section")].map(section => section.id);
   out.first = document.querySelector("main").firstElementChild.textContent;
   out.title = document.title;
   const quick = document.querySelector("p.quick");
@@ -154,6 +155,7 @@ def test_a_browser_shows_all_of_the_page_on_a_phone_and_a_desktop(tmp_path: Path
             assert result["first"].startswith(
                 "3 files can't be read, 3 unused files in class folders, 3 duplicate pairs"
             )
+            assert result["order"] == [*(kind for kind in KINDS if kind != "near"), "samples", "near", "notes", "files"]
             assert result["title"] == f"Check of {NASTY}" and result["quick"] is None
 
 
@@ -163,9 +165,11 @@ def test_a_browser_prints_the_page_with_whole_names(tmp_path: Path) -> None:
       out.cut = [...document.querySelectorAll(".path span, .class h3")].filter(e => e.scrollWidth > e.clientWidth + 1
         && getComputedStyle(e).display !== "inline").length;
       out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+      const [head, tail] = document.querySelectorAll(".group .path span");
+      out.joined = head.getClientRects().length > 1 && tail.getClientRects()[0].top >= [...head.getClientRects()].at(-1).top;
     """
     result, _ = browse(fabricate(3, quick=True), script, tmp_path, 720, media="print")
-    assert result["cut"] == 0 and result["wide"] <= 0
+    assert result["cut"] == 0 and result["wide"] <= 0 and result["joined"]
 
 
 @needs_browser
