@@ -44,21 +44,26 @@ class LiveTable:
     def open(self) -> None:
         """Show the table."""
         LiveTable.current = self
-        self._show()
+        self.show()
 
     def close(self) -> None:
         """Show the table as it stays, without a bar."""
         LiveTable.current = None
         self._bar = None
-        self._show()
+        self.show()
 
     def bar(self, label: str, done: int, total: int) -> None:
         """Show the bar; left out if the last time was just now."""
         self._bar = label, done, total
         if time.monotonic() - self._shown_at >= _SECONDS:
-            self._show()
+            self.show()
 
-    def _show(self) -> None:
+    def clear_bar(self) -> None:
+        """Forget the bar; the next one replaces it."""
+        self._bar = None
+
+    def show(self) -> None:
+        """Show the table and the bar as they are now."""
         bundle = {"text/html": self._html(), "text/plain": self._text()}
         self._shown_at = time.monotonic()
         if self._handle is not None:
@@ -110,5 +115,7 @@ def notebook_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
     try:
         yield advance
     finally:
-        if done and LiveTable.current is None:
-            table._show()
+        if LiveTable.current is None and done:
+            table.show()  # all of it
+        else:
+            table.clear_bar()

@@ -14,7 +14,7 @@ from imgclf.console import silence_tips
 from imgclf.data.augment import Augment
 from imgclf.data.layouts import SplitFiles, absent_classes, class_names, find_split, find_train, label
 from imgclf.data.loader import Features, Loader, LoaderOptions
-from imgclf.data.location import missing
+from imgclf.data.location import locate, missing
 from imgclf.data.manifest import fingerprint, read_exclusion
 from imgclf.data.pixel_cache import CachedRows, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
@@ -43,6 +43,9 @@ class FeatureSource(Protocol):
 class ImageDataModule(LightningDataModule):
     """Images below `root` as batches of uint8 pixels, split and labelled; the training set defines the classes.
 
+    Without `root` they are looked for in `$IMGCLF_DATA/<name>`, else where `imgclf download` puts them; `root="demo"` draws a
+    small synthetic edition of a known data set.
+
     The class attributes are the facts of a data set; a subclass states its own. `settings` (or its fields as keywords:
     `CardsDataModule(root, batch_size=64, classes=["joker", "ace of clubs"])`) describes splits, hold-outs and batches; see
     `DatasetConfig`. A split that isn't on disk is held out from train: first `test_fraction` of each class for test, then
@@ -66,7 +69,7 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | None = None,
         settings: DatasetConfig | None = None,
         *,
         preprocess: Preprocess | None = None,
@@ -79,7 +82,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         given = settings or DatasetConfig(name=type(self).name)
         self.settings = DatasetConfig.from_dict({**vars(given), **changes})
-        self.name, self.root = self.settings.name, Path(root).expanduser()
+        self.name = self.settings.name
+        self.root = locate(self.name, None) if root is None else Path(root).expanduser()
         self.splits = {**type(self).splits, **self.settings.splits}
         if foreign := set(self.splits) - {"train", "val", "test"}:
             raise ConfigError(f"dataset.splits.{min(foreign)}: unknown split; expected train, val or test")
@@ -120,6 +124,8 @@ class ImageDataModule(LightningDataModule):
         """Find and label the images of every split, once; opens no image."""
         if self.samples:
             return
+        if str(self.root) == "demo":
+            self.root, self.check_counts = locate(self.name, "demo"), False
         settings, self.notes = self.settings, []
         base, files = self._find_train()
         subset = settings.classes is not None

@@ -45,6 +45,7 @@ class Prediction:
 
     def __repr__(self) -> str:
         if self.error is not None:
-            return f"Prediction({self.image.name}: {self.error})"
-        first, *others = [f"{name} {probability:.1%}" for name, probability in self.top]
-        return f"Prediction({self.image.name}: {first}{'; then ' * bool(others)}{', '.join(others)})"
+            return f"Prediction for {self.image.name}\n  {self.error}"
+        width = max(len(name) for name, _ in self.top)
+        lines = [f"  {name:<{width}}  {probability:6.1%}" for name, probability in self.top]
+        return "\n".join([f"Prediction for {self.image.name}", *lines])

@@ -21,7 +21,7 @@ from imgclf.report.tables import history_csv, history_json, read_history_csv
 from imgclf.signals import Signals
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.notebook_progress import NotebookProgress
+from imgclf.training.notebook_table import NotebookTable
 
 __all__ = ["build_callbacks", "first_non_finite"]
 
@@ -36,12 +36,13 @@ def build_callbacks(
     pruning: PruningConfig | None = None,
 ) -> list[Callback]:
     """Return the callbacks of a run in `folder`; raises `ConfigError` for a metric that pruning can't watch."""
-    progress = NotebookProgress() if in_notebook() else ProgressBar()
     saving = CheckpointCallback(folder / "checkpoints", signals, checkpoint)
-    callbacks: list[Callback] = [progress, StopOnNonFinite(folder), HistoryLogger(folder, saving), saving]
+    callbacks: list[Callback] = [ProgressBar(), StopOnNonFinite(folder), HistoryLogger(folder, saving), saving]
     if early_stopping:
         mode = MONITORS[early_stopping.monitor]
         callbacks.append(EarlyStoppingPlainState(**early_stopping.to_dict(), mode=mode, verbose=False))
+    if in_notebook():
+        callbacks.append(NotebookTable())
     if pruning:
         callbacks.append(Pruning(folder, checkpoint.monitor, pruning))
     return callbacks
@@ -132,7 +133,7 @@ class HistoryLogger(Checkpoint):
         rows = module.history
         history_csv(self.folder / "history.csv", rows)
         history_json(self.folder / "history.json", rows)
-        if in_notebook():  # where `NotebookProgress` shows them
+        if in_notebook():  # where `NotebookTable` shows them
             return
         if self._heading:
             print(f"{self._heading}{'time':>8}", flush=True)
@@ -147,7 +148,7 @@ class HistoryLogger(Checkpoint):
 
 
 class ProgressBar(Callback):
-    """One bar at a time, for the batches of the epoch or of its validation, on a terminal only; it leaves nothing behind.
+    """One bar at a time, for the batches of the epoch or of its validation, where a person looks on; it leaves nothing behind.
 
     A bar begins with the first batch: before that, images may be prepared or features computed, which have their own bar.
     """

@@ -186,8 +186,9 @@ def test_predict_one_gives_the_class_its_probability_and_the_best_five(tiny_run:
     assert prediction.probability == pytest.approx(probabilities.max())
     ranked = sorted(zip(classifier.classes, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
     assert prediction.top == [(name, pytest.approx(probability)) for name, probability in ranked]
-    (first, best), (second, _), _ = ranked
-    assert repr(prediction).startswith(f"Prediction({image}: {first} {best:.1%}; then {second} ")
+    lines = repr(prediction).splitlines()
+    assert lines[0] == f"Prediction for {image}"
+    assert [line.split() for line in lines[1:]] == [[name, f"{value:.1%}"] for name, value in ranked]
     with pytest.raises(imgclf.ConfigError, match="predict_one takes one image; predict takes several"):
         classifier.predict_one([image, image])
     with pytest.raises(imgclf.ImageError, match="expected an image file"):
@@ -198,7 +199,7 @@ def test_unreadable_prediction_says_so_and_raises_its_error(tiny_run: Path, tmp_
     (tmp_path / "bad.jpg").write_bytes(b"not an image")
     classifier = imgclf.load(tiny_run / "checkpoints" / "best.ckpt")
     (prediction,) = classifier.predict_each(each_input(tmp_path / "bad.jpg"))
-    assert repr(prediction).startswith(f"Prediction({tmp_path / 'bad.jpg'}: ")
+    assert repr(prediction).startswith(f"Prediction for {tmp_path / 'bad.jpg'}\n  {tmp_path / 'bad.jpg'}")
     with pytest.raises(imgclf.ImageError, match=r"bad\.jpg"):
         _ = prediction.label
 
