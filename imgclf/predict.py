@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
 
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
+    from imgclf.data.layouts import IMAGE_SUFFIXES
     from imgclf.inference import load, load_imagenet  # here, because these load torch
 
     if checkpoint is None:
@@ -70,6 +72,8 @@ def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
         return load_imagenet(backbone, options.weights, options.device, options.engine, options.precision)
     if options.weights:
         raise ConfigError("--weights goes with --imagenet; a checkpoint has its own")
+    if Path(checkpoint).suffix.lower() in IMAGE_SUFFIXES:
+        raise ConfigError(f"{checkpoint}: an image; the model comes first: imgclf predict latest {checkpoint}")
     return load(checkpoint, options.device, options.engine, options.precision, options.tta)
 
 
@@ -260,4 +264,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of OpenVINO that is still ending a callback would abort Python's own way out

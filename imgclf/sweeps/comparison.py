@@ -131,7 +131,7 @@ class Comparison:
         """The data set, and the number of its test images: "cards, 265 test images"."""
         name = next((str(run.settings["dataset.name"]) for run in self.runs if "dataset.name" in run.settings), "")
         tested = next((values["count"] for run in self.runs if (values := run.metrics.get("test"))), None)
-        return ", ".join(part for part in (name, f"{tested:,} test images" if tested else "") if part) or "other data"
+        return ", ".join(part for part in (name, f"{tested:,} test images" if tested else "") if part) or "unknown data"
 
     @property
     def names(self) -> list[str]:

@@ -298,6 +298,7 @@ def test_webcam_that_does_not_exist_exits_with_2(checkpoint: str, tmp_path: Path
     [
         (["--csv"], "no model is given: pass a run's folder"),
         (["{checkpoint}"], "no PATH is given"),
+        (["a.JPG", "b.jpg"], "a.JPG: an image; the model comes first: imgclf predict latest a.JPG"),
         (["--imagenet", "mobilenetv2"], "no PATH is given"),
         (["{checkpoint}", "x.png", "--csv", "--json"], "not allowed with"),
         (["{checkpoint}", "x.png", "--top", "0"], "expected at least 1"),
