@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from imgclf.report.plots import BLUE, ORANGE, font_families, new_figure, short_name, write_figure
+from imgclf.report.plots import BLUE, DPI, ORANGE, font_families, new_figure, short_name, write_figure
 
 __all__ = ["Tile", "choose_columns", "class_rows_figure", "grid_figure", "plot_grid"]
 
 _TILE, _LINE = 1.75, 0.185  # inches: a tile's side, and the height of a line of its title
 _POINTS = 9.5
-_CHARACTERS = 25  # of a title as wide as its tile
+_LONGEST_NAME = 40  # characters of a class name; a title wider than its tile has fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,11 @@ def grid_figure(tiles: Sequence[Tile]) -> Figure:
         axes.set_axis_off()
         text, colour = _title(tile)
         above = y + (inner_height + 0.04) / total_height
-        figure.text(x, above, text, color=colour, parse_math=False, **style)
+        title = figure.text(x, above, text, color=colour, parse_math=False, **style)
+        room = _LONGEST_NAME
+        while title.get_window_extent().width > _TILE * wide * DPI and room > 4:  # letters differ in width
+            room -= 1
+            title.set_text(_title(tile, room)[0])
     return figure
 
 
@@ -85,15 +89,14 @@ def choose_columns(count: int, wanted: float) -> int:
     return min(range(1, count + 1), key=cost)
 
 
-def _title(tile: Tile) -> tuple[str, str]:
-    """Return the title of a tile, and its colour."""
+def _title(tile: Tile, room: int = _LONGEST_NAME) -> tuple[str, str]:
+    """Return the title of a tile, with `room` characters for a name, and its colour."""
     percent = "" if tile.probability is None else f" {100 * tile.probability:.0f} %"
     correct = tile.true == tile.predicted
     mark, colour = ("", "black") if tile.true is None else ("✓ ", BLUE) if correct else ("✗ ", ORANGE)
-    room = _CHARACTERS * (2 if tile.heat is not None else 1)
-    lines = [f"{mark}{_cut(tile.predicted, room - len(percent) - len(mark))}{percent}"]
+    lines = [f"{mark}{_cut(tile.predicted, room)}{percent}"]
     if tile.true is not None and not correct:
-        lines.append(f"true: {_cut(tile.true, room - 6)}")
+        lines.append(f"true: {_cut(tile.true, room)}")
     return "\n".join([*lines, tile.note] if tile.note else lines), colour
 
 

@@ -151,6 +151,17 @@ def test_a_grid_titles_images_with_their_predictions() -> None:
         grid_figure([])
 
 
+def test_titles_of_a_grid_are_as_wide_as_their_tiles_at_most() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    names = ["W" * 30, "i" * 30, "wheelchair basketball", "tennis"]
+    figure = grid_figure([Tile(image, name, 0.9, "M" * 40) for name in names])
+    for text, axes, name in zip(figure.texts, figure.axes, names, strict=True):
+        assert text.get_window_extent().width <= axes.get_window_extent().width + 1
+        assert name in ("W" * 30,) or text.get_text().startswith(f"✗ {name[:8]}")
+    assert figure.texts[1].get_text().startswith("✗ " + "i" * 8), "thin letters need less room"
+    assert figure.texts[3].get_text().startswith("✗ tennis 90 %\ntrue: MMMM")
+
+
 @pytest.mark.parametrize(
     ("count", "rows"),
     [(1, [1]), (2, [2]), (7, [4, 3]), (8, [4, 4]), (10, [5, 5]), (11, [4, 4, 3]), (16, [4] * 4), (24, [6] * 4)],
