@@ -296,6 +296,7 @@ class RunConfig(Settings):
     ema_decay: float | None = setting(None, "EMA decay of the weights; evaluation uses the average.", above=0, below=1)
     calibrate: bool = changeable(False, "Fit a temperature on validation, to calibrate probabilities.")
     report: bool | None = changeable(None, "Write report.html and plots; null: except in a sweep.")
+    verbose: bool = changeable(False, "Print the trials of a sweep in full, not only a line for each.")
     trials: int = changeable(20, "Trials of hparams_search, finished ones included.", low=1)
     dataset: DatasetConfig = setting(DatasetConfig, "The data set.")
     model: ModelConfig = setting(ModelConfig, "The network.")

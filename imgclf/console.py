@@ -121,12 +121,13 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     make_console(160).print(table)
 
 
-def print_line(text: str) -> None:
-    """Print one line; a terminal that is too narrow for it gets several, broken between words."""
-    if sys.stdout.isatty():
+def print_line(text: str, error: bool = False) -> None:
+    """Print one line to stdout, or to stderr for an `error`; a narrow terminal gets several, broken between words."""
+    stream = sys.stderr if error else sys.stdout
+    if stream.isatty():
         width = shutil.get_terminal_size().columns
         text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    print(text, flush=True)
+    print(text, file=stream, flush=True)
 
 
 def print_lines_to_copy(lines: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, trials_at_once
+from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, trial_name, trials_at_once
 from imgclf.cli.malloc import tune_malloc
 from imgclf.cli.words import compose_run
 from imgclf.config import RunConfig
@@ -51,13 +51,16 @@ def _train(config: RunConfig, folder: Path, overrides: list[str]) -> float | Non
 
 
 def _train_trial(config: RunConfig) -> float | None:
-    """Train one trial of a sweep in a process of its own; trials that run at the same time share the cores."""
+    """Train one trial of a sweep in a process of its own; trials that run at the same time share the cores, and have no
+    live progress.
+    """
     if config.find:
         raise ConfigError(f"find={config.find}: use it before a sweep, not in one; leave out -m")
     at_once, cpus = trials_at_once(), available_cpus()
     threads = max(1, cpus // (at_once if at_once > 0 else cpus)) if at_once else None
     config = replace(config, report=bool(config.report))
-    return run_trial(config, output_folder(), task_overrides(), log=bool(at_once and at_once != 1), threads=threads)
+    alone = at_once in (None, 1)
+    return run_trial(config, output_folder(), task_overrides(), trial_name(), threads=threads, live=alone)
 
 
 class _Callable(ModuleType):

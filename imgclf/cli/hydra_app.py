@@ -6,9 +6,10 @@ Nothing here loads torch, so that `--help` and a wrong override answer at once.
 import os
 import re
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imgclf.cli.compose import CONF, FLAGS_WITH_VALUE, check_overrides, explain_error, help_text, to_settings
@@ -25,7 +26,16 @@ from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.files.run_folder import find_checkpoint, find_run
 from imgclf.signals import Interrupted
 
-__all__ = ["SweepFolder", "is_sweep", "output_folder", "quoted", "run_app", "task_overrides", "trials_at_once"]
+__all__ = [
+    "SweepFolder",
+    "is_sweep",
+    "output_folder",
+    "quoted",
+    "run_app",
+    "task_overrides",
+    "trial_name",
+    "trials_at_once",
+]
 
 
 _FIND = {"resume": find_run, "checkpoint": find_checkpoint}  # key -> what its words mean
@@ -42,8 +52,13 @@ class SweepFolder(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         SweepFolder.known = folder
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-        constant = [override.key_or_group for override in overrides if not override.is_sweep_override()]
+        swept = {override.key_or_group: override for override in overrides if override.is_sweep_override()}
+        constant = [override.key_or_group for override in overrides if override.key_or_group not in swept]
         os.environ["IMGCLF_CONSTANT"] = " ".join(constant)  # keys that trials need not be named after
+        total = OmegaConf.select(config, "hydra.sweeper.n_trials")  # of a search
+        with suppress(HydraException, TypeError):  # an interval has no number of values
+            total = total or prod(len(list(override.sweep_string_iterator())) for override in swept.values())
+        os.environ["IMGCLF_TRIALS"] = str(total or "")
 
 
 def run_app(
@@ -101,15 +116,28 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
             return None
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()
+        with _without_note():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()
     except ImgclfError as failure:
         failures.append(failure)
     finally:
         failed = after_sweep(SweepFolder.known) if SweepFolder.known else 0
     if failed:  # a search that tolerates them raises nothing
-        raise RunError(f"{failed} of the sweep's trials failed, see above; the same command tries them again")
+        raise RunError(f"{failed} of the trials failed, see above; the same command tries them again")
     for error in failures:
         raise error
+
+
+@contextmanager
+def _without_note() -> Iterator[None]:
+    """Drop the line in which Hydra lists all overrides of a failed trial: the trial's own line has what sets it apart."""
+    stream = sys.stderr
+    write = stream.write
+    stream.write = lambda text: 0 if text.startswith("Error executing job with") else write(text)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        stream.write = write  # type: ignore[method-assign]
 
 
 def fail(message: str, code: int) -> None:
@@ -160,6 +188,15 @@ def output_folder() -> Path:
 def task_overrides() -> list[str]:
     """Return the overrides that the user typed, as `key=value`."""
     return list(HydraConfig.get().overrides.task)
+
+
+def trial_name() -> str:
+    """Return the number of this trial and what sets it apart: "[3/12] lr=0.001 seed=1"."""
+    number, total = HydraConfig.get().job.num + 1, os.environ.get("IMGCLF_TRIALS")
+    constant = os.environ.get("IMGCLF_CONSTANT", "").split()
+    pairs = [text.lstrip("+~").partition("=") for text in task_overrides()]
+    own = [f"{key.rpartition('.')[2]}={value}" for key, _, value in pairs if key not in constant]
+    return " ".join([f"[{number}/{total}]" if total else f"[{number}]", *own])
 
 
 def trials_at_once() -> int | None:

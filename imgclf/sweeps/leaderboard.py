@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import TypedDict
 
 from imgclf.config import MONITORS, CheckpointConfig
-from imgclf.console import lines_of_model, print_lines_to_copy, print_table, shell_path
+from imgclf.console import lines_of_model, print_line, print_lines_to_copy, print_table, shell_path
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, mark_latest
@@ -280,7 +280,7 @@ def _print_board(board: Leaderboard) -> None:
     for trial in board.trials:
         if not trial.finished:
             reason = f": {trial.record.error}" if trial.record.error else ""
-            print(f"{trial.record.state}, {trial.epochs} epochs: {board.describe(trial.overrides)}{reason}")
+            print_line(f"{trial.record.state}, {trial.epochs} epochs: {board.describe(trial.overrides)}{reason}")
 
 
 def _write_csv(board: Leaderboard, path: Path) -> None:

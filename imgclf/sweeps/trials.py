@@ -10,9 +10,10 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -22,8 +23,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from imgclf.config import RunConfig
+from imgclf.console import print_line, progress_bar, shell_path
 from imgclf.errors import ImgclfError, RunError, one_line
-from imgclf.files.run_folder import TrialRecord, read_record, write_record
+from imgclf.files.run_folder import PRUNED, TrialRecord, read_record, write_record
 from imgclf.signals import Interrupted, catch_signals, exit_with_parent
 
 __all__ = ["main", "run_trial"]
@@ -40,13 +42,20 @@ class Outcome:
 
 
 def run_trial(
-    config: RunConfig, folder: Path, overrides: Sequence[str], log: bool = False, threads: int | None = None
+    config: RunConfig,
+    folder: Path,
+    overrides: Sequence[str],
+    name: str = "trial",
+    *,
+    threads: int | None = None,
+    live: bool = False,
 ) -> float | None:
     """Train with `config` in `folder`, or resume the trial there, and return the value of the sweep's metric.
 
-    A finished trial returns its value at once. `log`: the trial prints into log.txt there. `threads`: how many threads
-    it may use. Raises `RunError` for a trial that failed in any way, and `Interrupted` when a signal stops this process;
-    the trial has then saved itself.
+    A finished trial returns its value at once. The trial prints into log.txt there, and with `config.verbose` here too; else
+    one line with its `name` and result is printed. `threads`: how many threads it may use. `live`: show its progress
+    while it runs. Raises `RunError` for a trial that failed in any way, and `Interrupted` when a signal stops this
+    process; the trial has then saved itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -59,7 +68,7 @@ def run_trial(
     try:
         known = read_record(folder)
         if known and known.state == "finished":
-            print(f"trial {folder.name}: finished already{_format_value(known.value)}", flush=True)
+            _print_result(config, name, known, folder, "finished already")
             return known.value
         if (folder / "checkpoints" / "last.ckpt").is_file():
             config = replace(config, ckpt_path="last")
@@ -67,20 +76,29 @@ def run_trial(
             _clear(folder)  # of an attempt that ended before it saved anything
         record = TrialRecord(list(overrides), config.to_dict(), seconds=known.seconds if known else 0.0)
         write_record(folder, record)
-        print(f"trial {folder.name}: {' '.join(overrides) or 'no overrides'}", flush=True)
-        return _supervise(record, folder, log, threads)
+        record = _supervise(config, record, folder, name, threads, live)
+        _print_result(config, name, record, folder, f"{record.seconds:.0f} s")
+        return record.value
     finally:
         lock.release()
 
 
-def _supervise(record: TrialRecord, folder: Path, log: bool, threads: int | None) -> float | None:
-    """Start the process, wait for it, and record its outcome."""
+def _supervise(
+    config: RunConfig, record: TrialRecord, folder: Path, name: str, threads: int | None, live: bool
+) -> TrialRecord:
+    """Start the process, wait for it, record its outcome, and return the record."""
     began = time.monotonic()
-    process, connection = _start(folder, log, threads)
+    process, connection = _start(folder, threads)
     outcome = None
     with catch_signals():
         try:
-            wait([connection, process.sentinel])
+            _follow(
+                config,
+                folder,
+                name.partition("]")[0].strip("["),
+                live,
+                lambda seconds: _ended(process, connection, seconds),
+            )
             with suppress(EOFError, OSError):
                 outcome = connection.recv() if connection.poll() else None
             process.join()
@@ -91,23 +109,49 @@ def _supervise(record: TrialRecord, folder: Path, log: bool, threads: int | None
             process.join()
             seconds = record.seconds + time.monotonic() - began
             write_record(folder, replace(record, state="interrupted", seconds=seconds))
-            name = signal.Signals(stop.signum).name
+            signal_name = signal.Signals(stop.signum).name
             again = f"the same command, with hydra.sweep.dir={folder.parent}, resumes the sweep"
-            raise Interrupted(stop.signum, f"interrupted by {name}; {again}") from None
+            raise Interrupted(stop.signum, f"interrupted by {signal_name}; {again}") from None
     seconds = record.seconds + time.monotonic() - began
     outcome = outcome or Outcome(error=_exit_reason(process.exitcode))
     if outcome.error is not None:
-        where = f"; see {folder / LOG}" if log else ""
         write_record(folder, replace(record, state="failed", error=outcome.error, seconds=seconds))
-        failure = f"trial {folder.name} failed: {outcome.error}{where}"
-        print(f"imgclf: {failure}", file=sys.stderr, flush=True)
+        reason = textwrap.shorten(outcome.error.partition(";")[0], 160, placeholder=" ...")
+        failure = f"{name}: failed after {seconds:.0f} s: {reason}; see {shell_path(folder / LOG)}"
+        print_line(f"imgclf: {failure}", error=True)
         raise RunError(failure)
-    write_record(folder, replace(record, state="finished", value=outcome.value, seconds=seconds))
-    print(f"trial {folder.name}: finished in {seconds:.0f} s{_format_value(outcome.value)}", flush=True)
-    return outcome.value
+    record = replace(record, state="finished", value=outcome.value, seconds=seconds)
+    write_record(folder, record)
+    return record
 
 
-def _start(folder: Path, log: bool, threads: int | None) -> tuple[BaseProcess, Connection]:
+def _ended(process: BaseProcess, connection: Connection, seconds: float) -> bool:
+    """Return whether the trial ends within some seconds."""
+    return bool(wait([connection, process.sentinel], seconds))
+
+
+def _follow(config: RunConfig, folder: Path, number: str, live: bool, ended: Callable[[float], bool]) -> None:
+    """Until the trial has `ended`, show how many epochs are done, or all that it prints."""
+    log, history = folder / LOG, folder / "history.csv"
+    done, total = 0, config.trainer.max_epochs
+    label = f"trial {number.replace('/', ' of ')}, epochs"
+    with (
+        log.open("ab+") as file,
+        progress_bar(label, total, shown=live and not config.verbose) as advance,
+    ):
+        over = False
+        while not over:
+            over = ended(0.5)
+            if config.verbose:
+                sys.stdout.write(file.read().decode(errors="replace"))
+                sys.stdout.flush()
+            with suppress(OSError):
+                rows = history.read_bytes().count(b"\n") - 1
+                advance(max(0, rows - done))
+                done = max(done, rows)
+
+
+def _start(folder: Path, threads: int | None) -> tuple[BaseProcess, Connection]:
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method(None, force=True)  # joblib's own, which the new process wouldn't know
     if sys.platform == "linux":
@@ -116,21 +160,20 @@ def _start(folder: Path, log: bool, threads: int | None) -> tuple[BaseProcess, C
     else:
         context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(str(folder), theirs, log, threads))
+    process = context.Process(target=_work, args=(str(folder), theirs, threads))
     process.start()
     theirs.close()
     return process, ours
 
 
-def _work(folder: str, connection: Connection, log: bool, threads: int | None) -> None:
+def _work(folder: str, connection: Connection, threads: int | None) -> None:
     """Train in the process, and send the outcome to the one that waits."""
     if hasattr(os, "setsid"):
         os.setsid()
     exit_with_parent()
-    if log:
-        with open(Path(folder) / LOG, "ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+    with open(Path(folder) / LOG, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     if threads:
         os.environ["IMGCLF_THREADS"] = str(threads)
     # Lightning starts the other processes of a distributed run with the command line of this one: `main` below.
@@ -139,11 +182,9 @@ def _work(folder: str, connection: Connection, log: bool, threads: int | None) -
     os.environ["SLURM_JOB_NAME"] = "bash"  # tells Lightning to start them itself, without SLURM
     try:
         outcome = Outcome(_train(folder))
-    except ImgclfError as error:
+    except (ImgclfError, Interrupted) as error:
+        print(f"imgclf: {error}", file=sys.stderr, flush=True)
         outcome = Outcome(error=str(error))
-    except Interrupted as stop:
-        print(f"imgclf: {stop}", file=sys.stderr, flush=True)
-        outcome = Outcome(error=str(stop))
     except Exception as error:  # a bug, here or in a package: the log gets the traceback, the leaderboard the line
         traceback.print_exc()
         outcome = Outcome(error=f"{type(error).__name__}: {one_line(error)}")
@@ -175,8 +216,10 @@ def _exit_reason(exitcode: int | None) -> str:
     return f"its process ended with exit code {exitcode}"
 
 
-def _format_value(value: float | None) -> str:
-    return "" if value is None else f", {value:.4f}"
+def _print_result(config: RunConfig, name: str, record: TrialRecord, folder: Path, state: str) -> None:
+    value = "" if record.value is None else f"{config.checkpoint.monitor} {record.value:.4f}, "
+    pruned = ", pruned" if (folder / PRUNED).is_file() else ""
+    print_line(f"{name}: {value}{state}{pruned}, {shell_path(folder)}")
 
 
 def _clear(folder: Path) -> None:

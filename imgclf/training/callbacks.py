@@ -264,11 +264,12 @@ class StopOnNonFinite(Callback):
             loader: Any = trainer.train_dataloader
             files = [loader.samples.items[index] for index in self._indices.tolist()]
             write_atomically(self.folder / "non_finite_batch.txt", "\n".join(files) + "\n")
-        shown = ", ".join(files[:_SHOWN]) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
+        names = ["/".join(Path(file).parts[-2:]) for file in files[:_SHOWN]]  # class and file
+        shown = ", ".join(names) + (f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else "")
         raise RunError(
-            f"{reason} at step {trainer.global_step}, epoch {trainer.current_epoch + 1}, learning rate {rate:g}, "
-            f"in the batch of {shown} (all in {self.folder / 'non_finite_batch.txt'}); nothing of it was saved: "
-            "pass a smaller optimizer.lr, or look at these images"
+            f"{reason} at step {trainer.global_step}, epoch {trainer.current_epoch + 1}, learning rate {rate:g}; "
+            "nothing of it was saved. Pass a smaller optimizer.lr, or look at the images of this batch: "
+            f"{shown} (all in non_finite_batch.txt in the run folder)"
         )
 
 

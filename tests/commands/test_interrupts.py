@@ -179,7 +179,7 @@ def test_printed_resume_command_is_quoted_for_the_shell(colours: Path, tmp_path:
     assert typed.stdout == f"{folder}\0"
     again = [sys.executable, "-m", "imgclf", "resume", str(folder), "trainer.max_epochs=2"]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and f"from {folder}/checkpoints/last.ckpt" in done.stdout, done.stderr
+    assert done.returncode == 0 and "from last.ckpt" in done.stdout, done.stderr
 
 
 def alive(mark: str) -> list[int]:
@@ -255,7 +255,7 @@ def test_non_finite_loss_raises_run_error_and_lists_the_batch(run_tiny: Run, tmp
         run_tiny("optimizer.name=sgd", "optimizer.lr=1e30", "checkpoint.every_n_steps=1", folder=folder)
     text = str(raised.value)
     assert "\n" not in text
-    assert "at step 1, epoch 1, learning rate 1e+30, in the batch of " in text and ".png" in text
+    assert "at step 1, epoch 1, learning rate 1e+30; nothing of it was saved. Pass a smaller" in text and ".png" in text
     assert len((folder / "non_finite_batch.txt").read_text().splitlines()) == 8
     assert all(Path(line).is_file() for line in (folder / "non_finite_batch.txt").read_text().splitlines())
     assert saved_non_finite(folder) == []
@@ -324,7 +324,7 @@ def test_failing_dataloader_worker_raises_one_line(
             r"a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset\.num",
         ),
         "hangs": (RunError, r"a DataLoader worker hangs .*dataset\.timeout_seconds waits longer"),
-        "bad image": (ImageError, r"train/red/007\.png: is damaged$"),
+        "bad image": (ImageError, r"train/red/007\.png: is damaged; run `imgclf check .*check=exclude$"),
     }[fault]
     with pytest.raises(error, match=message) as raised:
         run_tiny("cache=off", "dataset.num_workers=2", "dataset.timeout_seconds=3", folder=tmp_path / "run")

@@ -102,3 +102,17 @@ def test_tables_of_100_classes_and_of_many_images_fit_80_columns(capsys: pytest.
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5 and max(map(len, printed)) <= 80
     assert printed[3].split() == ["test", "999,999", "of", "1,000,000", "100.00%", "100.00%", "1.0000", "123.4567"]
+
+
+def test_a_sweep_shows_the_running_trial_in_one_line_and_a_line_for_each(work: Path) -> None:
+    words = [*TINY, "trainer.max_epochs=1", "data_dir=data", "hydra.sweep.dir=sweep", "seed=0,1"]
+    command = [sys.executable, "-m", "imgclf.train", "-m", *words]
+    recorded = record(command, work, {"IMGCLF_CACHE": str(work / "cache")})
+    assert recorded.code == 0, recorded.screen.text()
+    bars = [[line for line in frame if BAR in line and " of " in line] for frame in recorded.frames]
+    assert max(map(len, bars)) == 1
+    shown = list(dict.fromkeys(re.sub(r": .*", "", lines[0]) for lines in bars if lines))
+    assert shown == ["trial 1 of 2, epochs", "trial 2 of 2, epochs"]
+    assert [line for line in recorded.screen.wrapped if "/" not in line] == []
+    first, second = (line for line in recorded.screen.text() if line.startswith("["))
+    assert first.startswith("[1/2] seed=0: val_accuracy ") and second.startswith("[2/2] seed=1: val_accuracy ")

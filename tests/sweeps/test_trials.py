@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,7 +67,8 @@ def test_failed_trials_leave_the_others_alone(swept: tuple[Path, subprocess.Comp
         )
         if record.state == "failed":
             assert record.error and "finite" in record.error
-            assert f"imgclf: trial {path.name} failed: " in done.stderr
+            assert f"; see it/{path.name}/log.txt\n" in done.stderr
+            assert "Error executing job" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("imgclf: ") and "2 of" in done.stderr.splitlines()[-1]
     first = done.stdout.index("failed") if "failed" in done.stdout else -1
     assert first > done.stdout.index("validation"), "the table comes last, with the failures below it"
@@ -93,6 +95,26 @@ def test_a_sweep_ends_with_its_leaderboard(swept: tuple[Path, subprocess.Complet
     assert lines[2] == f"report   {(folder / 'sweep.html').as_uri()}" and winner.folder.name in lines[3]
 
 
+def test_a_sweep_prints_a_line_for_each_trial_and_logs_the_rest(
+    swept: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = swept
+    records = {path.name: record for path, record in find_trials(folder)}
+    trials = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    for number, (line, seed) in enumerate(zip(trials, (0, 1), strict=True), start=1):
+        pattern = rf"\[{number}/4\] lr=0.01 seed={seed}: val_accuracy (0\.\d+|1\.0000), \d+ s, it/(.*)"
+        assert (match := re.fullmatch(pattern, line)), line
+        assert f"{records[match[2]].value:.4f}" == match[1]
+    failed = [line for line in done.stderr.splitlines() if line.startswith("imgclf: [")]
+    assert [line.partition(": failed after ")[0] for line in failed] == [
+        f"imgclf: [{number}/4] lr=1e+38 seed={seed}" for number, seed in ((3, 0), (4, 1))
+    ]
+    assert "epoch   1/2" not in done.stdout and "best epoch" not in done.stdout
+    for name, record in records.items():
+        log = (folder / name / "log.txt").read_text()
+        assert "run folder: " in log and ("done in" if record.value is not None else f"imgclf: {record.error}") in log
+
+
 def test_each_trial_trains_with_its_own_seed(swept: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = swept
     ranked = [trial for group in read_sweep(folder).groups for trial in group.trials]
@@ -106,8 +128,9 @@ def test_the_same_command_trains_only_missing_trials(
     folder = tmp_path / "again"
     shutil.copytree(swept[0], folder)
     before = written_at(folder)
-    done = sweep(colours, folder, "optimizer.lr=0.02,0.01", "seed=1,0", "optimizer.name=sgd")
+    done = sweep(colours, folder, "optimizer.lr=0.02,0.01", "seed=1,0", "optimizer.name=sgd", "verbose=true")
     assert done.stdout.count("finished already") == 2, done.stdout + done.stderr
+    assert done.stdout.count("epoch   2/2") == 2, "verbose prints the two new trials in full"
     after = written_at(folder)
     assert len(after) == 4 and before.items() <= after.items()
     assert done.returncode == 2, "the two failed trials are still there"
@@ -181,7 +204,8 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
     second = until(lambda: [path for path in folder.glob("*/checkpoints/last.ckpt") if path.parents[1] != first])[0]
     record = read_record(first)
     assert record and record.state == "failed" and "SIGKILL" in (record.error or "")
-    assert f"trial {first.name} failed: its process was killed by SIGKILL" in (tmp_path / "err.txt").read_text()
+    line = (tmp_path / "err.txt").read_text().splitlines()[0]
+    assert "failed after" in line and "its process was killed by SIGKILL" in line and first.name in line
 
     family = children(process.pid)
     trial = trial_process(process.pid)
@@ -193,7 +217,10 @@ def test_killed_trials_and_killed_sweeps_lose_nothing(
 
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("continues in epoch") == 2 and set(states(folder).values()) == {"finished"}
+    logs = [path.read_text() for path in folder.glob("*/log.txt")]
+    assert ["continues in epoch" in log for log in logs] == [True, True] and set(states(folder).values()) == {
+        "finished"
+    }
     for path in states(folder):
         assert len(json.loads((folder / path / "history.json").read_text())) == 80
 
@@ -231,7 +258,8 @@ def test_trials_at_once_share_features_and_cores(
     for name in states(folder):
         assert "best epoch" in (folder / name / "log.txt").read_text()
     assert "best epoch" not in done.stdout and "validation" in done.stdout
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2, "no second sweep folder"
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"cache", "outputs", "sweep"}
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["latest"], "no second sweep folder"
 
 
 @pytest.mark.skipif(not find_spec("hydra_plugins.hydra_submitit_launcher"), reason="needs the extra submitit")
