@@ -54,7 +54,8 @@ class EarlyStoppingPlainState(EarlyStopping):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Print that early stopping ended the run, if it did."""
         if trainer.should_stop and self.wait_count >= self.patience and trainer.is_global_zero:
-            best = f"{self.monitor} is not better than {float(self.best_score):.4f} since {self.wait_count} epochs"
+            waited = f"{self.wait_count} epoch{'s' * (self.wait_count != 1)}"
+            best = f"{self.monitor} has not been better than {float(self.best_score):.4f} for {waited}"
             print_line(f"stopped early: {best}; a larger callbacks.early_stopping.patience waits longer")
 
     def state_dict(self) -> dict[str, Any]:

@@ -148,11 +148,15 @@ def test_every_setting_trains_and_tests(run_tiny: Run, overrides: tuple[str, ...
         assert metrics["train"]["count"] == 18
 
 
-def test_early_stopping_ends_the_run_and_the_best_epoch_is_evaluated(run_tiny: Run) -> None:
+def test_early_stopping_ends_the_run_says_why_and_the_best_epoch_is_evaluated(
+    run_tiny: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     stopping = ("callbacks.early_stopping.patience=1", "trainer.max_epochs=8", "optimizer.lr=1e-12")
     folder = run_tiny(*stopping, "checkpoint.monitor=val_loss")
     losses = [float(row["val_loss"]) for row in read_rows(folder / "history.csv")]
     assert len(losses) < 8
+    reason = f"stopped early: val_loss has not been better than {min(losses):.4f} for 1 epoch; "
+    assert reason in capsys.readouterr().out
     assert read_json(folder / "metrics.json")["val"]["loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
