@@ -166,3 +166,16 @@ def test_real_slice_has_its_counts_and_loads_batches(
         assert batch.images.shape == (4, 3, 224, 224)
         assert batch.images.dtype.is_floating_point is False
         assert np.ptp(batch.images.numpy()) > 50
+
+
+def test_root_may_be_the_demo_or_where_the_data_set_lies(
+    cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = SportsDataModule("demo", classes=["golf", "tennis"])
+    assert demo.classes == ("golf", "tennis") and [len(demo.samples[split]) for split in SPLITS] == [60, 10, 10]
+    assert demo.notes == [], "the drawn edition is small on purpose"
+    with pytest.raises(ConfigError, match="custom"):
+        ImageDataModule("demo").setup()
+    (tmp_path / "cards").symlink_to(cards)
+    monkeypatch.setenv("IMGCLF_DATA", str(tmp_path))
+    assert CardsDataModule().classes == CardsDataModule(cards).classes

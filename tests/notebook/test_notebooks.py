@@ -31,7 +31,7 @@ def test_notebook_is_short_cleared_and_names_no_machine(name: str) -> None:
     text = "".join("".join(cell["source"]) for cell in cells)
     assert not re.search(r"(?<![\w.])/(home|work|tmp|Users|root|mnt|content)\b|[A-Z]:\\", text)
     assert "pip install" in text and "Colab" in text and "demonstration" in text
-    assert f'DATA = "demo"  # drawn images; for the real ones: `imgclf download dataset={name}`' in text
+    assert f"For the real ones: `imgclf download dataset={name}`, then DATA = None" in text and 'DATA = "demo"' in text
     for target in re.findall(r"\]\(([^)#\s]+)\)", text):
         assert (FOLDER / target).exists(), target
 
