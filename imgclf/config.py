@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from imgclf.errors import ConfigError
 from imgclf.schema import Settings, setting
 
 # What early stopping and the best checkpoint may watch, and which way is better.
@@ -24,6 +25,7 @@ advanced = partial(setting, advanced=True)  # left out of help and config.yaml a
 _DATA_DIR = "Folder of the data set; demo: drawn on the spot; null: $IMGCLF_DATA/<dataset>, else the cache folder."
 _ENGINE = "Runtime of frozen layers; auto: OpenVINO on a CPU from 1,000 images on."
 ENGINES = ("auto", "eager", "openvino")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class ModelConfig(Settings):
     name: str = changeable("timm", "Name of the model; it names folders.")
     backbone: str = setting("resnet18", "Any name of timm.list_models().")
     backbone_kwargs: dict[str, Any] = setting(dict, "More keywords for timm.create_model.")
-    pretrained: bool = changeable(True, "Load ImageNet weights from the hub; false for the demo.")
+    pretrained: bool = changeable(True, "Load ImageNet weights, from $IMGCLF_WEIGHTS or the hub; false for the demo.")
     weights: str | None = changeable(None, "Path of a safetensors or pth file; it replaces pretrained.")
     in_chans: int = setting(3, "Channels of the input: 3 (RGB) or 1 (grey).")
     freeze: Any = setting("none", "Frozen part: none, all, n (all but the last n modules), or a list of globs.")
@@ -142,6 +144,11 @@ class SchedulerConfig(Settings):
     decay_epochs: float | None = setting(None, "step: epochs between two decays; null: a third of the run.", above=0)
     decay_rate: float | None = setting(None, "step, plateau: factor (null: 0.1); poly: power (null: 1).", low=0)
     patience_epochs: int = setting(5, "plateau: epochs without improvement before the rate decays.", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name == "plateau" and self.warmup_epochs:
+            raise ConfigError("scheduler.name=plateau has no warm-up; pass scheduler.warmup_epochs=0")
 
 
 @dataclass(frozen=True)
@@ -225,11 +232,11 @@ class TrainerConfig(Settings):
     """Arguments of Lightning's Trainer; null means Lightning's own default."""
 
     path = "trainer"
-    accelerator: str = overridable("auto", "Device: auto, cpu, gpu, mps.")
+    accelerator: str = overridable("auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: Any = overridable(1, "Number of devices, or a list of them; one process each.")
     num_nodes: int = overridable(1, "Number of machines.", low=1)
     strategy: str | None = overridable(None, "ddp for several processes; null: Lightning chooses.")
-    precision: str = setting("32-true", "Floating-point precision: 32-true, bf16-mixed, 16-mixed.")
+    precision: str = setting("32-true", "Floating-point precision.", choices=PRECISIONS)
     max_epochs: int = overridable(15, "Number of epochs.")
     limit_train_batches: int | float | None = setting(None, "Batches per epoch, or a fraction of them.")
     limit_val_batches: int | float | None = setting(None, "Validation batches, or a fraction of them.")
@@ -237,9 +244,9 @@ class TrainerConfig(Settings):
     accumulate_grad_batches: int = setting(1, "Batches per optimizer step.", low=1)
     gradient_clip_val: float | None = setting(None, "Largest norm of the gradients.")
     deterministic: bool | str | None = setting(False, "Use deterministic algorithms only.")
-    gradient_clip_algorithm: str | None = advanced(None, "Clip by norm or value.")
+    gradient_clip_algorithm: str | None = advanced(None, "Clip by norm or value.", choices=("norm", "value"))
     overfit_batches: int | float | None = advanced(None, "Train on the same few batches again and again.")
-    profiler: str | None = advanced(None, "Profile the run: simple, advanced.")
+    profiler: str | None = advanced(None, "Profile the run.", choices=("simple", "advanced", "pytorch"))
     fast_dev_run: int | bool | None = advanced(None, "Run one epoch of this many batches, as a trial.")
     min_epochs: int | None = advanced(None, "Least number of epochs.")
     max_steps: int | None = advanced(None, "Number of optimizer steps after which training ends.", may_change=True)
@@ -272,8 +279,6 @@ class RunConfig(Settings):
     """All settings of `imgclf train`."""
 
     aliases = {"epochs": "trainer.max_epochs", "learning_rate": "optimizer.lr", "lr": "optimizer.lr"}
-    task_name: str = changeable("train", "Free text stored in config.yaml, to find the run later.")
-    tags: list[str] = changeable(list, "Words stored in config.yaml, to find the run later.")
     seed: int = setting(0, "Seed of weights, order and augmentation.", low=0)
     data_dir: str | None = changeable(None, _DATA_DIR)
     image_size: int | None = setting(None, "Side in pixels; null: that of the weights.", low=1, high=4096)
@@ -298,6 +303,8 @@ class RunConfig(Settings):
     report: bool | None = changeable(None, "Write report.html and plots; null: except in a sweep.")
     verbose: bool = changeable(False, "Print the trials of a sweep in full, not only a line for each.")
     trials: int = changeable(20, "Trials of hparams_search, finished ones included.", low=1)
+    task_name: str = changeable("train", "Free text stored in config.yaml, to find the run later.")
+    tags: list[str] = changeable(list, "Words stored in config.yaml, to find the run later.")
     dataset: DatasetConfig = setting(DatasetConfig, "The data set.")
     model: ModelConfig = setting(ModelConfig, "The network.")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "The optimizer.")
@@ -329,6 +336,10 @@ class EvaluateConfig(Settings):
 class CheckConfig(Settings):
     """All settings of `imgclf check`."""
 
+    unused = frozenset(
+        f"dataset.{name}"
+        for name in ("batch_size", "augment", "augment_val", "num_workers", "timeout_seconds", "flips")
+    )
     data_dir: str | None = setting(None, _DATA_DIR)
     quick: bool = setting(False, "Decode a few images of each class only; --quick is the same.")
     seed: int = setting(0, "Seed of dataset.fraction, and of the images that check.html shows.", low=0)

@@ -8,7 +8,24 @@ ImgclfError            shown as one line, exit code 2
 └── RunError           a run can't start, continue or be resumed
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError", "one_line"]
+import importlib.util
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ImageError",
+    "ImgclfError",
+    "RunError",
+    "install_hint",
+    "nearest",
+    "one_line",
+    "require_package",
+]
+
+_LISTED = 12  # names that a message lists when none is near
 
 
 class ImgclfError(Exception):
@@ -39,6 +56,25 @@ class CheckpointError(ImgclfError):
 
 class RunError(ImgclfError):
     """A run can't start, continue or be resumed."""
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message about an unknown `name`: the one that was meant, else the names that there are."""
+    if near := get_close_matches(name, names, 1) or get_close_matches(name.lower(), names, 1):
+        return f"did you mean {near[0]}?"
+    listed = ", ".join(names[:_LISTED])
+    return f"expected one of {listed}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''}"
+
+
+def install_hint(extra: str) -> str:
+    """Return how to install one of imgclf's extras."""
+    return f'install it with `pip install -e ".[{extra}]"` in the checkout of imgclf'
+
+
+def require_package(package: str, extra: str, setting: str) -> None:
+    """Raise `ConfigError` if `package` isn't installed, which `setting` needs and the `extra` of imgclf brings."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{setting}: the package {package} isn't installed; {install_hint(extra)}")
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -14,6 +14,7 @@ from imgclf.errors import ConfigError
 
 __all__ = ["Settings", "flatten", "setting"]
 
+_LISTED = 15  # keys that a message lists
 Plain = dict[str, Any]
 _COMPARE = {"of at least": operator.ge, "at most": operator.le, "above": operator.gt, "below": operator.lt}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -59,6 +60,7 @@ class Settings:
 
     path: ClassVar[str] = ""  # the dotted key under which the group stands in a run's settings
     aliases: ClassVar[Mapping[str, str]] = {}  # what people type -> the key that they mean
+    unused: ClassVar[frozenset[str]] = frozenset()  # dotted keys that a command takes, but doesn't use
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -136,7 +138,9 @@ class Settings:
             by_last[n] for n in get_close_matches(last, by_last, 1, 0.6)
         ]
         near = near or [name for name in keys if name.rpartition(".")[2].endswith(f"_{last}")][:1]
-        return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(cls.field_names())}"
+        names = cls.field_names()
+        listed = f"expected one of {', '.join(names)}" if len(names) <= _LISTED else "--help lists all keys"
+        return f"did you mean {near[0]}?" if near else listed
 
     @classmethod
     def walk(cls) -> Iterator[tuple[str, Field[Any]]]:
@@ -196,12 +200,23 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         if origin is list and isinstance(value, (list, tuple)):
             return [_convert(inner, get_args(option)[0], key) for inner in value]
         if origin is dict and isinstance(value, Mapping):
-            return {str(name): _convert(inner, get_args(option)[1], f"{key}.{name}") for name, inner in value.items()}
+            return {
+                str(name): _convert_member(inner, get_args(option)[1], key, str(name)) for name, inner in value.items()
+            }
         if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return value
         if origin in (int, str, bool) and type(value) is origin:
             return value
     raise ConfigError(f"{key}={value!r}: expected {_expected(options)}")
+
+
+def _convert_member(value: Any, kind: Any, key: str, name: str) -> Any:
+    """Return the member `name` of the mapping `key` converted; groups know the mapping's key only, so errors gain the name."""
+    try:
+        return _convert(value, kind, f"{key}.{name}")
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if f"{key}.{name}" in text else text.replace(f"{key}.", f"{key}.{name}.")) from None
 
 
 def _expected(options: Sequence[Any]) -> str:

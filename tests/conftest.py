@@ -29,6 +29,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IMGCLF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.delenv("IMGCLF_DATA", raising=False)
+        patch.delenv("IMGCLF_WEIGHTS", raising=False)
         patch.setattr(run_folder, "LATEST", tmp_path_factory.getbasetemp() / "outputs" / "latest")
         yield
 

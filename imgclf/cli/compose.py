@@ -4,12 +4,12 @@ Nothing here loads torch, so that `--help` and a wrong override answer at once.
 """
 
 import re
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from string import Template
 from typing import Any, cast, get_args, get_origin
 
 import hydra
@@ -30,8 +30,8 @@ from imgclf.config import (
     RunConfig,
     TrainerConfig,
 )
-from imgclf.errors import ConfigError
-from imgclf.schema import Settings, default_of, group_of
+from imgclf.errors import ConfigError, install_hint, nearest
+from imgclf.schema import Settings, default_of, flatten, group_of
 
 __all__ = ["CONF", "FLAGS_WITH_VALUE", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
 
@@ -46,6 +46,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "download": DownloadConfig,
 }
 _GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
+_PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra; each is an extra of imgclf of the same name
 FLAGS_WITH_VALUE = (
     "--config-dir",
     "-cd",
@@ -58,7 +59,7 @@ FLAGS_WITH_VALUE = (
     "--cfg",
     "-c",
 )
-_HELP_COLUMN = 44
+_HELP_COLUMN = 34
 
 
 def compose_config(command: str, overrides: Sequence[str]) -> Settings:
@@ -83,7 +84,8 @@ def to_settings(command: str, config: DictConfig) -> Settings:
 def check_overrides(command: str, words: Sequence[str]) -> list[str]:
     """Return the words of a command line as Hydra takes them; raises `ConfigError` for a key that doesn't exist.
 
-    `+key=` means `key=` where the key exists, and `~key` sets it to null: the keys of a dataclass can't be deleted.
+    `+key=` and `key=` mean the same, whether the config has the key already or not. `~key` sets it to null: the keys of a
+    dataclass can't be deleted.
     """
     checked: list[str] = []
     overrides: list[str] = []
@@ -142,7 +144,8 @@ def _check_override(schema: type[Settings], word: str) -> str:
         raise ConfigError(f"{key}: unknown key; {schema.suggest(key)}")
     if override.is_delete() and place != "free":
         word = f"{key}=null"
-    if place == "optional":  # the group may be null so far, and Hydra only overrides what exists
+    if place in ("optional", "free") and not override.is_delete():
+        # The group may be null so far, or have no such key yet, and Hydra only overrides what exists.
         return f"++{word.lstrip('+')}"
     return word.lstrip("+") if place == "field" else word
 
@@ -185,10 +188,22 @@ def explain_error(command: str, error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = [name for name in error.options if name != "base"]
-        near = get_close_matches(choice, choices, 1)
-        way = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(choices)}"
-        network = f"; for any timm network pass model=timm model.backbone={choice}" if group == "model" else ""
-        return f"{group}={choice}: no such choice; {way}{network}"
+        way = nearest(choice, choices)
+        if group == "model":
+            of_timm = f"model=timm model.backbone={choice}"
+            near = way.endswith("?")
+            way = (
+                f"{way} For a network of timm pass {of_timm}"
+                if near
+                else f"pass {of_timm} for a network of timm; {way}"
+            )
+        return f"{group}={choice}: no such choice; {way}"
+    if missing := re.search(r"Could not (?:find|load) '(?:hydra/)?(launcher|sweeper)/([a-z]+)", text):
+        kind, package = missing.groups()
+        if package in _PLUGINS:
+            return f"hydra/{kind}: the package hydra-{package}-{kind} isn't installed; {install_hint(package)}"
+    if key.startswith("hydra.") and "not in" in str(cause):
+        return f"{key}: unknown key; {nearest(key, _hydra_keys(command))}"
     if "Missing mandatory value" in text:
         return f"{key}: no value; pass {key}=<value>"
     if key and "not in" in str(cause) and _locate(schema, key) is None:
@@ -196,6 +211,14 @@ def explain_error(command: str, error: BaseException) -> str:
     if key and (expected := schema.expected(key)) and "could not be converted" in str(cause):
         return f"{key}: {str(cause).splitlines()[0]}; expected {expected}"
     return _one_line(text) or type(error).__name__
+
+
+def _hydra_keys(command: str) -> list[str]:
+    """Return the dotted keys of Hydra's own settings."""
+    with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
+        values = OmegaConf.to_container(hydra.compose(command, return_hydra_config=True).hydra, resolve=False)
+    assert isinstance(values, dict)
+    return [f"hydra.{key}" for key in flatten({str(key): value for key, value in values.items()})]
 
 
 def _one_line(text: str) -> str:
@@ -209,47 +232,64 @@ def _one_line(text: str) -> str:
 
 
 def help_text(command: str, overrides: Sequence[str]) -> str:
-    """Return the command's help: usage, choices, and every setting with its value and its sentence."""
+    """Return the command's help: usage, examples, choices, and every setting that it uses with its value and its sentence."""
     with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
         config = hydra.compose(command, check_overrides(command, overrides), return_hydra_config=True)
-    template = Template(config.hydra.help.template)
-    values = OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
+    shown = config.hydra.help
+    own = [name for name in COMMANDS[command].field_names() if name in config]
+    values = OmegaConf.to_container(OmegaConf.masked_copy(config, own), resolve=True)
     assert isinstance(values, dict)
-    del values["hydra"]
-    groups = {
-        path.name: sorted(file.stem for file in path.glob("*.yaml")) for path in sorted(CONF.iterdir()) if path.is_dir()
-    }
     schema = COMMANDS[command]
-    shown = {
-        name: choices
-        for name, choices in groups.items()
-        if choices and name in (*schema.field_names(), *_EXTRA.get(command, ()))
-    }
-    listed = "\n".join(f"  {name}: {', '.join(choices)}" for name, choices in shown.items())
-    return template.safe_substitute(APP_CONFIG_GROUPS=listed, CONFIG="\n".join(_describe(schema, values)))
+    groups = "".join(
+        textwrap.fill(f"{name}: {', '.join(choices)}", _width(), initial_indent="  ", subsequent_indent="      ") + "\n"
+        for name in (*schema.field_names(), *_OTHER_GROUPS.get(command, ()))
+        if (choices := _choices_of(name, config.hydra.searchpath))
+    )
+    settings = "\n".join(_describe(schema, values, schema.unused))
+    examples = textwrap.indent(shown.footer.strip(), "  ")
+    parts = [textwrap.fill(shown.header, _width()), f"usage: {shown.template}", f"Examples:\n{examples}"]
+    parts.append(f"Choices of each group:\n{groups.rstrip()}")
+    if settings:
+        parts.append(f"Settings, their values and what they mean:\n{settings}")
+    return "\n\n".join(part.strip() for part in parts)
 
 
-_EXTRA = {"train": ("experiment", "debug", "hparams_search")}  # groups that set others' settings
+_OTHER_GROUPS = {"train": ("experiment", "debug", "hparams_search")}  # groups that set others' settings
 
 
-def _describe(schema: type[Settings], values: dict[Any, Any], indent: str = "") -> list[str]:
-    """One line per setting: key, value and sentence; advanced settings only where they are set."""
+def _choices_of(group: str, folders: Sequence[str]) -> list[str]:
+    """Return the choices of a group in `conf/` and in the user's own `folders`, sorted."""
+    roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
+    return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+
+
+def _width() -> int:
+    return max(60, min(120, shutil.get_terminal_size().columns))
+
+
+def _describe(
+    schema: type[Settings], values: dict[Any, Any], unused: Collection[str], above: str = "", indent: str = ""
+) -> list[str]:
+    """Return lines of key, value and sentence; advanced settings only where they are set, `unused` ones never."""
     lines: list[str] = []
     for name, value in values.items():
         item = schema.field(str(name))
-        if item is None or (item.metadata["advanced"] and value == default_of(item)):
+        if item is None or f"{above}{name}" in unused or (item.metadata["advanced"] and value == default_of(item)):
             continue
         inner = group_of(schema, str(name))
         if inner is not None and isinstance(value, dict) and get_origin(schema.type_of(str(name))) is not dict:
             optional = type(None) in get_args(schema.type_of(str(name)))
             settings = {**inner().to_dict(), **value} if optional else value
-            lines += [f"{indent}{name}:", *_describe(inner, settings, indent + "  ")]
+            lines += [f"{indent}{name}:", *_describe(inner, settings, unused, f"{above}{name}.", indent + "  ")]
             continue
         shown = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
         choices = f" ({', '.join(item.metadata['choices'])})" if item.metadata["choices"] else ""
-        lines.append(
-            f"{f'{indent}{name}: {shown}':<{_HELP_COLUMN}}  # {item.metadata['help'].removesuffix('.')}{choices}"
-        )
+        sentence = f"{item.metadata['help'].removesuffix('.')}{choices}"
+        wrapped = textwrap.wrap(sentence, _width() - _HELP_COLUMN - 2, break_on_hyphens=False)
+        key = f"{indent}{name}: {shown}"
+        lines += [key] if len(key) >= _HELP_COLUMN else []
+        keys = [key if len(key) < _HELP_COLUMN else "", *[""] * len(wrapped)]
+        lines += [f"{left:<{_HELP_COLUMN}}# {right}" for left, right in zip(keys, wrapped, strict=False)]
     return lines
 
 
@@ -277,9 +317,10 @@ def _mutable(schema: type[Settings]) -> type:
         kind, default = schema.type_of(item.name), cast(Any, None)
         if inner := group_of(schema, item.name):
             mutable = _mutable(inner)
+            # OmegaConf can't merge a mapping into a typed null or under a new key: both are checked afterwards.
             if get_origin(kind) is dict:
-                kind, default = dict[str, mutable | None], field(default_factory=dict)  # type: ignore[valid-type]
-            elif type(None) in get_args(kind):  # OmegaConf can't merge a mapping into a typed null: checked afterwards
+                kind, default = dict[str, Any], field(default_factory=dict)
+            elif type(None) in get_args(kind):
                 kind, default = Any, field(default=None)
             else:
                 kind, default = mutable, field(default_factory=mutable)

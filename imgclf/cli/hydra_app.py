@@ -111,8 +111,7 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
             if is_sweep():
                 raise
             failures.append(error)  # Hydra would announce it with lines of its own
-            with suppress(OSError):
-                output_folder().rmdir()  # Hydra made it; it goes if nothing was written
+            _remove_empty(output_folder())
             return None
 
     try:
@@ -138,6 +137,14 @@ def _without_note() -> Iterator[None]:
         yield
     finally:
         stream.write = write  # type: ignore[method-assign]
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder that Hydra made for a run that wrote nothing, and the folders above it, up to `outputs`."""
+    with suppress(OSError):
+        while folder.name != "outputs" and folder != Path.cwd():
+            folder.rmdir()
+            folder = folder.parent
 
 
 def fail(message: str, code: int) -> None:
@@ -176,8 +183,16 @@ def quoted(text: str) -> str:
 
 def _help_wanted(words: list[str]) -> list[str] | None:
     """Return the overrides given with `--help`; None without it, or with flags that Hydra answers itself."""
-    overrides = [word for word in words if word not in ("--help", "-h")]
-    return overrides if len(overrides) < len(words) and not any(word.startswith("-") for word in overrides) else None
+    if not {"--help", "-h"}.intersection(words):
+        return None
+    overrides: list[str] = []
+    rest = iter(word for word in words if word not in ("--help", "-h", "-m", "--multirun"))
+    for word in rest:
+        if word in ("--config-dir", "-cd"):
+            overrides.append(f"hydra.searchpath=[{Path(next(rest, '.')).absolute().as_uri()}]")
+        else:
+            overrides.append(word)
+    return None if any(word.startswith("-") for word in overrides) else overrides
 
 
 def output_folder() -> Path:

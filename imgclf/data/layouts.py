@@ -18,7 +18,7 @@ import numpy.typing as npt
 from imgclf.config import LayoutConfig
 from imgclf.data.pixel_csv import PixelTable, read_pixel_csv
 from imgclf.data.samples import Samples, natural_key
-from imgclf.errors import ConfigError, DataError
+from imgclf.errors import ConfigError, DataError, nearest
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -89,7 +89,7 @@ def class_names(files: SplitFiles, wanted: Sequence[object] | None) -> tuple[str
         chosen = {str(name) for name in wanted}
         if absent := sorted(chosen - set(names)):
             raise ConfigError(
-                f"dataset.classes: {', '.join(absent)} not in {files.location}, which has {', '.join(names)}"
+                f"dataset.classes: {', '.join(absent)} not in {files.location}; {nearest(absent[0], names)}"
             )
         names = [name for name in names if name in chosen]
     if len(names) < 2:

@@ -22,9 +22,10 @@ from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
 from imgclf.inference.prediction import Prediction
 from imgclf.models import ImageModel, load_image_model
+from imgclf.models.backbone import check_name
 from imgclf.models.engine import choose_engine
 from imgclf.models.network import Network
-from imgclf.models.weights import copy_tensors, describe_weights, pretrained_network
+from imgclf.models.weights import copy_tensors, describe_weights, find_weights, pretrained_network
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def load(
 def load_imagenet(
     name: str, weights: str | None = None, device: str = "auto", engine: str = "auto", precision: str = "fp32"
 ) -> "Predictor":
-    """Load timm's network `name` with its ImageNet weights, from the file `weights` or else the hub; images are cropped as
+    """Load timm's network `name` with its ImageNet weights, from the file `weights`, the folder
+    $IMGCLF_WEIGHTS or the hub; images are cropped as
     for the weights. `device`, `engine` and `precision` are those of `imgclf.load`.
 
     Raises `ConfigError` for a network that timm does not have or whose classes are not ImageNet's, `CheckpointError` for
@@ -70,7 +72,9 @@ def load_imagenet(
     """
     place = choose_device(device)
     if weights and not Path(weights).expanduser().is_file():
-        raise ConfigError(f"--weights {weights}: no such file; expected safetensors or pth")
+        raise ConfigError(f"weights {weights}: no such file; expected safetensors or pth")
+    check_name(name, "network")
+    weights = weights or (str(found) if (found := find_weights(name)) else None)
     preprocess, keywords = describe_weights(name, weights, resize="crop")
     if weights:
         network = timm.create_model(name, pretrained=False, **keywords)
@@ -93,13 +97,13 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device={str(name)!r}: no such device; expected {DEVICES}") from None
+        raise ConfigError(f"device {name}: no such device; expected {DEVICES}") from None
     if device.type not in available:
-        raise ConfigError(f"device={str(name)!r}: not supported; expected {DEVICES}")
+        raise ConfigError(f"device {name}: not supported; expected {DEVICES}")
     if not available[device.type]:
-        raise ConfigError(f"device={str(name)!r}: not available on this machine; pass device=cpu")
+        raise ConfigError(f"device {name}: not available on this machine; choose cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={str(name)!r}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+        raise ConfigError(f"device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
     return device
 
 
@@ -262,7 +266,7 @@ def _class_names(network: Any, name: str) -> tuple[str, ...]:
     subset = infer_imagenet_subset(network)
     if subset is None:
         raise ConfigError(
-            f"--imagenet {name}: its {network.num_classes} classes are not those of ImageNet; choose another network"
+            f"{name}: its {network.num_classes} classes are not those of ImageNet; choose another network"
         )
     info = ImageNetInfo(subset)
     words = [info.index_to_description(index).partition(",")[0] for index in range(network.num_classes)]

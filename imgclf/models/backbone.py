@@ -3,14 +3,13 @@
 import copy
 import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, nearest
 from imgclf.models import small_cnn  # noqa: F401, registers itself with timm
 
 __all__ = ["Backbone", "build_backbone", "check_name", "size_keywords"]
@@ -59,14 +58,11 @@ class Backbone(nn.Module):
         return features if self.spatial else self.network.forward_head(features, pre_logits=True)
 
 
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless timm has registered `name`: nothing is fetched from a hub by name."""
+def check_name(name: str, setting: str = "model.backbone") -> None:
+    """Raise `ConfigError` unless timm has registered `name`, which `setting` had: nothing is fetched from a hub by name."""
     if not timm.is_model(name.partition(".")[0]) or ":" in name or "/" in name:
-        near = get_close_matches(name, timm.list_models(), n=5)
-        hint = f"; near it: {', '.join(near)}" if near else ""
-        raise ConfigError(
-            f"model.backbone={name!r}: timm has no network of that name{hint}; `timm.list_models()` lists all"
-        )
+        hint = nearest(name, timm.list_models())
+        raise ConfigError(f"{setting}={name}: timm has no network of that name; {hint}")
 
 
 def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, object] | None = None) -> Backbone:

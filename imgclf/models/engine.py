@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from imgclf.config import ENGINES
-from imgclf.errors import ConfigError, one_line
+from imgclf.errors import ConfigError, install_hint, one_line
 from imgclf.models.image_model import ImageModel
 
 __all__ = ["BATCH", "Engine", "build_engine", "choose_engine", "label_of", "openvino_version", "run_padded"]
@@ -136,11 +136,11 @@ def choose_engine(wanted: str, device: torch.device, images: int) -> str:
     Raises `ConfigError` where the `wanted` engine isn't available.
     """
     if wanted not in ENGINES:
-        raise ConfigError(f"engine={wanted!r}: expected one of {', '.join(ENGINES)}")
+        raise ConfigError(f"engine {wanted}: expected one of {', '.join(ENGINES)}")
     if wanted == "openvino" and not openvino_version():
-        raise ConfigError("engine=openvino: it isn't installed; pip install 'imgclf[fast]', or pass engine=eager")
+        raise ConfigError(f"engine openvino isn't installed; {install_hint('fast')}, or choose engine eager")
     if wanted == "openvino" and device.type != "cpu":
-        raise ConfigError(f"engine=openvino runs on the CPU, the network is on {device}; pass engine=eager")
+        raise ConfigError(f"engine openvino runs on the CPU, but the network is on {device}; choose engine eager")
     if wanted != "auto":
         return wanted
     return "openvino" if device.type == "cpu" and images >= OPENVINO_MIN_IMAGES and openvino_version() else "eager"

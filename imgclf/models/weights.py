@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,18 @@ from imgclf.files.model_file import read_file
 from imgclf.models.backbone import Backbone, check_name, size_keywords
 from imgclf.preprocess import Preprocess
 
-__all__ = ["copy_tensors", "describe_weights", "load_pretrained", "load_weights", "pretrained_network", "read_note"]
+__all__ = [
+    "copy_tensors",
+    "describe_weights",
+    "find_weights",
+    "load_pretrained",
+    "load_weights",
+    "pretrained_network",
+    "read_note",
+]
+
+FOLDER_VARIABLE = "IMGCLF_WEIGHTS"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 _NOTE_ERRORS = (OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError, ConfigError)
 
@@ -56,10 +68,46 @@ def read_note(path: str | Path, backbone: str) -> WeightsNote:
         raise CheckpointError(f"{file}: can't be used ({reason}); correct it or move it away") from None
     if architecture and architecture != backbone.partition(".")[0]:
         raise CheckpointError(
-            f"{path}: weights of {note.architecture}, but model.backbone={backbone}; "
-            f"pass model.backbone={note.architecture} or other weights"
+            f"{path}: weights of {note.architecture}, but the network is {backbone}; "
+            f"choose {note.architecture}, or other weights"
         )
     return note
+
+
+def find_weights(name: str) -> Path | None:
+    """Return the file of the network `name` in the folder $IMGCLF_WEIGHTS; None without that variable or such a file.
+
+    It is called after the network, as in `mobilenetv2_100.safetensors`; a tag may follow, as in
+    `mobilenetv2_100.ra_in1k.safetensors`, with any of `.`, `_` and `-` between. Where several tags are there, the name has
+    to say which. Raises `ConfigError` if the folder doesn't exist or several files fit.
+    """
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        return None
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"${FOLDER_VARIABLE}={folder}: no such folder; expected one with files of weights")
+    files = sorted(path for path in root.iterdir() if path.suffix in _SUFFIXES and path.is_file())
+    wanted = _plain_name(name)
+    exact = [path for path in files if _plain_name(path.stem) == wanted]
+    # `resnet18_a1_in1k` are weights of resnet18, but `resnet18_d` is a network of its own
+    tagged = [path for path in files if _plain_name(path.stem).startswith(f"{wanted}_") and _network_of(path) == name]
+    found = exact or tagged
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigError(f"${FOLDER_VARIABLE}={folder}: several files for {name}: {names}; expected one")
+    return found[0] if found else None
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[.-]", "_", name)
+
+
+def _network_of(path: Path) -> str:
+    """Return the name of the network that the longest beginning of a file's name stands for, "" for none."""
+    parts = _plain_name(path.stem).split("_")
+    beginnings = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((name for name in beginnings if timm.is_model(name)), "")
 
 
 def describe_weights(name: str, path: str | Path | None, **changes: Any) -> tuple[Preprocess, dict[str, Any]]:
@@ -103,7 +151,7 @@ def copy_tensors(network: nn.Module, path: str | Path, name: str) -> None:
         if tensors[key].shape != value.shape or tensors[key].is_complex():
             raise CheckpointError(
                 f"{path}: {key} has shape {tuple(tensors[key].shape)}, {name} needs {tuple(value.shape)}; "
-                "check model.backbone and model.backbone_kwargs"
+                "check the network's name and keywords"
             )
         value.copy_(tensors[key])
 
@@ -135,16 +183,17 @@ def pretrained_network(name: str, kwargs: Mapping[str, Any], in_chans: int, size
     if config is None or not (config.hf_hub_id or config.url):
         architecture = name.partition(".")[0]
         raise ConfigError(
-            f"model.pretrained=true: {architecture} has no pretrained weights; pass model.pretrained=false"
+            f"{architecture} has no pretrained weights; choose another network, or train it from random ones with "
+            "model.pretrained=false"
         )
     _go_offline_without_network()
-    alternatives = "model.weights=<a safetensors or pth file>; model.pretrained=false to start from random weights"
     try:
         file = _fetch(config.hf_hub_id, config.hf_hub_filename, str(config.url))
     except Exception as error:  # the hub's client raises a dozen kinds, and so does a failing network
         reason = f"{type(error).__name__}: {one_line(error, 120)}"
         raise CheckpointError(
-            f"no ImageNet weights for {name} ({reason}). Three ways out: go online and run again; {alternatives}"
+            f"no ImageNet weights for {name} ({reason}); go online and run again, "
+            f"or put the file {name}.safetensors (or .pth) into a folder and set ${FOLDER_VARIABLE} to that folder"
         ) from error
     state = read_file(file)
     if not isinstance(state, dict) or not state:
@@ -154,7 +203,7 @@ def pretrained_network(name: str, kwargs: Mapping[str, Any], in_chans: int, size
         return timm.create_model(name, pretrained=True, in_chans=in_chans, **keywords)
     except Exception as error:  # each network has code of its own that rewrites names and shapes
         reason = f"{type(error).__name__}: {one_line(error, 120)}"
-        raise CheckpointError(f"{file}: not the weights of {name} ({reason}). Two ways out: {alternatives}") from error
+        raise CheckpointError(f"{file}: not the weights of {name} ({reason}); delete it and run again") from error
 
 
 def _fetch(hub_id: str | None, filename: str | None, url: str) -> Path:

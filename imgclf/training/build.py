@@ -12,20 +12,22 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
-from imgclf.errors import ConfigError, one_line
+from imgclf.errors import CheckpointError, ConfigError, nearest, one_line, require_package
 from imgclf.evaluation.classification import TOP, has_top5
+from imgclf.models.backbone import check_name
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
-from imgclf.models.weights import describe_weights
+from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
 from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
+from imgclf.training.optim import check_optimizer
 from imgclf.training.resume import RunPlan
 
 __all__ = ["Run", "build_classifier", "build_run", "build_trainer", "data_of", "is_first_process"]
@@ -46,22 +48,34 @@ class Run:
 def build_run(plan: RunPlan, signals: Signals) -> Run:
     """Build everything that a run needs; raises `DataError`, `ConfigError`, `CheckpointError`."""
     config, point = plan.config, plan.resume
+    check_names(config)
     data = data_of(config)
     if config.calibrate and not len(data.samples["val"]):
         raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")
+    trainer = build_trainer(config, plan.folder, data, signals)
     if point:
         point.check_data(data)
         classifier = ImageClassifier.load_from_checkpoint(point.path).train()
         classifier.metadata = _metadata(config, data)
     else:
         classifier = build_classifier(config, data)
-    trainer = build_trainer(config, plan.folder, data, signals)
     if point and point.stopped_early:
         trainer.fit_loop.max_epochs = point.epochs
     engine = point.metadata.get("engine") if point else None
     features = attach_features(config, classifier, data, trainer.strategy.root_device, engine)
     data.connect(classifier.preprocess, features, stop=lambda: signals.pending is not None)
     return Run(plan, data, classifier, trainer, signals, features)
+
+
+def check_names(config: RunConfig) -> None:
+    """Raise `ConfigError` for a name that timm or Lightning doesn't know, and for a package that isn't installed."""
+    check_optimizer(config.optimizer)
+    check_name(config.model.backbone)
+    strategies = ["auto", *StrategyRegistry.available_strategies()]
+    if (strategy := config.trainer.strategy) is not None and strategy not in strategies:
+        raise ConfigError(f"trainer.strategy={strategy}: no such strategy; {nearest(strategy, strategies)}")
+    if config.logger.name not in ("none", "csv"):
+        require_package(config.logger.name, config.logger.name, f"logger={config.logger.name}")
 
 
 def data_of(config: RunConfig) -> ImageDataModule:
@@ -76,6 +90,8 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
     Raises `ConfigError`, `CheckpointError`.
     """
     model, channels = config.model, config.model.in_chans
+    if model.pretrained and not model.weights and (file := find_weights(model.backbone)):
+        model = replace(model, weights=str(file))
     chosen = {"resize": config.resize, **({"size": config.image_size} if config.image_size else {})}
     preprocess, keywords = describe_weights(model.backbone, model.weights, **chosen)
     preprocess = preprocess.with_channels(channels)
@@ -100,7 +116,11 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
     if model.weights:
         classifier.load_weights(model.weights)
     elif model.pretrained:
-        classifier.load_pretrained()
+        try:
+            classifier.load_pretrained()
+        except CheckpointError as error:
+            others = "or pass model.weights=<file>, or model.pretrained=false to start from random weights"
+            raise CheckpointError(f"{error}; {others}") from error
     classifier.metadata = _metadata(config, data)
     return classifier
 
@@ -163,8 +183,6 @@ def _build_logger(config: LoggerConfig, folder: Path) -> Logger | bool:
         if config.name == "wandb":
             return WandbLogger(label, folder, project=config.project, offline=config.offline, **options)
         return False
-    except ModuleNotFoundError:
-        raise ConfigError(f'logger={config.name}: `pip install "imgclf[{config.name}]"` first') from None
     except TypeError as error:
         raise ConfigError(f"logger.options: {one_line(error, 200)}") from None
 
@@ -178,7 +196,9 @@ def _with_class_weights(config: LossConfig, data: ImageDataModule) -> LossConfig
     elif isinstance(weights, Mapping):
         weights = {str(name): weight for name, weight in weights.items()}
         if unknown := sorted(set(weights) - set(data.classes)):
-            raise ConfigError(f"loss.class_weights: {', '.join(unknown)} is no class of {data.name}")
+            raise ConfigError(
+                f"loss.class_weights: {', '.join(unknown)} is no class of {data.name}; {nearest(unknown[0], data.classes)}"
+            )
         weights = [weights.get(name, 1.0) for name in data.classes]
     if weights is not None and not (
         isinstance(weights, (list, tuple))

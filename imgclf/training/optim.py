@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
 from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
@@ -12,15 +12,23 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgclf.config import LossConfig, MixingConfig, OptimizerConfig, SchedulerConfig
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, nearest
 from imgclf.models import ImageModel
 from imgclf.models.network import Network
 
-__all__ = ["build_ema", "build_optimizer", "build_schedule", "class_weights", "mixup_cutmix"]
+__all__ = ["build_ema", "build_optimizer", "build_schedule", "check_optimizer", "class_weights", "mixup_cutmix"]
 
 # torch updates all of a parameter in one pass over memory for these, on the CPU too: 29 ms instead of 98 per step for Adam
 # on 20 M parameters, 5 instead of 20 for MobileNetV3-small's 142 tensors (one core). They differ by rounding.
 FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raise `ConfigError` for an optimizer or an option of it that timm doesn't know."""
+    names = [str(name) for name in list_optimizers()]
+    if config.name.lower() not in names:
+        raise ConfigError(f"optimizer.name={config.name}: timm has no such optimizer; {nearest(config.name, names)}")
+    _create(config, [{"params": [torch.nn.Parameter(torch.zeros(1))]}], dict(config.options))
 
 
 def build_optimizer(network: Network, config: OptimizerConfig, include_frozen: bool) -> torch.optim.Optimizer:
@@ -39,19 +47,20 @@ def build_optimizer(network: Network, config: OptimizerConfig, include_frozen: b
     options = dict(config.options)
     if config.name in FUSED and not {"fused", "foreach", "differentiable"} & options.keys():
         options["fused"] = all(p.device.type in ("cpu", "cuda") for p in network.parameters())
-    try:
-        optimizer = create_optimizer_v2(groups, opt=config.name, lr=float(config.lr), weight_decay=0.0, **options)
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"optimizer.name={config.name!r}, options {config.options}: {reason}; "
-            "names are those of `timm.optim.list_optimizers()`"
-        ) from None
+    optimizer = _create(config, groups, options)
     if options.get("fused"):
         # It offers to unscale fp16's gradients itself, and Lightning then refuses to clip them; so Lightning unscales them.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         optimizer.register_load_state_dict_post_hook(_restore_strides)
     return optimizer
+
+
+def _create(config: OptimizerConfig, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    try:
+        return create_optimizer_v2(groups, opt=config.name, lr=float(config.lr), weight_decay=0.0, **options)
+    except (TypeError, ValueError, AssertionError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"optimizer.name={config.name}, optimizer.options={config.options}: {reason}") from None
 
 
 def _restore_strides(optimizer: torch.optim.Optimizer) -> None:
@@ -74,13 +83,10 @@ def build_schedule(
 ) -> Scheduler | ReduceLROnPlateau | None:
     """Return timm's schedule, a function of the step; torch's for plateau; None for a constant rate.
 
-    `monitor_mode`: which way the metric improves that a plateau schedule watches. Raises `ConfigError` for a plateau with
-    a warm-up.
+    `monitor_mode`: which way the metric improves that a plateau schedule watches.
     """
     name, rate = config.name, config.decay_rate
     if name == "plateau":  # timm's own is deprecated, and forgets its patience on a resume
-        if config.warmup_epochs:
-            raise ConfigError("scheduler.name=plateau has no warm-up; pass scheduler.warmup_epochs=0")
         factor = 0.1 if rate is None else rate
         return ReduceLROnPlateau(optimizer, monitor_mode, factor, config.patience_epochs, min_lr=config.min_lr)
     if name == "none" and not config.warmup_epochs:

@@ -1,8 +1,12 @@
 """Overrides of a command line, checked before Hydra composes them."""
 
-import pytest
+from pathlib import Path
 
-from imgclf.cli.compose import check_overrides, help_text
+import pytest
+from hydra.errors import ConfigCompositionException
+
+from imgclf.cli.compose import check_overrides, explain_error, help_text
+from imgclf.cli.hydra_app import _help_wanted
 from imgclf.errors import ConfigError
 
 
@@ -13,7 +17,9 @@ from imgclf.errors import ConfigError
         ("+seed=3", "seed=3"),
         ("~callbacks.early_stopping", "callbacks.early_stopping=null"),
         ("dataset.augment.zoom=0.1", "++dataset.augment.zoom=0.1"),
-        ("+optimizer.options.momentum=0.9", "+optimizer.options.momentum=0.9"),
+        ("optimizer.options.momentum=0.9", "++optimizer.options.momentum=0.9"),
+        ("+optimizer.options.momentum=0.9", "++optimizer.options.momentum=0.9"),
+        ("+dataset.splits.val={kind: flat}", "++dataset.splits.val={kind: flat}"),
         ("dataset=cards", "dataset=cards"),
         ("hydra.run.dir=out", "hydra.run.dir=out"),
         ("--config-dir", "--config-dir"),
@@ -52,14 +58,47 @@ def test_a_sweep_of_possible_values_is_passed_on() -> None:
     assert check_overrides("train", words) == words
 
 
-@pytest.mark.parametrize(("command", "at_least"), [("train", 90), ("evaluate", 8), ("check", 20)])
-def test_help_shows_every_setting_with_its_sentence(command: str, at_least: int) -> None:
+@pytest.mark.parametrize(("command", "at_least"), [("train", 90), ("evaluate", 8), ("check", 10), ("download", 0)])
+def test_help_shows_every_setting_with_its_sentence_in_80_columns(
+    command: str, at_least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     text = help_text(command, ["checkpoint=best.ckpt"] if command == "evaluate" else [])
-    assert "usage: imgclf" in text
-    lines = [line for line in text.splitlines() if ": " in line and "#" in line]
-    assert len(lines) >= at_least
+    assert f"usage: imgclf {command} " in text
+    examples = text.partition("Examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 3 and all(line.startswith("  imgclf ") for line in examples)
+    assert max(map(len, text.splitlines())) <= 80
+    settings = text.partition("what they mean:\n")[2].splitlines()
+    assert sum(not line.startswith(" " * 30) and not line.endswith(":") for line in settings) >= at_least
     assert ("experiment: " in text) == (command == "train")
+    assert "${" not in text
+
+
+def test_help_of_check_leaves_out_what_only_training_uses() -> None:
+    text = help_text("check", [])
+    assert "val_fraction" in text and not any(name in text for name in ("batch_size", "augment", "num_workers"))
+
+
+def test_help_shows_the_choices_and_values_of_the_users_own_yaml_files(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mushrooms.yaml").write_text("defaults: [base]\nname: mushrooms\nbatch_size: 7\n")
+    overrides = _help_wanted(["--help", "--config-dir", str(tmp_path), "dataset=mushrooms"])
+    assert overrides is not None
+    text = help_text("train", overrides)
+    assert "list, mushrooms, pixel_csv" in text and "batch_size: 7" in text
 
 
 def test_help_of_download_names_the_data_sets() -> None:
-    assert "rock_paper_scissors, sign_mnist, sports" in help_text("download", [])
+    assert "sign_mnist, sports" in help_text("download", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "package"),
+    [
+        ("Could not load 'hydra/launcher/ray'.", "ray"),
+        ("Could not find 'hydra/sweeper/optuna'", "optuna"),
+        ("In 'hydra/launcher/local': Could not load 'hydra/launcher/submitit_local'.", "submitit"),
+    ],
+)
+def test_missing_launcher_or_sweeper_is_answered_with_its_extra(text: str, package: str) -> None:
+    assert f'`pip install -e ".[{package}]"`' in explain_error("train", ConfigCompositionException(text))

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_help_spells_the_command_as_it_is_typed(tmp_path: Path, command: str) ->
         (("download", "dataset=folders"), "no Kaggle handle is known"),
         (("predict", "/nowhere.ckpt", "x.jpg"), "/nowhere.ckpt: no such file"),
         (("cache", "clear", "pixels/nothing"), "holds no pixels/nothing"),
-        (("trane",), "unknown command 'trane'"),
+        (("trane",), "unknown command 'trane'; did you mean train?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -80,6 +81,22 @@ def test_mistake_prints_one_line_and_exits_with_2(tmp_path: Path, arguments: tup
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
     assert done.stdout == ""
+
+
+def test_version_is_printed(tmp_path: Path) -> None:
+    assert re.fullmatch(r"imgclf \d+\.\d+\.\d+\n", run("--version", cwd=tmp_path).stdout)
+
+
+def test_help_into_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m imgclf --help | true; {sys.executable} -m imgclf train --help | true"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_refused_run_leaves_no_folder(colours: Path, tmp_path: Path) -> None:
+    done = run("train", *TINY, f"data_dir={colours}", "optimizer.name=adamwq", cwd=tmp_path)
+    assert done.stderr == "imgclf: optimizer.name=adamwq: timm has no such optimizer; did you mean adamw?\n"
+    assert not [path for path in tmp_path.rglob("*") if path.name != "outputs"]
 
 
 def test_train_evaluate_and_predict_agree_in_fresh_processes(colours: Path, tmp_path: Path) -> None:

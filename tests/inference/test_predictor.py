@@ -41,7 +41,7 @@ def test_auto_device_is_cuda_else_mps_else_cpu(
     ("name", "message"),
     [
         ("cuda:2", "has 2 GPU"),
-        ("mps", "not available on this machine; pass device=cpu"),
+        ("mps", "not available on this machine; choose cpu"),
         ("meta", "not supported; expected auto, cpu, cuda"),
         ("gpu", "no such device; expected auto, cpu, cuda"),
         ("", "no such device"),
@@ -51,7 +51,7 @@ def test_device_that_the_machine_lacks_raises_config_error(
     monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     pretend(monkeypatch, gpus=2, mps=False)
-    with pytest.raises(imgclf.ConfigError, match=f"^device='{name}': .*{message}"):
+    with pytest.raises(imgclf.ConfigError, match=f"^device {name}: .*{message}"):
         choose_device(name)
 
 
@@ -66,9 +66,9 @@ def test_load_and_evaluate_refuse_a_missing_device_before_they_read_the_file(
 ) -> None:
     pretend(monkeypatch, gpus=0, mps=False)
     path = tiny_run / "checkpoints" / "best.ckpt"
-    with pytest.raises(imgclf.ConfigError, match="device='cuda': not available"):
+    with pytest.raises(imgclf.ConfigError, match="device cuda: not available"):
         imgclf.load(tmp_path / "none.ckpt", device="cuda")
-    with pytest.raises(imgclf.ConfigError, match="device='cuda': not available"):
+    with pytest.raises(imgclf.ConfigError, match="device cuda: not available"):
         evaluate_checkpoint(composed(f"checkpoint='{path}'", "device=cuda", config="evaluate"), tmp_path)
 
 

@@ -1,15 +1,17 @@
-"""Experiment trackers: each one's own reader returns what a run logged."""
+"""Names and weights are checked first; each experiment tracker's own reader returns what a run logged."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from imgclf.errors import ConfigError
 from imgclf.training import build
+from imgclf.training.run import train
 
-from support.fabricate import composed  # isort: skip
+from support.fabricate import TINY, composed  # isort: skip
 from support.run_files import read_json, read_rows  # isort: skip
 
 RunTiny = Callable[..., Path]
@@ -72,15 +74,53 @@ def test_wandb_offline_file_has_the_validation_and_test_accuracies(run_tiny: Run
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
 def test_missing_tracker_raises_config_error_with_its_install_command(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(*args: object, **kwargs: object) -> None:
-        raise ModuleNotFoundError(name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(ConfigError, match=rf"logger={name}: .* `pip install -e \"\.\[{name}\]\"`"):
+        build.check_names(composed(f"logger={name}"))
 
-    for logger in ("TensorBoardLogger", "MLFlowLogger", "WandbLogger"):
-        monkeypatch.setattr(build, logger, missing)
-    with pytest.raises(ConfigError, match=rf"pip install \"imgclf\[{name}\]\""):
-        build._build_logger(composed(f"logger={name}").logger, tmp_path)
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.name=adamwq"], "optimizer.name=adamwq: timm has no such optimizer; did you mean adamw?"),
+        (["+optimizer.options.momentun=0.9"], "optimizer.options={'momentun': 0.9}"),
+        (
+            ["model=timm", "model.backbone=resnet19"],
+            "model.backbone=resnet19: timm has no network of that name; did you mean",
+        ),
+        (["trainer.strategy=dpp"], "trainer.strategy=dpp: no such strategy; did you mean ddp?"),
+    ],
+)
+def test_unknown_name_is_refused_before_data_are_read(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        train(composed("data_dir=/nowhere", *overrides), tmp_path / "run", overrides)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_class_in_the_class_weights_is_answered_with_the_nearest(colours: Path) -> None:
+    config = composed(*TINY, f"data_dir='{colours}'", "loss.class_weights={gren: 2}")
+    with pytest.raises(ConfigError, match="gren is no class of folders; did you mean green"):
+        build.build_classifier(config, build.data_of(config))
+
+
+def test_training_starts_from_the_weights_folder_of_the_environment(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    source = timm.create_model("test_resnet", num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "test_resnet.pth")
+    config = composed(
+        *TINY, "model=timm", "model.backbone=test_resnet", "~model.backbone_kwargs.layers", f"data_dir='{colours}'"
+    )
+    monkeypatch.setenv("IMGCLF_WEIGHTS", str(tmp_path))
+    trained = build.build_classifier(config, build.data_of(config))
+    expected = source.state_dict()
+    own = trained.network.backbone.network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in expected.items() if key in own)
 
 
 def test_misspelt_logger_option_raises_config_error_with_its_name(tmp_path: Path) -> None:
