@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelConfig, OptimizerConfig, SchedulerConfig
 from imgclf.console import silence_tips
 from imgclf.data.loader import Batch
-from imgclf.errors import ConfigError
+from imgclf.errors import CheckpointError, ConfigError
 from imgclf.evaluation import EpochMetrics
 from imgclf.evaluation.classification import TOP, has_top5
 from imgclf.models import ImageModel
 from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, checkpoint_errors, read_checkpoint
 from imgclf.models.network import Network
-from imgclf.models.weights import load_pretrained, load_weights
+from imgclf.models.weights import find_weights, load_pretrained, load_weights, read_note
 from imgclf.preprocess import Preprocess
 from imgclf.training.optim import build_ema, build_optimizer, build_schedule, class_weights, mixup_cutmix
 
@@ -143,14 +143,20 @@ class ImageClassifier(LightningModule):
 
     def load_weights(self, path: str | Path) -> None:
         """Give the backbone the weights in a safetensors or pth file; raises `CheckpointError` if they don't fit."""
+        needed = read_note(path, self.model_config.backbone).kwargs
+        given = self.model_config.backbone_kwargs
+        if lacking := {key: value for key, value in needed.items() if given.get(key) != value}:
+            raise CheckpointError(f"{path}: these weights need a network with backbone_kwargs={lacking}")
         load_weights(self.network.backbone, path, self.model_config.backbone)
         self._restart_average()
 
     def load_pretrained(self, path: str | Path | None = None) -> None:
-        """Give the backbone the weights in a safetensors or pth file, or without one timm's, from the hub or its local cache.
+        """Give the backbone the weights in a safetensors or pth file; without one those in the folder $IMGCLF_WEIGHTS that
+        have the network's name, else timm's, from the hub or its local cache.
 
         Raises `CheckpointError` without them.
         """
+        path = path or find_weights(self.model_config.backbone)
         if path is not None:
             self.load_weights(path)
             return

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
-from imgclf.errors import ConfigError
+from imgclf.errors import CheckpointError, ConfigError
 from imgclf.models.weights import find_weights
+from imgclf.training.classifier import ImageClassifier
 
 
 @pytest.fixture
@@ -64,3 +67,17 @@ def test_imagenet_prediction_takes_the_weights_from_the_folder(shared: Path, mon
     monkeypatch.setenv("IMGCLF_WEIGHTS", str(shared / "weights"))
     predictor = load_imagenet("mobilenetv2_100")
     assert Path(predictor.path).parent == shared / "weights" and len(predictor.classes) == 1000
+
+
+def test_classifier_refuses_weights_that_need_another_network_than_its_own(tmp_path: Path) -> None:
+    source = timm.create_model("test_efficientnet", num_classes=0, pad_type="same")
+    torch.save(source.state_dict(), tmp_path / "same.pth")
+    (tmp_path / "same.json").write_text(
+        '{"architecture": "test_efficientnet", "create_model_kwargs": {"pad_type": "same"}}'
+    )
+    with pytest.raises(CheckpointError, match=r"need a network with backbone_kwargs=\{'pad_type': 'same'\}"):
+        ImageClassifier({"backbone": "test_efficientnet"}, ["a", "b"], {"size": 32}).load_pretrained(
+            tmp_path / "same.pth"
+        )
+    keywords = {"backbone": "test_efficientnet", "backbone_kwargs": {"pad_type": "same"}}
+    ImageClassifier(keywords, ["a", "b"], {"size": 32}).load_pretrained(tmp_path / "same.pth")
