@@ -215,3 +215,25 @@ def test_damaged_or_foreign_folder_raises_one_line(trained: imgclf.Run, tmp_path
     (copy / "history.csv").unlink()
     with pytest.raises(imgclf.RunError, match=r"history\.csv: no such file; it has been deleted"):
         run.plot_curves()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX signals")
+def test_request_to_end_the_process_saves_the_run_and_is_passed_on(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, received = ImageClassifier.training_step, []
+
+    def ended(self: ImageClassifier, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", ended)
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt, match="interrupted by SIGTERM"):
+            imgclf.train(*TINY, f"hydra.run.dir={tmp_path / 'run'}", data_dir=colours)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+    assert capsys.readouterr().err.startswith("imgclf: interrupted by SIGTERM; ")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
