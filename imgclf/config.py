@@ -316,6 +316,11 @@ class RunConfig(Settings):
     callbacks: CallbacksConfig = setting(CallbacksConfig, "Early stopping and pruning.")
     logger: LoggerConfig = changeable(LoggerConfig, "Experiment tracker.")
 
+    def __post_init__(self) -> None:
+        if self.check in ("true", "false"):  # as text, which is true in any case
+            object.__setattr__(self, "check", self.check == "true")
+        super().__post_init__()
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):

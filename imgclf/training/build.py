@@ -30,7 +30,7 @@ from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.optim import check_optimizer
 from imgclf.training.resume import RunPlan
 
-__all__ = ["Run", "build_classifier", "build_run", "build_trainer", "data_of", "is_first_process"]
+__all__ = ["Run", "build_classifier", "build_run", "build_trainer", "check_names", "data_of", "is_first_process"]
 
 
 @dataclass
@@ -48,7 +48,6 @@ class Run:
 def build_run(plan: RunPlan, signals: Signals) -> Run:
     """Build everything that a run needs; raises `DataError`, `ConfigError`, `CheckpointError`."""
     config, point = plan.config, plan.resume
-    check_names(config)
     data = data_of(config)
     if config.calibrate and not len(data.samples["val"]):
         raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")

@@ -21,7 +21,7 @@ from imgclf.data.pixel_cache import free_memory
 from imgclf.errors import RunError
 from imgclf.report import write_csv
 from imgclf.signals import Signals
-from imgclf.training.build import build_classifier, build_trainer, data_of
+from imgclf.training.build import build_classifier, build_trainer, check_names, data_of
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import attach_features
 
@@ -39,6 +39,7 @@ def find(config: RunConfig, folder: Path) -> None:
     be suggested.
     """
     silence_library_logs()
+    check_names(config)
     data = data_of(config)
     classifier = build_classifier(config, data)
     device = build_trainer(config, folder, data, Signals()).strategy.root_device

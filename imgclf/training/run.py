@@ -30,7 +30,7 @@ from imgclf.quality import EXCLUDED, check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
 from imgclf.report.tables import metrics_json, write_evaluation
 from imgclf.signals import Interrupted, Signals, catch_signals
-from imgclf.training.build import Run, build_run, data_of, is_first_process
+from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.resume import RunPlan, plan_run, resume_command
@@ -47,6 +47,7 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
     clock = _Clock()
     silence_library_logs()
     plan = plan_run(config, folder, overrides, is_first_process())
+    check_names(plan.config)
     if plan.finished and plan.resume:
         if is_first_process():
             print(plan.finished, flush=True)

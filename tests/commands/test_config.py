@@ -153,3 +153,10 @@ def test_settings_refuse_values_of_another_type(kind: type) -> None:
         if item.type == kind.__name__ and "." not in name:
             with pytest.raises(ConfigError, match=name):
                 RunConfig.from_dict({name: [None]})
+
+
+def test_check_as_text_means_what_the_word_says() -> None:
+    for word, value in {"false": False, "true": True, "exclude": "exclude"}.items():
+        assert RunConfig(check=word).check == composed(f"check='{word}'").check == value
+    with pytest.raises(ConfigError, match=r"^check='no': expected one of false, true, exclude"):
+        RunConfig(check="no")

@@ -9,6 +9,7 @@ import torch
 
 from imgclf.errors import ConfigError
 from imgclf.training import build
+from imgclf.training.lr_finder import find
 from imgclf.training.run import train
 
 from support.fabricate import TINY, composed  # isort: skip
@@ -94,10 +95,12 @@ def test_missing_tracker_raises_config_error_with_its_install_command(
     ],
 )
 def test_unknown_name_is_refused_before_data_are_read(overrides: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as raised:
-        train(composed("data_dir=/nowhere", *overrides), tmp_path / "run", overrides)
-    assert message in str(raised.value) and "\n" not in str(raised.value)
-    assert not (tmp_path / "run").exists()
+    for task in ("check=exclude", "find=lr"):
+        config = composed("data_dir=/nowhere", task, *overrides)
+        with pytest.raises(ConfigError) as raised:
+            find(config, tmp_path / "run") if config.find else train(config, tmp_path / "run", overrides)
+        assert message in str(raised.value) and "\n" not in str(raised.value)
+        assert not (tmp_path / "run").exists()
 
 
 def test_unknown_class_in_the_class_weights_is_answered_with_the_nearest(colours: Path) -> None:
