@@ -24,6 +24,7 @@ overridable = partial(setting, on_resume=True)  # `resume=<folder>` takes it fro
 advanced = partial(setting, advanced=True)  # left out of help and config.yaml at its default
 _DATA_DIR = "Folder of the data set; demo: drawn on the spot; null: $IMGCLF_DATA/<dataset>, else the cache folder."
 _ENGINE = "Runtime of frozen layers; auto: OpenVINO on a CPU from 1,000 images on."
+KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
 ENGINES = ("auto", "eager", "openvino")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -356,4 +357,5 @@ class CheckConfig(Settings):
 class DownloadConfig(Settings):
     """All settings of `imgclf download`."""
 
+    unused = frozenset({"dataset"})
     dataset: DatasetConfig = setting(DatasetConfig, "The data set.")

@@ -73,7 +73,8 @@ def install_hint(extra: str) -> str:
 
 def require_package(package: str, extra: str, setting: str) -> None:
     """Raise `ConfigError` if `package` isn't installed, which `setting` needs and the `extra` of imgclf brings."""
-    if importlib.util.find_spec(package) is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name, such as the files of a tracker, is no package
         raise ConfigError(f"{setting}: the package {package} isn't installed; {install_hint(extra)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -10,9 +11,9 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, nearest
 
-__all__ = ["Settings", "flatten", "setting"]
+__all__ = ["Settings", "flatten", "quoted", "setting"]
 
 _LISTED = 15  # keys that a message lists
 Plain = dict[str, Any]
@@ -127,6 +128,9 @@ class Settings:
         """Return what to type in place of the unknown `key`: the nearest of this group, or of the groups inside it."""
         first, _, rest = key.partition(".")
         inner = group_of(cls, first) if rest and first in cls.field_names() else None
+        if inner and get_origin(cls.type_of(first)) is dict:  # such as dataset.splits.train.kind
+            member, _, rest = rest.partition(".")
+            return inner.suggest(rest).replace(f"{inner.path}.", f"{inner.path}.{member}.")
         if inner:
             return inner.suggest(rest)
         keys = [cls.key(name) for name, _ in cls.walk()]
@@ -177,6 +181,11 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Plain:
     for key, value in values.items():
         flat |= flatten(value, f"{above}{key}.") if isinstance(value, Mapping) and value else {f"{above}{key}": value}
     return flat
+
+
+def quoted(text: str) -> str:
+    """Return text as a value in Hydra's grammar: backslashes count only before a quote, where each pair is read as one."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 @cache
@@ -233,7 +242,7 @@ def _check_limits(value: Any, item: Field[Any], key: str) -> None:
     choices = item.metadata.get("choices")
     word = str(value).lower() if isinstance(value, bool) else value
     if choices and value is not None and word not in choices:
-        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(choices)}")
+        raise ConfigError(f"{key}={value!r}: {nearest(str(value), choices)}")
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     limits = [(word, limit) for word, limit in item.metadata.get("limits", ()) if limit is not None]

@@ -14,6 +14,7 @@ from typing import Any, cast, get_args, get_origin
 
 import hydra
 import yaml
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imgclf.cli.resolvers import register_resolvers
 from imgclf.config import (
+    KNOWN,
     CheckConfig,
     DatasetConfig,
     DownloadConfig,
@@ -47,6 +49,10 @@ COMMANDS: dict[str, type[Settings]] = {
 }
 _GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
 _PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra; each is an extra of imgclf of the same name
+_FLAGS = (  # of Hydra; those that an argument may follow are in FLAGS_WITH_VALUE
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
+    *(_MAY_TAKE_A_WORD := ("--shell-completion", "-sc", "--info", "-i", "--experimental-rerun")),
+)
 FLAGS_WITH_VALUE = (
     "--config-dir",
     "-cd",
@@ -81,22 +87,38 @@ def to_settings(command: str, config: DictConfig) -> Settings:
     return COMMANDS[command].from_dict({str(key): value for key, value in values.items()})
 
 
+def split_flags(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `--flag=value` as two words."""
+    parts = ((word, *word.partition("=")) for word in words)
+    return [
+        part
+        for word, flag, equals, value in parts
+        for part in ((flag, value) if equals and flag in FLAGS_WITH_VALUE else (word,))
+    ]
+
+
 def check_overrides(command: str, words: Sequence[str]) -> list[str]:
-    """Return the words of a command line as Hydra takes them; raises `ConfigError` for a key that doesn't exist.
+    """Return the words of a command line as Hydra takes them; raises `ConfigError` for a key or flag that doesn't exist.
 
     `+key=` and `key=` mean the same, whether the config has the key already or not. `~key` sets it to null: the keys of a
     dataclass can't be deleted.
     """
+    sweeps = "-m" in words or "--multirun" in words
     checked: list[str] = []
     overrides: list[str] = []
     for position, word in enumerate(words):
-        follows_flag = position > 0 and words[position - 1] in FLAGS_WITH_VALUE
-        is_override = not follows_flag and not word.startswith("-") and ("=" in word or word.startswith("~"))
-        if is_override:
-            word = _check_override(COMMANDS[command], word)
+        follows_flag = position > 0 and words[position - 1] in (*FLAGS_WITH_VALUE, *_MAY_TAKE_A_WORD)
+        if word.startswith("-") and not follows_flag and word.partition("=")[0] not in (*FLAGS_WITH_VALUE, *_FLAGS):
+            raise ConfigError(f"{word}: no such flag; {nearest(word, ('--help', '--multirun', '--config-dir'))}")
+        if not word.startswith("-") and not follows_flag:
+            if "=" not in word and not word.startswith("~"):
+                raise ConfigError(
+                    f"{word}: expected key=value, such as dataset=cards; imgclf {command} --help lists the keys"
+                )
+            word = _check_override(COMMANDS[command], word, sweeps)
             overrides.append(word)
         checked.append(word)
-    if "-m" in words or "--multirun" in words:
+    if sweeps:
         _check_sweep(command, overrides)
     return checked
 
@@ -131,14 +153,21 @@ def _check_sweep(command: str, words: Sequence[str]) -> None:
             to_settings(command, trial)
 
 
-def _check_override(schema: type[Settings], word: str) -> str:
+def _check_override(schema: type[Settings], word: str, sweeps: bool) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:  # Hydra's own message points at the character
         return word
     key = override.key_or_group.partition("@")[0]
-    if key.startswith("hydra.") or "/" in key or key in _choice_groups():
+    if override.is_sweep_override() and not sweeps:
+        raise ConfigError(f"{word}: several values make a sweep; use `imgclf train -m`, or quote one value with commas")
+    if key.startswith("hydra."):
+        own = [item.name for item in fields(HydraConf)]
+        if key.split(".")[1] not in own:
+            raise ConfigError(f"{key}: unknown key; {nearest(key, _hydra_keys())}")
         return word
+    if "/" in key or key in _choice_groups():
+        return word.lstrip("+")
     place = _locate(schema, key)
     if place is None:
         raise ConfigError(f"{key}: unknown key; {schema.suggest(key)}")
@@ -203,7 +232,7 @@ def explain_error(command: str, error: BaseException) -> str:
         if package in _PLUGINS:
             return f"hydra/{kind}: the package hydra-{package}-{kind} isn't installed; {install_hint(package)}"
     if key.startswith("hydra.") and "not in" in str(cause):
-        return f"{key}: unknown key; {nearest(key, _hydra_keys(command))}"
+        return f"{key}: unknown key; {nearest(key, _hydra_keys())}"
     if "Missing mandatory value" in text:
         return f"{key}: no value; pass {key}=<value>"
     if key and "not in" in str(cause) and _locate(schema, key) is None:
@@ -213,10 +242,9 @@ def explain_error(command: str, error: BaseException) -> str:
     return _one_line(text) or type(error).__name__
 
 
-def _hydra_keys(command: str) -> list[str]:
+def _hydra_keys() -> list[str]:
     """Return the dotted keys of Hydra's own settings."""
-    with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        values = OmegaConf.to_container(hydra.compose(command, return_hydra_config=True).hydra, resolve=False)
+    values = OmegaConf.to_container(OmegaConf.structured(HydraConf), resolve=False)
     assert isinstance(values, dict)
     return [f"hydra.{key}" for key in flatten({str(key): value for key, value in values.items()})]
 
@@ -243,7 +271,7 @@ def help_text(command: str, overrides: Sequence[str]) -> str:
     groups = "".join(
         textwrap.fill(f"{name}: {', '.join(choices)}", _width(), initial_indent="  ", subsequent_indent="      ") + "\n"
         for name in (*schema.field_names(), *_OTHER_GROUPS.get(command, ()))
-        if (choices := _choices_of(name, config.hydra.searchpath))
+        if (choices := _choices_of(name, config.hydra.searchpath, KNOWN if command == "download" else None))
     )
     settings = "\n".join(_describe(schema, values, schema.unused))
     examples = textwrap.indent(shown.footer.strip(), "  ")
@@ -257,10 +285,11 @@ def help_text(command: str, overrides: Sequence[str]) -> str:
 _OTHER_GROUPS = {"train": ("experiment", "debug", "hparams_search")}  # groups that set others' settings
 
 
-def _choices_of(group: str, folders: Sequence[str]) -> list[str]:
-    """Return the choices of a group in `conf/` and in the user's own `folders`, sorted."""
+def _choices_of(group: str, folders: Sequence[str], only: Collection[str] | None = None) -> list[str]:
+    """Return the choices of a group in `conf/` and in the user's own `folders`, sorted; those in `only`, if it is given."""
     roots = [CONF, *(Path(folder.removeprefix("file://")) for folder in folders)]
-    return sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+    names = {file.stem for root in roots for file in (root / group).glob("*.yaml")}
+    return sorted(names if only is None else names.intersection(only))
 
 
 def _width() -> int:

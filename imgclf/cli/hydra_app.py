@@ -6,12 +6,12 @@ Nothing here loads torch, so that `--help` and a wrong override answer at once.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,16 +21,24 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imgclf.cli.compose import CONF, FLAGS_WITH_VALUE, check_overrides, explain_error, help_text, to_settings
+from imgclf.cli.compose import (
+    CONF,
+    FLAGS_WITH_VALUE,
+    check_overrides,
+    explain_error,
+    help_text,
+    split_flags,
+    to_settings,
+)
 from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.files.run_folder import find_checkpoint, find_run
+from imgclf.schema import quoted
 from imgclf.signals import Interrupted
 
 __all__ = [
-    "SweepFolder",
+    "OutputFolders",
     "is_sweep",
     "output_folder",
-    "quoted",
     "run_app",
     "task_overrides",
     "trial_name",
@@ -41,16 +49,24 @@ __all__ = [
 _FIND = {"resume": find_run, "checkpoint": find_checkpoint}  # key -> what its words mean
 
 
-class SweepFolder(Callback):
-    """Creates a sweep's folder before its first trial, and remembers it: Hydra forgets it once a trial has failed."""
+class OutputFolders(Callback):
+    """Remembers the folders that Hydra makes for a run, and makes that of a sweep before its first trial: Hydra forgets it once
+    a trial has failed.
+    """
 
-    known: Path | None = None
+    sweep: ClassVar[Path | None] = None
+    made: ClassVar[Sequence[Path]] = ()  # the run's folder and those above it that weren't there before, deepest first
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Hydra calls this before it makes the run's folder."""
+        folder = Path(config.hydra.run.dir).absolute()
+        OutputFolders.made = [path for path in (folder, *folder.parents) if not path.exists()]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this in the process that the user started."""
         folder = Path(config.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        SweepFolder.known = folder
+        OutputFolders.sweep = folder
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         swept = {override.key_or_group: override for override in overrides if override.is_sweep_override()}
         constant = [override.key_or_group for override in overrides if override.key_or_group not in swept]
@@ -77,6 +93,7 @@ def run_app(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
     results: list[Any] = []
     try:
+        sys.argv[1:] = split_flags(sys.argv[1:])
         if positional:
             sys.argv[1:] = _with_key(sys.argv[1:], positional)
         if (overrides := _help_wanted(sys.argv[1:])) is not None:
@@ -111,7 +128,9 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
             if is_sweep():
                 raise
             failures.append(error)  # Hydra would announce it with lines of its own
-            _remove_empty(output_folder())
+            with suppress(OSError):  # a folder that isn't empty stays, and so do those above it
+                for folder in OutputFolders.made:
+                    folder.rmdir()
             return None
 
     try:
@@ -120,7 +139,7 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
     except ImgclfError as failure:
         failures.append(failure)
     finally:
-        failed = after_sweep(SweepFolder.known) if SweepFolder.known else 0
+        failed = after_sweep(OutputFolders.sweep) if OutputFolders.sweep else 0
     if failed:  # a search that tolerates them raises nothing
         raise RunError(f"{failed} of the trials failed, see above; the same command tries them again")
     for error in failures:
@@ -137,14 +156,6 @@ def _without_note() -> Iterator[None]:
         yield
     finally:
         stream.write = write  # type: ignore[method-assign]
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder that Hydra made for a run that wrote nothing, and the folders above it, up to `outputs`."""
-    with suppress(OSError):
-        while folder.name != "outputs" and folder != Path.cwd():
-            folder.rmdir()
-            folder = folder.parent
 
 
 def fail(message: str, code: int) -> None:
@@ -174,11 +185,6 @@ def _is_name(word: str) -> bool:
     before, equals, _ = word.partition("=")
     is_key = equals and re.fullmatch(r"\+*(hydra/[\w/]+|[\w.@:]+)", before)
     return not word.startswith(("-", "~")) and not is_key
-
-
-def quoted(text: str) -> str:
-    """Return text as Hydra's grammar writes it: backslashes count only before a quote, where each pair is read as one."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def _help_wanted(words: list[str]) -> list[str] | None:

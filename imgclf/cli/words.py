@@ -11,10 +11,10 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from imgclf.cli.compose import CONF, check_overrides, explain_error, to_settings
-from imgclf.cli.hydra_app import quoted
 from imgclf.cli.resolvers import new_stamp
 from imgclf.config import RunConfig
 from imgclf.errors import ConfigError
+from imgclf.schema import quoted
 
 __all__ = ["compose_run"]
 

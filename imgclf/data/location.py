@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
+from imgclf.config import KNOWN
 from imgclf.errors import DataError
 
-__all__ = ["KNOWN", "locate", "missing", "require_folder"]
-
-KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
+__all__ = ["locate", "missing", "require_folder"]
 
 
 def locate(name: str, data_dir: str | None) -> Path:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from imgclf.cli.hydra_app import quoted
 from imgclf.config import CheckConfig
 from imgclf.console import print_line, print_lines_to_copy, progress_bar, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
@@ -21,6 +20,7 @@ from imgclf.quality.page import SIDE, Shown, check_page, shown_images
 from imgclf.quality.quick import draw_samples, quick_scan
 from imgclf.quality.scan import Scan, scan
 from imgclf.report.page import shrunk
+from imgclf.schema import quoted
 
 __all__ = ["EXCLUDED", "check_before_training", "check_data"]
 

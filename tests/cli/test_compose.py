@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from imgclf.cli.compose import check_overrides, explain_error, help_text
+from imgclf.cli.compose import check_overrides, explain_error, help_text, split_flags
 from imgclf.cli.hydra_app import _help_wanted
 from imgclf.errors import ConfigError
 
@@ -88,8 +88,13 @@ def test_help_shows_the_choices_and_values_of_the_users_own_yaml_files(tmp_path:
     assert "list, mushrooms, pixel_csv" in text and "batch_size: 7" in text
 
 
-def test_help_of_download_names_the_data_sets() -> None:
-    assert "sign_mnist, sports" in help_text("download", [])
+def test_help_of_download_names_the_data_sets_of_kaggle_and_no_settings() -> None:
+    text = help_text("download", [])
+    assert "sign_mnist, sports" in text and "folders" not in text and "batch_size" not in text
+
+
+def test_flag_and_value_in_one_word_are_two() -> None:
+    assert split_flags(["--config-dir=mine", "seed=3", "--hepl=x"]) == ["--config-dir", "mine", "seed=3", "--hepl=x"]
 
 
 @pytest.mark.parametrize(

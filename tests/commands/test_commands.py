@@ -15,6 +15,7 @@ from support.fabricate import TINY
 from support.run_files import read_json
 
 from imgclf.__main__ import COMMANDS
+from imgclf.errors import ConfigError, require_package
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,10 +94,25 @@ def test_help_into_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_package_of_a_tracker_is_no_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_tracker").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="the package some_tracker isn't installed"):
+        require_package("some_tracker", "wandb", "logger=some_tracker")
+
+
+def test_refused_run_leaves_the_folders_that_were_there(colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    folder = "mine/empty/new/run"
+    done = run("train", *TINY, f"data_dir={colours}", "optimizer.name=adamwq", f"hydra.run.dir={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["mine", "empty"]
+
+
 def test_refused_run_leaves_no_folder(colours: Path, tmp_path: Path) -> None:
     done = run("train", *TINY, f"data_dir={colours}", "optimizer.name=adamwq", cwd=tmp_path)
     assert done.stderr == "imgclf: optimizer.name=adamwq: timm has no such optimizer; did you mean adamw?\n"
-    assert not [path for path in tmp_path.rglob("*") if path.name != "outputs"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_train_evaluate_and_predict_agree_in_fresh_processes(colours: Path, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from pytorch_lightning import Trainer
 from support.fabricate import composed
 
 from imgclf.cli.compose import CONF
-from imgclf.config import CheckConfig, DownloadConfig, EvaluateConfig, RunConfig, TrainerConfig
+from imgclf.config import KNOWN, CheckConfig, DownloadConfig, EvaluateConfig, RunConfig, TrainerConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import datamodule_class
-from imgclf.data.location import KNOWN
 from imgclf.errors import ConfigError
 from imgclf.models.backbone import check_name
 from imgclf.preprocess import Preprocess
@@ -110,9 +109,16 @@ def test_every_experiment_starts_with_source_command_cost_and_result() -> None:
         ("train", "++foo.bar=1", "foo.bar: unknown key; --help lists all keys"),
         ("train", "model=resnet18", "model=resnet18: no such choice; pass model=timm model.backbone=resnet18"),
         ("train", "model=mobilnetv2", "did you mean mobilenetv2?"),
-        ("train", "dataset.splits.val={kind: foldrs}", "dataset.splits.val.kind='foldrs': expected one of folders"),
+        ("train", "dataset.splits.val={kind: foldrs}", "dataset.splits.val.kind='foldrs': did you mean folders?"),
+        ("train", "+dataset=carsd", "dataset=carsd: no such choice; did you mean cards?"),
+        ("train", "+hydra.foo=1", "hydra.foo: unknown key; expected one of"),
+        ("train", "dataset=cards,sports", "several values make a sweep; use `imgclf train -m`"),
+        ("train", "scheduler.name=cosin", "scheduler.name='cosin': did you mean cosine?"),
+        ("train", "dataset.splits.train.kindd=x", "did you mean dataset.splits.train.kind?"),
+        ("train", "cards", "cards: expected key=value, such as dataset=cards"),
+        ("train", "--hepl", "--hepl: no such flag; did you mean --help?"),
         ("train", "hydra.run_dir=x", "hydra.run_dir: unknown key; did you mean hydra.run.dir?"),
-        ("train", "trainer.accelerator=gppu", "trainer.accelerator='gppu': expected one of auto, cpu"),
+        ("train", "trainer.accelerator=gppu", "trainer.accelerator='gppu': did you mean gpu?"),
         ("train", "trainer.precision=bf17", "trainer.precision='bf17': expected one of 32-true"),
         ("train", "+scheduler={name: plateau, warmup_epochs: 2}", "scheduler.name=plateau has no warm-up"),
         ("train", "seed=-1", "seed=-1: expected a whole number of at least 0"),

@@ -302,7 +302,7 @@ def test_webcam_that_does_not_exist_exits_with_2(checkpoint: str, tmp_path: Path
         (["--imagenet", "mobilenetv2"], "no PATH is given"),
         (["{checkpoint}", "x.png", "--csv", "--json"], "not allowed with"),
         (["{checkpoint}", "x.png", "--top", "0"], "expected at least 1"),
-        (["{checkpoint}", "x.png", "--device", "nonsense"], "device='nonsense': no such device"),
+        (["{checkpoint}", "x.png", "--device", "nonsense"], "device nonsense: no such device"),
         (["{checkpoint}", "x.png", "--weights", "w.pth"], "--weights goes with --imagenet"),
         (["{checkpoint}", "x.png", "--tta"], "names no flip that keeps the class"),
         (["--imagenet", "nosuchnet", "x.png"], "timm has no network of that name"),

@@ -129,7 +129,7 @@ def test_chosen_classes_are_the_only_ones_and_unknown_ones_are_refused(cards: Pa
     data = CardsDataModule(cards, classes=["joker", "ace of clubs"])
     assert counts(data) == (144 + 143, 10, 10)
     assert data.classes == ("ace of clubs", "joker")
-    with pytest.raises(ConfigError, match=r"jolly not in .*which has ace of clubs"):
+    with pytest.raises(ConfigError, match=r"jolly not in .*; expected one of ace of clubs"):
         CardsDataModule(cards, classes=["jolly", "joker"]).setup()
     with pytest.raises(ConfigError, match="True, which is no text: put the name into quotes"):
         CardsDataModule(cards, classes=[True, "joker"]).setup()

@@ -168,7 +168,9 @@ def test_unknown_kind_or_option_of_a_layout_raises_config_error(tmp_path: Path) 
     draw_tree(tmp_path, {"train": 1})
     with pytest.raises(ConfigError, match=r"kind='zip': expected one of folders, flat, pixels, list"):
         ImageDataModule(tmp_path, splits={"train": {"kind": "zip"}}).setup()
-    with pytest.raises(ConfigError, match=r"dataset\.splits\.nomes: unknown key; did you mean dataset\.splits\.names"):
+    with pytest.raises(
+        ConfigError, match=r"splits\.train\.nomes: unknown key; did you mean dataset\.splits\.train\.names"
+    ):
         ImageDataModule(tmp_path, splits={"train": {"kind": "folders", "nomes": ["train"]}}).setup()
 
 
