@@ -111,7 +111,7 @@ def test_every_experiment_starts_with_source_command_cost_and_result() -> None:
         ("train", "model=mobilnetv2", "did you mean mobilenetv2?"),
         ("train", "dataset.splits.val={kind: foldrs}", "dataset.splits.val.kind='foldrs': did you mean folders?"),
         ("train", "+dataset=carsd", "dataset=carsd: no such choice; did you mean cards?"),
-        ("train", "+hydra.foo=1", "hydra.foo: unknown key; expected one of"),
+        ("train", "+hydra.foo=1", "hydra.foo: unknown key; did you mean hydra."),
         ("train", "dataset=cards,sports", "several values make a sweep; use `imgclf train -m`"),
         ("train", "scheduler.name=cosin", "scheduler.name='cosin': did you mean cosine?"),
         ("train", "dataset.splits.train.kindd=x", "did you mean dataset.splits.train.kind?"),
