@@ -357,6 +357,8 @@ def _mutable(schema: type[Settings]) -> type:
             default = field(default_factory=cast(Any, item.default_factory))
         else:
             default = field(default=item.default)
+            if any(get_origin(option) is list for option in get_args(kind)[1:]):
+                kind = Any  # OmegaConf has no text or list; it is checked afterwards
         members.append((item.name, kind, default))
     _MUTABLE[schema] = make_dataclass(schema.__name__, members)
     return _MUTABLE[schema]

@@ -143,8 +143,10 @@ class ImageDataModule(LightningDataModule):
         self._compare_counts(splits)
         splits["train"] = subsample(splits["train"], settings.fraction, self.seed)
         if settings.exclude:
-            splits, note = read_exclusion(settings.exclude).apply(splits, self.root, self.name)
+            exclusion = read_exclusion(settings.exclude)
+            splits, note = exclusion.apply(splits, self.root, self.name)
             self.notes.append(note)
+            self.settings = replace(settings, exclude=exclusion.listed())
         self.samples = {split: splits[split] for split in SPLITS}
 
     def fingerprint(self) -> dict[str, dict[str, list[int | str]]]:

@@ -64,12 +64,18 @@ def file_size(path: str) -> int:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """The content of a check.json: how often each (split, path below the data's root) is excluded, and the checked classes."""
+    """How often each (split, path below the data's root) is excluded; of a check.json also its path, and the name and classes
+    of the data that was checked.
+    """
 
-    path: str
-    name: str
-    classes: tuple[str, ...]
     entries: Mapping[tuple[str, str], int]
+    path: str | None = None
+    name: str = ""
+    classes: tuple[str, ...] = ()
+
+    def listed(self) -> list[str]:
+        """Return the excluded files as "split:path", which a run keeps in place of the check.json: that may move."""
+        return [f"{split}:{path}" for (split, path), times in sorted(self.entries.items()) for _ in range(times)]
 
     def apply(self, splits: Mapping[str, Samples], root: Path, name: str) -> tuple[dict[str, Samples], str]:
         """Return the splits without the excluded files, and a line that counts them.
@@ -79,9 +85,12 @@ class Exclusion:
         `DataError` when a class loses all its training images.
         """
         classes = splits["train"].classes
-        if name != self.name or not (set(classes) <= set(self.classes) or set(self.classes) <= set(classes)):
+        key = "dataset.exclude" + (f"={self.path}" if self.path else "")
+        if self.path and (
+            name != self.name or not (set(classes) <= set(self.classes) or set(self.classes) <= set(classes))
+        ):
             raise ConfigError(
-                f"dataset.exclude={self.path}: is a check of {self.name} with {_few(self.classes)}, the data "
+                f"{key}: is a check of {self.name} with {_few(self.classes)}, the data "
                 f"is {name} with {_few(classes)}; run `imgclf check` on this data"
             )
         paths = {split: relative_paths(samples.items, root) for split, samples in splits.items()}
@@ -97,22 +106,30 @@ class Exclusion:
             kept[split] = samples.take(rows)
         if gone := [classes[target] for target in np.flatnonzero(kept["train"].counts() == 0)]:
             raise DataError(
-                f"dataset.exclude={self.path}: no training images are left of {_few(gone)}; repair these files, "
-                "or edit the list `exclude` in that file"
+                f"{key}: no training images are left of {_few(gone)}; repair these files, or edit the list `exclude`"
             )
         missing = sum(self.entries.values()) - dropped
         rest = f"; {missing:,} more that it names aren't in the data" if missing > 0 else ""
-        return kept, f"excluded {dropped:,} images named by {self.path}{rest}"
+        return kept, f"excluded {dropped:,} images named by {self.path or key}{rest}"
 
 
-def read_exclusion(path: str) -> Exclusion:
-    """Read the check.json at `path`; raises `ConfigError` for any other file."""
+def read_exclusion(chosen: str | Sequence[str]) -> Exclusion:
+    """Return what `dataset.exclude` leaves out: the files that the check.json at a path names, or those of `Exclusion.listed`.
+
+    Raises `ConfigError` for any other file, and for an entry without its split.
+    """
+    if not isinstance(chosen, str):
+        if wrong := [entry for entry in chosen if ":" not in entry]:
+            raise ConfigError(f"dataset.exclude: {wrong[0]!r}: expected <split>:<file below the data's root>")
+        pairs = ((split, path) for split, _, path in (entry.partition(":") for entry in chosen))
+        return Exclusion(Counter(pairs))
+    path = chosen
     try:
         report = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         if report["format"] != FORMAT:
             raise ValueError(f"format {report['format']!r}")
         entries = Counter((str(entry["split"]), str(entry["path"])) for entry in report["exclude"])
-        return Exclusion(path, str(report["name"]), tuple(map(str, report["classes"])), entries)
+        return Exclusion(entries, path, str(report["name"]), tuple(map(str, report["classes"])))
     except OSError as error:
         problem = f"can't be read ({error.strerror})"
     except (ValueError, TypeError, KeyError) as error:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imgclf.quality.notes import quick_notes
-    from imgclf.quality.run import EXCLUDED, check_before_training, check_data
+    from imgclf.quality.run import check_before_training, check_data
 
-__all__ = ["EXCLUDED", "check_before_training", "check_data", "quick_notes"]
+__all__ = ["check_before_training", "check_data", "quick_notes"]
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,7 @@ Validation and test images are excluded only if they can't be read or have two l
 should not change without need. Near duplicates are searched among the images that exact duplicates leave.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ __all__ = [
     "Group",
     "ImageEntry",
     "Report",
+    "data_key",
     "examine",
     "verdict",
 ]
@@ -105,9 +107,12 @@ class FileSummary(TypedDict):
 
 
 class Report(TypedDict):
-    """The content of check.json; `clean` is null after a quick check that found nothing, because that proves nothing."""
+    """The content of check.json; `clean` is null after a quick check that found nothing, because that proves nothing. All checks
+    of the same unchanged files have the same `key`.
+    """
 
     format: str
+    key: str
     name: str
     root: str
     classes: list[str]
@@ -150,6 +155,7 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
     counts = {split: samples.counts().tolist() for split, samples in splits.items()}
     return {
         "format": FORMAT,
+        "key": data_key(data),
         "name": data.name,
         "root": str(data.root),
         "classes": list(data.classes),
@@ -167,6 +173,26 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
             *_excluded_before(data),
         ],
     }
+
+
+def data_key(data: "ImageDataModule") -> str:
+    """Return a digest of the files that are checked, with their sizes and times of change; reads none of them."""
+    digest = hashlib.blake2b(
+        repr((data.name, str(data.root), data.notes, data.settings.exclude)).encode(), digest_size=16
+    )
+    for split, samples in data.samples.items():
+        digest.update(repr((split, samples.classes)).encode() + samples.targets.tobytes())
+        if samples.pixels is not None:
+            digest.update(np.ascontiguousarray(samples.pixels).data)
+            continue
+        for item in samples.items:
+            try:
+                found = os.stat(item)  # noqa: PTH116, one call per file
+                digest.update(repr((item, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+            except OSError:
+                digest.update(repr(item).encode())
+    digest.update(repr(list(_stray_files(data.samples, data.root))).encode())
+    return digest.hexdigest()
 
 
 def verdict(report: Report) -> str:

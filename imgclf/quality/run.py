@@ -5,26 +5,28 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from imgclf.config import CheckConfig
 from imgclf.console import print_line, print_lines_to_copy, progress_bar, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.data.manifest import relative_paths
-from imgclf.errors import DataError
+from imgclf.errors import DataError, ImageError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import require_unused
-from imgclf.quality.findings import EARLIER, Finding, Report, examine, verdict
+from imgclf.files.run_folder import read_record, require_unused
+from imgclf.images import decode
+from imgclf.quality.findings import EARLIER, Finding, Report, data_key, examine, verdict
 from imgclf.quality.page import SIDE, Shown, check_page, shown_images
 from imgclf.quality.quick import draw_samples, quick_scan
 from imgclf.quality.scan import Scan, scan
 from imgclf.report.page import shrunk
 from imgclf.schema import quoted
 
-__all__ = ["EXCLUDED", "check_before_training", "check_data"]
-
-EXCLUDED = "excluded.json"  # what a run with check=exclude trains without
+__all__ = ["check_before_training", "check_data"]
 
 # Unreadable and stray files, and groups of duplicates, that the console names; check.json names all.
 LISTED, EXAMPLES = 20, 3
@@ -54,18 +56,18 @@ def check_data(config: CheckConfig, folder: Path, words: Sequence[str] = ()) -> 
     return 1 if report["findings"] else 0
 
 
-def check_before_training(data: ImageDataModule, folder: Path, exclude: bool = False) -> None:
+def check_before_training(
+    data: ImageDataModule, folder: Path, exclude: bool = False, first_process: bool = True
+) -> list[str] | None:
     """Check the data of a run, write check.json and check.html into its `folder`, and print what was found.
 
-    Files that can't be read raise `DataError`, unless `exclude`: then `EXCLUDED` in the folder names them and the files
-    that the data leaves out already, for `dataset.exclude`.
+    Files that can't be read raise `DataError`, unless `exclude`: then all files to leave out are returned, for
+    `dataset.exclude`. Of several processes of a run only the first prints.
     """
-    splits = list(data.samples.values())
-    with progress_bar("checking", sum(map(len, splits))) as advance:
-        scanned = scan(splits, None, advance)
-    report = _write(data, scanned, folder, _command((), folder.absolute()))
+    place, report = _shared_check(data, folder, first_process)
     unreadable = [entry for entry in report["exclude"] if entry["why"] == "unreadable"]
     findings = [finding for finding in report["findings"] if finding["kind"] != "unreadable"]
+    lines = []
     if unreadable:
         names = [entry["path"] for entry in unreadable]
         shown = names if len(names) <= 3 else names[:2]
@@ -74,31 +76,63 @@ def check_before_training(data: ImageDataModule, folder: Path, exclude: bool = F
         if not exclude:
             raise DataError(
                 f"{problem}: {', '.join(shown)}{more}; pass check=exclude to train without them, or repair them "
-                f"({folder / 'check.html'} shows all findings)"
+                f"({place / 'check.html'} shows all findings)"
             )
         verb = "are" if len(names) > 1 else "is"
-        print_line(f"{problem} and {verb} left out: {', '.join(shown)}{more}")
+        lines.append(f"{problem} and {verb} left out: {', '.join(shown)}{more}")
     if findings or not unreadable:
         texts = [f"{finding['title'].lower()} ({finding['images']:,} images)" for finding in findings]
-        print_line(f"check: {', '.join(texts) or 'clean'}")
-    if others := sum(entry["why"] not in ("unreadable", EARLIER) for entry in report["exclude"]):
-        print(f"check: {others:,} of these would be left out by\n  {_command((), folder.absolute())}", flush=True)
-    if exclude:
-        parts = {key: report[key] for key in ("format", "name", "root", "classes")}
-        entries = [entry for entry in report["exclude"] if entry["why"] in ("unreadable", EARLIER)]
-        _write_json(folder / EXCLUDED, {**parts, "exclude": entries})
+        lines.append(f"check: {', '.join(texts) or 'clean'}")
+    for line in lines if first_process else ():
+        print_line(line)
+    others = sum(entry["why"] not in ("unreadable", EARLIER) for entry in report["exclude"])
+    if others and first_process:
+        print(f"check: {others:,} of these would be left out by\n  {_command((), place.absolute())}", flush=True)
+    left = [entry for entry in report["exclude"] if entry["why"] in ("unreadable", EARLIER)]
+    return [f"{entry['split']}:{entry['path']}" for entry in left] if exclude and left else None
+
+
+def _shared_check(data: ImageDataModule, folder: Path, shown: bool) -> tuple[Path, Report]:
+    """Return the check of a run's data, and the folder that has it: the run's, or one that all trials of a sweep share.
+
+    The first process that comes makes the check while others wait for it; where it dies, the next one does.
+    """
+    key = data_key(data)
+    place = folder.parent / f"check_{key[:8]}" if read_record(folder) else folder
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".check.lock"):
+        try:
+            known: Report = json.loads((place / "check.json").read_text(encoding="utf-8"))
+            if known["key"] == key and not _repaired(known):
+                return place, known
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # none of this data
+        splits = list(data.samples.values())
+        with progress_bar("checking", sum(map(len, splits)), shown=shown) as advance:
+            scanned = scan(splits, None, advance)
+        return place, _write(data, scanned, place, _command((), place.absolute()))
+
+
+def _repaired(report: Report) -> bool:
+    """Return whether an unreadable file can be read now: a disk that failed changes no file."""
+    for entry in report["exclude"]:
+        if entry["why"] == "unreadable":
+            with suppress(ImageError):
+                decode(str(Path(report["root"]) / entry["path"]))
+                return True
+    return False
 
 
 def _write(data: ImageDataModule, scanned: Scan, folder: Path, command: str) -> Report:
     samples, scanned = draw_samples(data, scanned)
     report = examine(data, scanned)
-    _write_json(folder / "check.json", report)
     rows: dict[tuple[str, str], int] = {}
     for split, some in data.samples.items():
         rows |= {(split, path): row for row, path in enumerate(relative_paths(some.items, data.root))}
     images = {key: shrunk(data.image(key[0], rows[key]), SIDE) for key in shown_images(report)}
     page = check_page(report, Shown(images, samples, command))
     write_atomically(folder / "check.html", page.encode("utf-8", "backslashreplace"))
+    _write_json(folder / "check.json", report)  # last: a check that has it is whole
     return report
 
 

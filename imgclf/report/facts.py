@@ -12,6 +12,8 @@ from imgclf.schema import Settings
 
 __all__ = ["data_rows", "environment_rows", "measuring_notes"]
 
+_LISTED = 100  # values of a setting that are named
+
 
 def measuring_notes(
     network: nn.Module,
@@ -97,4 +99,6 @@ def format_settings(value: object) -> str:
         return ", ".join(f"{key} {format_settings(inner)}" for key, inner in items if inner not in (None, {}, [], ""))
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list) and len(value) > _LISTED:
+        return f"[{', '.join(map(str, value[:3]))} and {len(value) - 3:,} more]"
     return str(value) if value is not None else ""

@@ -88,6 +88,8 @@ class Run:
     def value(self, key: str) -> str:
         """Return the value of a setting as text; "on" for a group of settings, "-" for none."""
         value = self.settings.get(key)
+        if key == "dataset.exclude" and isinstance(value, list):
+            return f"{len(value):,} images"
         return ("on" if len(self._setting(key)) > (key in self.settings) else "-") if value is None else str(value)
 
     def _setting(self, key: str) -> dict[str, object]:

@@ -49,6 +49,9 @@ def build_run(plan: RunPlan, signals: Signals) -> Run:
     """Build everything that a run needs; raises `DataError`, `ConfigError`, `CheckpointError`."""
     config, point = plan.config, plan.resume
     data = data_of(config)
+    if data.settings.exclude:  # as a list: the run no longer needs the file that it came from
+        config = replace(config, dataset=replace(config.dataset, exclude=data.settings.exclude))
+        plan = replace(plan, config=config)
     if config.calibrate and not len(data.samples["val"]):
         raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")
     trainer = build_trainer(config, plan.folder, data, signals)

@@ -215,7 +215,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     data_dir, exclude = config.data_dir, config.dataset.exclude
     if data_dir and data_dir != "demo":
         config = replace(config, data_dir=str(Path(data_dir).expanduser().absolute()))
-    if exclude:
+    if isinstance(exclude, str):
         exclude = str(Path(exclude).expanduser().absolute())
         config = replace(config, dataset=replace(config.dataset, exclude=exclude))
     return config

@@ -14,7 +14,6 @@ from imgclf.config import RunConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
 from imgclf.data.loader import worker_failure
 from imgclf.data.location import locate
-from imgclf.data.manifest import read_exclusion
 from imgclf.errors import CheckpointError, ImageError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
@@ -26,9 +25,10 @@ from imgclf.files.run_folder import (
     write_environment,
 )
 from imgclf.models.checkpoint import update_metadata
-from imgclf.quality import EXCLUDED, check_before_training, quick_notes
+from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
 from imgclf.report.tables import metrics_json, write_evaluation
+from imgclf.schema import flatten
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
 from imgclf.training.checkpointing import CheckpointCallback
@@ -107,20 +107,17 @@ def _unreadable(plan: RunPlan) -> Iterator[None]:
 
 def _checked(plan: RunPlan) -> RunPlan:
     """Check the data of a new run where its settings ask for it, and return the plan without the files that check=exclude
-    leaves out. A resumed run has the files that it began with; of several processes only the first checks.
+    leaves out. A resumed run has the files that it began with.
     """
-    config, excluded = plan.config, plan.folder / EXCLUDED
-    if not config.check or (config.check != "exclude" and (plan.resume or not is_first_process())):
+    config, exclude = plan.config, None
+    if config.check and not plan.resume:
+        first = is_first_process()
+        exclude = check_before_training(data_of(config), plan.folder, config.check == "exclude", first)
+    elif config.check == "exclude" and plan.resume:
+        exclude = flatten(plan.resume.metadata.get("config") or {}).get("dataset.exclude")
+    if not exclude:
         return plan
-    if not plan.resume and is_first_process():
-        excluded.unlink(missing_ok=True)
-        check_before_training(data_of(config), plan.folder, config.check == "exclude")
-    elif not plan.resume:  # Lightning starts the others afterwards; torchrun and SLURM start all at once
-        while not excluded.is_file():
-            time.sleep(0.2)
-    if not excluded.is_file() or not read_exclusion(str(excluded)).entries:
-        return plan
-    return replace(plan, config=replace(config, dataset=replace(config.dataset, exclude=str(excluded.absolute()))))
+    return replace(plan, config=replace(config, dataset=replace(config.dataset, exclude=exclude)))
 
 
 def _announce(run: Run) -> None:

@@ -253,7 +253,7 @@ def test_check_before_training_prints_findings_and_the_ready_override(
         "check: 1 of these would be left out by",
         f"  dataset.exclude={tmp_path / 'run' / 'check.json'}",
     ]
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"check.json", "check.html"}
+    assert {path.name for path in (tmp_path / "run").glob("[!.]*")} == {"check.json", "check.html"}
 
 
 def test_command_exits_with_1_for_findings_and_2_for_errors(clean: Path, tmp_path: Path) -> None:
