@@ -184,7 +184,8 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Plain:
 
 
 def quoted(text: str) -> str:
-    """Return text as a value in Hydra's grammar: backslashes count only before a quote, where each pair is read as one."""
+    """Return text as a value in Hydra's grammar: of backslashes before a quote or a `${`, each pair is read as one."""
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
     return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, trial_name, trials_at_once
 from imgclf.cli.malloc import tune_malloc
-from imgclf.cli.words import compose_run
+from imgclf.cli.python_call import compose_run
 from imgclf.config import RunConfig
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError

@@ -12,7 +12,7 @@ from imgclf.errors import ConfigError
 from imgclf.models.backbone import Backbone, build_backbone
 from imgclf.models.small_cnn import BN_EPSILON, glorot
 
-__all__ = ["Head", "Network", "NetworkPart", "build_network", "count_parameters", "network_parts"]
+__all__ = ["Head", "Network", "LayerRow", "build_network", "count_parameters", "layer_table"]
 
 Freeze = str | int | Sequence[str]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -117,7 +117,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class NetworkPart:
+class LayerRow:
     """A row of the network's table: a layer or stage, the shape of its output for one image, and its parameters."""
 
     name: str
@@ -127,8 +127,8 @@ class NetworkPart:
     frozen: int
 
 
-@torch.inference_mode()
-def network_parts(network: Network, channels: int, size: int) -> list[NetworkPart]:
+@torch.no_grad()  # no inference mode: what a layer keeps of this pass would then break its training
+def layer_table(network: Network, channels: int, size: int) -> list[LayerRow]:
     """Return the parts of the network that have parameters, in order, for images [C, S, S]; the network stays as it is."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -141,9 +141,11 @@ def network_parts(network: Network, channels: int, size: int) -> list[NetworkPar
         for name, part in parts
     ]
     modes = [(module, module.training) for module in network.modules()]
+    parameter = next(network.parameters())
+    devices = [parameter.device] if parameter.device.type == "cuda" else []
     try:
-        parameter = next(network.parameters())
-        network.eval()(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
+        with torch.random.fork_rng(devices):  # a layer may draw numbers in eval mode too
+            network.eval()(torch.zeros(1, channels, size, size, device=parameter.device, dtype=parameter.dtype))
     finally:
         for hook in hooks:
             hook.remove()
@@ -153,10 +155,10 @@ def network_parts(network: Network, channels: int, size: int) -> list[NetworkPar
     if own := dict(network.backbone.network.named_parameters(recurse=False)):  # the class token and positions of a ViT
         trainable = sum(parameter.numel() for parameter in own.values() if parameter.requires_grad)
         frozen = sum(parameter.numel() for parameter in own.values()) - trainable
-        rows.append(NetworkPart(", ".join(own), "Parameter", (), trainable, frozen))
+        rows.append(LayerRow(", ".join(own), "Parameter", (), trainable, frozen))
     for name, part in parts:
         trainable, total = count_parameters(part)
-        rows.append(NetworkPart(name, _kind(part), shapes.get(name, ()), trainable, total - trainable))
+        rows.append(LayerRow(name, _kind(part), shapes.get(name, ()), trainable, total - trainable))
     return rows
 
 

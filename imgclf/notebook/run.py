@@ -118,6 +118,8 @@ class Run:
 
     def top_losses(self, n: int = 9) -> "TopLosses":
         """Return the `n` test images with the highest loss, the highest first; a notebook shows them as a grid."""
+        if n < 1:
+            raise ConfigError(f"n={n}: expected the number of images to show, at least 1")
         tested = self._tested
         own = np.take_along_axis(tested.probabilities, tested.targets[:, None], axis=1)[:, 0]  # [N]
         order = np.argsort(own, kind="stable")[:n].tolist()

@@ -11,7 +11,7 @@ from rich.text import Text
 from imgclf.console import make_console
 from imgclf.data.datamodule import SPLITS, ImageDataModule
 from imgclf.jupyter import in_notebook
-from imgclf.models.network import Network, count_parameters, network_parts
+from imgclf.models.network import Network, count_parameters, layer_table
 from imgclf.preprocess import Preprocess
 from imgclf.report.tables import per_class_table
 
@@ -50,7 +50,7 @@ def print_network(network: Network, preprocess: Preprocess) -> None:
 
 def network_rows(network: Network, preprocess: Preprocess) -> list[list[str]]:
     """Return the network's table, as the console and report.html show it: a header, a row for each part, and the sums."""
-    parts = network_parts(network, preprocess.channels, preprocess.size)
+    parts = layer_table(network, preprocess.channels, preprocess.size)
     rows = [
         [part.name, part.kind, " x ".join(map(str, part.output)), f"{part.trainable:,}", f"{part.frozen:,}"]
         for part in parts

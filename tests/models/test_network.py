@@ -16,7 +16,7 @@ from torch import nn
 from imgclf.config import ModelConfig, OptimizerConfig
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.images import read_image
-from imgclf.models.network import Network, build_network, count_parameters, network_parts
+from imgclf.models.network import Network, build_network, count_parameters, layer_table
 from imgclf.models.small_cnn import SmallCNN
 from imgclf.models.weights import load_weights, read_note
 from imgclf.preprocess import Preprocess
@@ -351,7 +351,7 @@ def test_the_parts_of_a_network_add_up_and_leave_it_unchanged(
     )
     network = build_network(config, 3, 3, 64).train()
     before = copy.deepcopy(network.state_dict())
-    parts = network_parts(network, 3, 64)
+    parts = layer_table(network, 3, 64)
     head = ["head.hidden.0", "head.hidden.2", "head.hidden.3", "head.hidden.5", "head.output"]
     assert [part.name for part in parts] == [*names, *head]
     outputs = {part.name: part.output for part in parts}
@@ -368,7 +368,7 @@ def test_the_parts_of_a_transformer_have_its_tokens_and_a_frozen_network_stays_f
     kwargs = {"depth": 2, "embed_dim": 24, "num_heads": 2}
     config = ModelConfig.from_dict({"backbone": "vit_tiny_patch16_224", "backbone_kwargs": kwargs, "freeze": "all"})
     network = build_network(config, 3, 3, 224).train()
-    parts = network_parts(network, 3, 224)
+    parts = layer_table(network, 3, 224)
     assert [part.name for part in parts] == [
         "cls_token, pos_embed",
         "patch_embed",
@@ -380,6 +380,30 @@ def test_the_parts_of_a_transformer_have_its_tokens_and_a_frozen_network_stays_f
     assert [part.trainable for part in parts] == [0, 0, 0, 0, 0, 24 * 3 + 3]
     assert sum(part.trainable + part.frozen for part in parts) == count_parameters(network)[1]
     assert network.training and not network.backbone.training
+
+
+class _Remembers(nn.Module):
+    """A layer that keeps a tensor of its first call, and draws a number in each."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None:
+            self.kept = torch.rand(1)
+        return self.inner(x) * (1 + self.kept)  # type: ignore[no-any-return]
+
+
+def test_the_table_of_layers_leaves_nothing_behind_that_breaks_training_and_draws_no_random_number() -> None:
+    config = ModelConfig.from_dict({"backbone": "resnet10t", "freeze": "none", "head": {"hidden": [4]}})
+    network = build_network(config, 3, 3, 32).train()
+    network.head = _Remembers(network.head)  # type: ignore[assignment]
+    before = torch.random.get_rng_state()
+    layer_table(network, 3, 32)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
 
 
 # class -> its name in ImageNet, among the best three of most of its images

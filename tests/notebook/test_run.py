@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from support.fabricate import COLOURS, ROOT, TINY
 from support.run_files import read_json, read_rows
 
 import imgclf
+from imgclf.cli.python_call import compose_run
 from imgclf.inference import predictor as predictor_module
 from imgclf.training.classifier import ImageClassifier
 
@@ -76,21 +77,40 @@ def test_mistake_raises_an_imgclf_error_of_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", ["a 'b'\\", "C:\\new\\'x", "[1, 2]", "null", "a=b", "1e-3", "", 'say "hi"'])
+@pytest.mark.parametrize(
+    "value", ["/a/${x}", "a\\\\${b'\\", "a 'b'\\", "C:\\new\\'x", "[1, 2]", "null", "a=b", "1e-3", "", 'say "hi"']
+)
 def test_text_of_a_keyword_reaches_the_run_unchanged(value: str) -> None:
-    from imgclf.cli.words import compose_run
-
     config, _, overrides = compose_run(["dataset=folders", "hydra.run.dir=x"], {"data_dir": value})
     assert config.data_dir == value
     assert len(overrides) == 2, "hydra.run.dir isn't a setting of the run"
 
 
 def test_keywords_may_be_lists_flags_and_nothing() -> None:
-    from imgclf.cli.words import compose_run
-
     settings = {"report": False, "image_size": None, "cache_gb": 0.5, "model": "vgg16"}
     config, _, _ = compose_run(["dataset.classes=[a,b]"], settings)
     assert (config.report, config.image_size, config.cache_gb, config.model.name) == (False, None, 0.5, "vgg16")
+
+
+@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.array(0.5)])
+def test_numbers_and_arrays_of_numpy_are_numbers_and_lists(number: object) -> None:
+    settings = {"cache_gb": number, "seed": np.int64(7), "report": np.bool_(False), "image_size": np.array([64, 32])[0]}
+    config, _, overrides = compose_run(["dataset=folders", "data_dir=x"], settings)
+    assert (config.cache_gb, config.seed, config.report, config.image_size) == (0.5, 7, False, 64)
+    assert overrides[2:] == ["cache_gb=0.5", "seed=7", "report=false", "image_size=64"]
+
+
+def test_values_inside_lists_and_mappings_are_read_as_they_are_written() -> None:
+    labels = {"kind": "pixels", "files": ["a.csv"], "label_names": {"1": "one, two", "a, b": PurePosixPath("c")}}
+    settings = {"dataset.classes": ["1", PurePosixPath("a/b"), "${x}"], "dataset.splits.train": labels}
+    config, _, _ = compose_run(["dataset=folders"], {**settings, "+optimizer.options.betas": np.array([1, 2])})
+    assert config.dataset.classes == ["1", "a/b", "${x}"]
+    assert config.optimizer.options == {"betas": [1, 2]}
+    layout = config.dataset.splits["train"]
+    assert layout and layout.label_names == {"1": "one, two", "a, b": "c"}
+    for key in ("1e3", "null", "it's"):
+        with pytest.raises(imgclf.ConfigError, match=f"^['\"]{key}['\"]: can't be a key of a mapping"):
+            compose_run(["dataset=folders"], {"+optimizer.options.x": {key: 1}})
 
 
 def test_module_train_and_function_train_are_one_in_any_order() -> None:
@@ -139,6 +159,9 @@ def test_top_losses_are_the_test_images_with_the_least_probability_of_their_clas
     assert len(texts) == 4 and f"loss {top[0].loss:.2f}" in texts[0]
     assert repr(top).count("\n") == 3 and top[0].path in repr(top)
     assert len(trained.top_losses(99)) == 15
+    for n in (-1, 0):
+        with pytest.raises(imgclf.ConfigError, match=f"^n={n}: expected the number of images to show, at least 1$"):
+            trained.top_losses(n)
 
 
 def test_figures_show_themselves_in_a_notebook_as_one_png(trained: imgclf.Run) -> None:

@@ -1,11 +1,12 @@
-"""The words of a command line given in Python: `imgclf.train("dataset=cards", seed=1)`, composed by Hydra in this process."""
+"""A command called in Python: the words and keywords of `imgclf.train("dataset=cards", seed=1)`, composed by Hydra."""
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import cast
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -46,15 +47,29 @@ def compose_run(words: Sequence[str], settings: Mapping[str, object]) -> tuple[R
 
 
 def _literal(value: object) -> str:
-    """Return a value as Hydra's grammar writes it."""
+    """Return a value as Hydra's grammar writes it; numpy's numbers and arrays count as numbers and lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, (int, float)):
         return repr(value)
-    if isinstance(value, (str, Path)):
+    if isinstance(value, (str, PurePath)):
         return quoted(str(value))
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_literal(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{_literal_key(key)}:{_literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, Sequence):
         return "[" + ",".join(map(_literal, value)) + "]"
     raise ConfigError(f"{value!r}: expected a number, a text, a path, a list or None as the value of a setting")
+
+
+def _literal_key(key: object) -> str:
+    """Return the key of a mapping as Hydra's grammar writes it, which has no quotes for keys."""
+    literal = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key))
+    try:
+        (read,) = OverridesParser.create().parse_override(f"x={{{literal}:0}}").value()  # type: ignore[misc,union-attr]
+    except HydraException:
+        read = None
+    if str(read) != str(key):  # such as 1e3, null and true, or characters that keys can't have
+        raise ConfigError(f"{key!r}: can't be a key of a mapping given as a keyword; write it into a YAML file")
+    return literal
