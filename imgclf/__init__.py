@@ -1,8 +1,9 @@
 """imgclf: image classification by transfer learning. Importing it loads no torch; each name loads when it is used."""
 
-import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from imgclf.jupyter import import_tqdm_quietly
 
 if TYPE_CHECKING:
     from imgclf.config import DatasetConfig as DatasetConfig
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from imgclf.data.datasets import RockPaperScissorsDataModule as RockPaperScissorsDataModule
     from imgclf.data.datasets import SignMNISTDataModule as SignMNISTDataModule
     from imgclf.data.datasets import SportsDataModule as SportsDataModule
+    from imgclf.data.show import show_batch as show_batch
+    from imgclf.data.show import show_classes as show_classes
     from imgclf.errors import CheckpointError as CheckpointError
     from imgclf.errors import ConfigError as ConfigError
     from imgclf.errors import DataError as DataError
@@ -20,10 +23,8 @@ if TYPE_CHECKING:
     from imgclf.errors import RunError as RunError
     from imgclf.inference.predictor import Predictor as Predictor
     from imgclf.inference.predictor import load as load
-    from imgclf.notebook.images import show_batch as show_batch
-    from imgclf.notebook.images import show_classes as show_classes
-    from imgclf.notebook.run import Run as Run
-    from imgclf.notebook.run import open_run as open_run
+    from imgclf.inference.run import Run as Run
+    from imgclf.inference.run import open_run as open_run
     from imgclf.preprocess import Preprocess as Preprocess
     from imgclf.train import train as train
     from imgclf.training.classifier import ImageClassifier as ImageClassifier
@@ -40,15 +41,14 @@ _HOMES = {
     ),
     "imgclf.errors": ("CheckpointError", "ConfigError", "DataError", "ImageError", "ImgclfError", "RunError"),
     "imgclf.inference.predictor": ("Predictor", "load"),
-    "imgclf.notebook.images": ("show_batch", "show_classes"),
-    "imgclf.notebook.run": ("Run", "open_run"),
+    "imgclf.data.show": ("show_batch", "show_classes"),
+    "imgclf.inference.run": ("Run", "open_run"),
     "imgclf.preprocess": ("Preprocess",),
     "imgclf.train": ("train",),
     "imgclf.training.classifier": ("ImageClassifier",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
-# In a notebook without ipywidgets, the import of huggingface-hub's progress bars warns; imgclf has bars of its own.
-warnings.filterwarnings("ignore", message="IProgress not found")
+import_tqdm_quietly()
 
 __all__ = sorted(_MODULE_OF)
 

@@ -36,8 +36,9 @@ __all__ = [
     "progress_bar",
     "run_command",
     "shell_path",
+    "silence_advertisements",
     "silence_library_logs",
-    "silence_tips",
+    "silence_trainer_warnings",
 ]
 
 _NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
@@ -174,14 +175,18 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
         yield lambda count: progress.advance(task, count)
 
 
-def silence_tips() -> None:
-    """Hide advertisements of Lightning, and its notes that say nothing about a training; other notes and warnings stay."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_says_something)
+def silence_advertisements() -> None:
+    """Hide Lightning's advertisements and its list of devices; a Trainer prints them when it is made, before any hook."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def silence_trainer_warnings() -> None:
+    """Hide the warnings of a starting Trainer that mean nothing for imgclf's data and networks; all others stay."""
     for message in _NOISY_FOR_ALL:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _says_something(record: logging.LogRecord) -> bool:
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return re.match(r"💡|(GPU|TPU|HPU|IPU) available", record.getMessage()) is None
 
 

@@ -4,14 +4,16 @@ IPython's own display does that in Jupyter, Colab and VS Code alike; no widgets 
 it runs already.
 """
 
+import importlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any, ClassVar
 
-__all__ = ["LiveTable", "in_notebook", "notebook_bar"]
+__all__ = ["LiveTable", "import_tqdm_quietly", "in_notebook", "notebook_bar"]
 
 _SECONDS = 0.2  # between two updates: each is a message to the browser
 _ROWS = 20  # that are shown at most, the last ones
@@ -24,6 +26,14 @@ def in_notebook() -> bool:
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and hasattr(shell, "kernel")
+
+
+def import_tqdm_quietly() -> None:
+    """In a notebook, import the bars of other libraries without their warning that ipywidgets is missing: imgclf has its own."""
+    if in_notebook() and "tqdm.auto" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            importlib.import_module("tqdm.auto")
 
 
 class LiveTable:

@@ -21,7 +21,7 @@ from imgclf.sweeps import finish_sweep, run_trial
 from imgclf.threads import available_cpus
 
 if TYPE_CHECKING:
-    from imgclf.notebook import Run
+    from imgclf.inference.run import Run
 
 __all__ = ["main"]
 
@@ -84,7 +84,7 @@ class _Callable(ModuleType):
                 print(f"imgclf: {stop}", file=sys.stderr, flush=True)
                 signal.raise_signal(stop.signum)
             raise KeyboardInterrupt(str(stop)) from None
-        from imgclf.notebook import Run  # here, because it loads torch
+        from imgclf.inference.run import Run  # here, because it loads torch
 
         return Run(folder)
 

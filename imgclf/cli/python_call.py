@@ -67,9 +67,9 @@ def _literal_key(key: object) -> str:
     """Return the key of a mapping as Hydra's grammar writes it, which has no quotes for keys."""
     literal = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key))
     try:
-        (read,) = OverridesParser.create().parse_override(f"x={{{literal}:0}}").value()  # type: ignore[misc,union-attr]
+        read = OverridesParser.create().parse_override(f"x={{{literal}:0}}").value()
     except HydraException:
         read = None
-    if str(read) != str(key):  # such as 1e3, null and true, or characters that keys can't have
+    if not isinstance(read, dict) or list(map(str, read)) != [str(key)]:  # 1e3, null, or a quote
         raise ConfigError(f"{key!r}: can't be a key of a mapping given as a keyword; write it into a YAML file")
     return literal

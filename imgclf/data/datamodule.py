@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from imgclf.config import AugmentConfig, CacheConfig, DatasetConfig, LayoutConfig
-from imgclf.console import silence_tips
+from imgclf.console import silence_advertisements, silence_trainer_warnings
 from imgclf.data.augment import Augment
 from imgclf.data.layouts import SplitFiles, absent_classes, class_names, find_split, find_train, label
 from imgclf.data.loader import Features, Loader, LoaderOptions
@@ -18,6 +18,7 @@ from imgclf.data.location import locate, missing
 from imgclf.data.manifest import fingerprint, read_exclusion
 from imgclf.data.pixel_cache import CachedRows, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
+from imgclf.data.show import show_classes
 from imgclf.errors import ConfigError, DataError
 from imgclf.images import decode
 from imgclf.preprocess import Preprocess
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["SPLITS", "ImageDataModule"]
-
-silence_tips()  # on import: a plain Trainer prints some of them when it is made
 
 SPLITS = ("train", "val", "test")
 
@@ -80,6 +79,7 @@ class ImageDataModule(LightningDataModule):
         **changes: Any,
     ) -> None:
         super().__init__()
+        silence_advertisements()
         given = settings or DatasetConfig(name=type(self).name)
         self.settings = DatasetConfig.from_dict({**vars(given), **changes})
         self.name = self.settings.name
@@ -119,6 +119,10 @@ class ImageDataModule(LightningDataModule):
         """The class names in the order of their indices; calls `setup`."""
         self.setup()
         return self.samples["train"].classes
+
+    def prepare_data(self) -> None:
+        """Silence warnings; Lightning calls this first."""
+        silence_trainer_warnings()
 
     def setup(self, stage: str | None = None) -> None:
         """Find and label the images of every split, once; opens no image."""
@@ -236,10 +240,8 @@ class ImageDataModule(LightningDataModule):
         return decode(samples.items[index]) if samples.pixels is None else samples.pixels[index]
 
     def show_classes(self, n: int = 6) -> "Figure":
-        """Return `imgclf.show_classes(self, n)`: a figure with a row of training images for each class."""
-        import imgclf  # here, because drawing lies above the data
-
-        return imgclf.show_classes(self, n)
+        """Return a figure with a row of `n` training images for each class; see `imgclf.show_classes`."""
+        return show_classes(self, n)
 
     def _find_train(self) -> tuple[Path, SplitFiles]:
         layout = self.splits["train"]

@@ -38,4 +38,5 @@ def missing(name: str, problem: str, handle: str | None = None) -> str:
     kaggle = (
         f" Kaggle has it{f' as {handle}' * bool(handle)}: `imgclf download dataset={name}`." if name in KNOWN else ""
     )
-    return f"{name}: {problem}; pass data_dir=<folder> or set IMGCLF_DATA.{kaggle} data_dir=demo needs no data."
+    ways = "pass data_dir=<folder> (a data module in Python: root=<folder>) or set IMGCLF_DATA."
+    return f"{name}: {problem}; {ways}{kaggle} The folder demo needs no data."

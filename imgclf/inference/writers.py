@@ -23,7 +23,7 @@ from imgclf.inference.predictor import Predictor
 from imgclf.report.page import shrunk
 
 if TYPE_CHECKING:
-    from imgclf.report.grid import Tile
+    from imgclf.figures.grid import Tile
 
 __all__ = [
     "CSVWriter",
@@ -128,7 +128,7 @@ class GridWriter:
 
     def finish(self) -> str:
         """Write the PNG, and return a summary line."""
-        from imgclf.report.grid import plot_grid  # here, because it loads matplotlib
+        from imgclf.figures.grid import plot_grid  # here, because it loads matplotlib
 
         if not self.tiles:
             return f"{self.path}: not written, because no image could be read"
@@ -174,7 +174,7 @@ class SaliencyMaps:
 
     def write(self, prediction: Prediction) -> None:
         """Write the PNG."""
-        from imgclf.report.grid import plot_grid
+        from imgclf.figures.grid import plot_grid
 
         best = predicted_class(prediction, self.predictor.classes)
         label = re.sub(r"[^\w()+-]+", "_", best).encode()[:80].decode(errors="ignore")
@@ -220,7 +220,7 @@ def _top_classes(prediction: Prediction, count: int) -> list[int]:
 
 
 def _make_tile(prediction: Prediction, predictor: Predictor, threshold: float, with_map: bool) -> "Tile":
-    from imgclf.report.grid import Tile
+    from imgclf.figures.grid import Tile
 
     if with_map:
         assert prediction.pixels is not None

@@ -12,7 +12,7 @@ from imgclf.errors import ConfigError
 from imgclf.models.backbone import Backbone, build_backbone
 from imgclf.models.small_cnn import BN_EPSILON, glorot
 
-__all__ = ["Head", "Network", "LayerRow", "build_network", "count_parameters", "layer_table"]
+__all__ = ["Head", "LayerRow", "Network", "build_network", "count_parameters", "layer_table"]
 
 Freeze = str | int | Sequence[str]
 ACTIVATIONS: dict[str, type[nn.Module]] = {

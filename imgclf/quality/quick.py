@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from imgclf.data.manifest import relative_paths
 from imgclf.data.samples import Samples
+from imgclf.data.show import draw_readable
 from imgclf.errors import ImageError
 from imgclf.images import read_start
 from imgclf.quality.scan import SIDE, ImageInfo, Scan, digest_of
@@ -24,8 +25,6 @@ __all__ = ["ClassSamples", "draw_samples", "quick_scan"]
 
 # Up to so many classes, so many images of each, and their longer side in pixels.
 SHOWN = ((20, 8, 96), (60, 8, 64), (150, 4, 64), (400, 2, 64), (1000, 1, 64))
-# Images of a class that may be unreadable before its row stays short.
-TRIES = 50
 
 Pixels = NDArray[np.uint8]
 
@@ -95,14 +94,9 @@ def draw_samples(data: "ImageDataModule", scan: Scan) -> tuple[ClassSamples, Sca
     for target in range(min(len(train.classes), classes)):
         members = np.flatnonzero(train.targets == target)
         order = np.random.default_rng([data.seed, target]).permutation(members).tolist()
-        chosen: list[tuple[str, Pixels]] = []
-        for row in [row for row in order if isinstance(infos[row], ImageInfo)][: count + TRIES]:
-            if len(chosen) == count:
-                break
-            try:
-                pixels = shrunk(data.image("train", row), side)
-                chosen.append((relative_paths([train.items[row]], data.root)[0], pixels))
-            except ImageError as error:
-                infos[row] = str(error)
-        rows.append(chosen)
+        candidates = [row for row in order if isinstance(infos[row], ImageInfo)]
+        images, errors = draw_readable(lambda row: shrunk(data.image("train", row), side), candidates, count)
+        rows.append([(relative_paths([train.items[row]], data.root)[0], image) for row, image in images.items()])
+        for row, reason in errors.items():
+            infos[row] = reason
     return ClassSamples(rows, side), replace(scan, infos=tuple(infos))

@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from imgclf.evaluation.classification import format_accuracy
-from imgclf.report.plots import DPI, font_families, new_figure, short_name, write_figure
+from imgclf.figures.plots import DPI, font_families, new_figure, short_name, write_figure
 
 __all__ = ["confusion_figure", "plot_confusion"]
 

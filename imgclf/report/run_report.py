@@ -16,13 +16,13 @@ from imgclf.evaluation.calibration import accuracy_interval, reliability
 from imgclf.evaluation.classification import per_class
 from imgclf.evaluation.evaluate import softmax
 from imgclf.evaluation.saliency import explain, overlay
+from imgclf.figures.plots import plot_curves
 from imgclf.files.atomic import write_atomically
 from imgclf.models.image_model import ImageModel
 from imgclf.models.network import Network
 from imgclf.report.confusion import plot_confusion
 from imgclf.report.facts import data_rows, environment_rows, measuring_notes
 from imgclf.report.page import data_uri, results_page
-from imgclf.report.plots import plot_curves
 from imgclf.report.summary import network_rows
 from imgclf.report.tables import score_rows
 

@@ -208,7 +208,7 @@ def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[s
     curves = [(run.name, run.history) for _, run in runs if run.history]
     if not curves:
         return ["compare.csv"]
-    from imgclf.report.plots import plot_runs  # here, because it loads matplotlib
+    from imgclf.figures.plots import plot_runs  # here, because it loads matplotlib
 
     plot_runs(curves, folder / "compare.png")
     return ["compare.csv", "compare.png"]

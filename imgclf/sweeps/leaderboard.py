@@ -210,7 +210,7 @@ def write_leaderboard(folder: Path) -> Leaderboard:
     write_atomically(folder / "sweep.html", sweep_page(page_data(board)))
     written = ["sweep.csv", "sweep.html"]
     if board.sizes:
-        from imgclf.report.plots import plot_sizes  # here, because it loads matplotlib
+        from imgclf.figures.plots import plot_sizes  # here, because it loads matplotlib
 
         plot_sizes(board.sizes, folder / "data_size.png")
         written.append("data_size.png")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import Tensor
 
 from imgclf.config import MONITORS, CheckpointConfig, EarlyStoppingConfig, PruningConfig
@@ -17,11 +17,11 @@ from imgclf.errors import ConfigError, DataError, RunError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, find_trials, read_record
 from imgclf.jupyter import in_notebook
-from imgclf.report.tables import history_csv, history_json, read_history_csv
+from imgclf.report.tables import read_history_csv
 from imgclf.signals import Signals
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
-from imgclf.training.notebook_table import NotebookTable
+from imgclf.training.history import HistoryLogger, NotebookTable
 
 __all__ = ["build_callbacks", "first_non_finite"]
 
@@ -111,41 +111,6 @@ class Pruning(Callback):
                 if len(values) == epochs and None not in values:
                     means.append(self.sign * fmean(values))
         return means
-
-
-class HistoryLogger(Checkpoint):
-    """Writes `history.csv` and `history.json` into `folder`, and prints one row of a table, at the end of each epoch.
-
-    A `Checkpoint` by type only: Lightning calls those after the module, whose new row of history this prints.
-    `checkpoint` knows which epoch is the best so far.
-    """
-
-    def __init__(self, folder: Path, checkpoint: CheckpointCallback) -> None:
-        self.folder, self.checkpoint = folder, checkpoint
-        self._heading: str | None = (
-            f"{'':13}{'train loss':>11}{'accuracy':>10}{'val loss':>10}{'accuracy':>10}{'lr':>10}"
-        )
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the files and print the epoch's line."""
-        if not trainer.is_global_zero:
-            return
-        assert isinstance(module, ImageClassifier)
-        rows = module.history
-        history_csv(self.folder / "history.csv", rows)
-        history_json(self.folder / "history.json", rows)
-        if in_notebook():  # where `NotebookTable` shows them
-            return
-        if self._heading:
-            print(f"{self._heading}{'time':>8}", flush=True)
-            self._heading = None
-        row = rows[-1]
-        line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}".ljust(13)
-        for loss, accuracy, width in (("train_loss", "train_accuracy", 11), ("val_loss", "val_accuracy", 10)):
-            values = ("-", "-") if row[loss] is None else (f"{row[loss]:.4f}", f"{row[accuracy]:.2%}")
-            line += f"{values[0][:9]:>{width}}{values[1]:>10}"
-        best = "  best" if row["val_loss"] is not None and self.checkpoint.improves(trainer) else ""
-        print(f"{line}{row['lr']:>10.2e}{row['seconds']:>6.1f} s{best}", flush=True)
 
 
 class ProgressBar(Callback):

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgclf.config import MONITORS, HeadConfig, LossConfig, MixingConfig, ModelConfig, OptimizerConfig, SchedulerConfig
-from imgclf.console import silence_tips
+from imgclf.console import silence_advertisements, silence_trainer_warnings
 from imgclf.data.loader import Batch
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.evaluation import EpochMetrics
@@ -29,8 +29,6 @@ from imgclf.preprocess import Preprocess
 from imgclf.training.optim import build_ema, build_optimizer, build_schedule, class_weights, mixup_cutmix
 
 __all__ = ["ImageClassifier"]
-
-silence_tips()  # on import: a plain Trainer prints some of them when it is made
 
 Values = Mapping[str, Any]
 
@@ -61,6 +59,7 @@ class ImageClassifier(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        silence_advertisements()
         preprocess = preprocess if isinstance(preprocess, Preprocess) else Preprocess.from_dict(dict(preprocess))
         self.model_config = replace(ModelConfig.from_dict(model), in_chans=preprocess.channels)
         self.optimizer_config = OptimizerConfig.from_dict(optimizer)
@@ -247,6 +246,10 @@ class ImageClassifier(LightningModule):
         for name, value in values.items():
             self.log(name, value, prog_bar=name.endswith(("_loss", "_accuracy")))
         return {name: float(value) for name, value in values.items()}
+
+    def setup(self, stage: str) -> None:
+        """Silence warnings; of the hooks that every process has, Lightning calls this one first."""
+        silence_trainer_warnings()
 
     def on_fit_start(self) -> None:
         """Leave eval mode, in which `load_from_checkpoint` returns a classifier and Lightning would train it."""

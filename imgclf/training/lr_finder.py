@@ -51,7 +51,7 @@ def find(config: RunConfig, folder: Path) -> None:
 
 def _find_rate(classifier: ImageClassifier, data: ImageDataModule, folder: Path) -> None:
     """Take one step per learning rate, each larger than the last, until the loss blows up; suggest the steepest descent."""
-    from imgclf.report.plots import plot_rates  # here, because it loads matplotlib
+    from imgclf.figures.plots import plot_rates  # here, because it loads matplotlib
 
     optimizer = classifier.configure_optimizers()
     initial = [group["lr"] for group in optimizer.param_groups]
@@ -92,7 +92,7 @@ def _steepest(rates: list[float], smooth: list[float]) -> float:
 
 def _find_batch_size(classifier: ImageClassifier, data: ImageDataModule, folder: Path) -> None:
     """Time training steps at 8, 16, 32, ... images until memory or images run out; suggest the smallest near the fastest."""
-    from imgclf.report.plots import plot_batch_sizes  # here, because it loads matplotlib
+    from imgclf.figures.plots import plot_batch_sizes  # here, because it loads matplotlib
 
     rows: list[tuple[int, float, float]] = []  # batch size, images per second, gigabytes
     optimizer = classifier.configure_optimizers()

@@ -17,6 +17,7 @@ FLOORS = {
     "files": 1,
     "cli": 2,
     "demo": 2,
+    "figures": 2,
     "fetch": 2,
     "images": 2,
     "models": 2,
@@ -27,13 +28,13 @@ FLOORS = {
     "training": 7,
     "inference": 8,
     "sweeps": 8,
-    "notebook": 9,
 }
 # Folder -> the folders and third parties that it never imports.
 NEVER = {
     "cli": ("data", "models", "training", "torch"),
     "demo": ("torch", "data", "images"),
     "fetch": ("torch", "images", "data"),
+    "figures": ("torch", "images"),
     "images": ("torch", "files"),
     "models": ("pytorch_lightning", "lightning_fabric"),
     "data": ("models", "report", "training"),
@@ -41,14 +42,13 @@ NEVER = {
     "report": ("training",),
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
-    "inference": ("sweeps",),
-    "notebook": ("cli", "sweeps"),
+    "inference": ("cli", "sweeps"),
 }
 # Third party -> the only folders or modules that import it.
 HOMES = {
     "hydra": ("cli",),
     "omegaconf": ("cli",),
-    "matplotlib": ("report",),
+    "matplotlib": ("figures", "report.confusion"),
     "PIL": ("images", "demo"),
     "kagglehub": ("fetch",),
     "pytorch_lightning": ("data.datamodule", "training"),
@@ -68,9 +68,9 @@ def folder_of(module: str) -> str:
 
 
 def floor_of(module: str) -> int:
-    """Return the floor of a module: 10 for commands, 0 for the foundations."""
+    """Return the floor of a module: 9 for commands, 0 for the foundations."""
     name = module.split(".")[0]
-    return FLOORS.get(name, 10 if name in (*COMMANDS, "__init__") else 0)
+    return FLOORS.get(name, 9 if name in (*COMMANDS, "__init__") else 0)
 
 
 def imports(path: Path) -> set[str]:
@@ -94,9 +94,10 @@ def imports(path: Path) -> set[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    """Return the modules of imgclf that the file imports, without the package's name."""
+    """Return the modules of imgclf that the file imports, without the package's name; the package itself is "__init__"."""
     names = {name.removeprefix("imgclf.") for name in imports(path) if name.startswith("imgclf.")}
-    return {name for name in names if name.split(".")[0] in (*FLOORS, *COMMANDS, *FOUNDATIONS)}
+    package = {"__init__"} if "imgclf" in imports(path) else set()
+    return {name for name in names if name.split(".")[0] in (*FLOORS, *COMMANDS, *FOUNDATIONS)} | package
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -120,6 +121,12 @@ def test_third_party_is_imported_in_its_folders_only(path: Path) -> None:
     for name in imports(path):
         homes = HOMES.get(name.split(".")[0])
         assert homes is None or module.startswith(homes), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("line", ["import imgclf", "from imgclf import show_classes", "import imgclf.train"])
+def test_import_of_the_package_or_of_a_command_counts_as_the_highest_floor(line: str, tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(f"def draw():\n    {line}\n")
+    assert max(map(floor_of, own_imports(tmp_path / "module.py"))) == 9
 
 
 def test_every_folder_and_root_module_is_listed() -> None:

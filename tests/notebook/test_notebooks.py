@@ -36,6 +36,13 @@ def test_notebook_is_short_cleared_and_names_no_machine(name: str) -> None:
         assert (FOLDER / target).exists(), target
 
 
+def test_way_to_open_a_notebook_is_the_same_in_all_and_names_no_version() -> None:
+    ways = {"".join(cells_of(name)[0]["source"]).partition("**Open it.**")[2] for name in DEMO_NAMES}
+    (way,) = ways
+    assert "`pip wheel --no-deps .`" in way and "`%pip install imgclf-*.whl`" in way
+    assert not re.search(r"imgclf-\d", way)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in DEMO_NAMES]
 )

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from imgclf.report import confusion, plots
-from imgclf.report.grid import Tile, grid_figure
+from imgclf.figures import plots
+from imgclf.figures.grid import Tile, grid_figure
+from imgclf.report import confusion
 
 ODD_NAMES = ["a, b", 'say "hi"', "手語 ✋", "two\r\nlines", "lone\rreturn", "[red]", "$x^"]
 
@@ -138,7 +139,7 @@ def test_curves_without_validation_and_with_gaps(tmp_path: Path) -> None:
 
 def test_drawing_never_imports_pyplot() -> None:
     # In a process of its own: other tests' libraries import pyplot.
-    code = "import sys, imgclf.report.plots, imgclf.report.confusion; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, imgclf.figures.plots, imgclf.report.confusion; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

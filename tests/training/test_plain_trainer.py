@@ -1,6 +1,8 @@
 """The road without the command line: an `ImageClassifier` and a data module under a plain `Trainer`."""
 
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from safetensors.torch import save_file
 
-from imgclf.console import silence_tips
+from imgclf.console import silence_advertisements, silence_trainer_warnings
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.errors import CheckpointError
 from imgclf.preprocess import Preprocess
@@ -39,7 +41,6 @@ class Bar(ProgressBar):
 
 
 def test_bar_of_a_plain_trainer_shows_the_epochs_loss_and_accuracy(colours: Path, tmp_path: Path) -> None:
-    silence_tips()
     data = ImageDataModule(colours, preprocess=PREPROCESS, batch_size=8)
     classifier, bar = ImageClassifier(MODEL, data.classes, PREPROCESS), Bar()
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
@@ -55,7 +56,6 @@ def test_bar_of_a_plain_trainer_shows_the_epochs_loss_and_accuracy(colours: Path
 
 
 def test_loaded_classifier_is_trained_in_training_mode(tiny_run: Path, colours: Path, tmp_path: Path) -> None:
-    silence_tips()
     classifier = ImageClassifier.load_from_checkpoint(tiny_run / "checkpoints" / "best.ckpt")
     assert not classifier.training
     modes: list[bool] = []
@@ -82,6 +82,7 @@ def test_advertisements_are_silent_and_notes_and_warnings_are_not(caplog: pytest
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     caplog.set_level(logging.INFO, logger.name)
     logger.addHandler(caplog.handler)
+    silence_advertisements()
     try:
         logger.info("💡 Tip: try our cloud")
         logger.info("GPU available: False, used: False")
@@ -93,7 +94,7 @@ def test_advertisements_are_silent_and_notes_and_warnings_are_not(caplog: pytest
     assert messages == ["`Trainer.fit` stopped: `max_epochs=2` reached.", "a real warning"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        silence_tips()
+        silence_trainer_warnings()
         warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
         warnings.warn("Checkpoint directory /x exists and is not empty.", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["Checkpoint directory /x exists and is not empty."]
@@ -103,7 +104,6 @@ def test_training_with_a_plain_trainer_prints_no_advertisement_and_no_warning(
     colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     warnings.simplefilter("always")
-    silence_tips()  # as the import does, before the test runner puts its own filters
     data = ImageDataModule(colours, preprocess=PREPROCESS, batch_size=8)
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     caplog.set_level(logging.INFO, logger.name)
@@ -116,3 +116,19 @@ def test_training_with_a_plain_trainer_prints_no_advertisement_and_no_warning(
     messages = {record.getMessage() for record in caplog.records if record.name == logger.name}
     assert messages == {"`Trainer.fit` stopped: `max_epochs=1` reached."}
     assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_imports_change_neither_the_filters_of_warnings_nor_a_logger() -> None:
+    code = """
+import logging, warnings
+import pytorch_lightning
+logger, before = logging.getLogger("pytorch_lightning.utilities.rank_zero"), list(warnings.filters)
+import imgclf
+from imgclf import CardsDataModule, ImageClassifier
+ours = [f for f in warnings.filters if f not in before and f[1] and ("IProgress" in f[1].pattern or "train" in f[1].pattern)]
+assert not ours and not logger.filters, (ours, logger.filters)
+CardsDataModule("x")
+assert len(logger.filters) == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

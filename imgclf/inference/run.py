@@ -59,7 +59,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The metrics of each split: {split: {accuracy, loss, top5, macro_f1, correct, count, ...}}."""
+        """The metrics of each split: {split: {accuracy, loss, macro_f1, correct, count, ...}}; `top5` of more than five classes."""
         path = self._file("metrics.json")
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -100,7 +100,7 @@ class Run:
 
     def plot_curves(self) -> "Figure":
         """Return a figure of loss and accuracy over the epochs, for training and validation."""
-        from imgclf.report.plots import curves_figure  # here, because it loads matplotlib
+        from imgclf.figures.plots import curves_figure  # here, because it loads matplotlib
 
         return curves_figure(self.history)
 
@@ -209,7 +209,7 @@ class TopLosses(list[TopLoss]):
     @cached_property
     def figure(self) -> "Figure":
         """The images in a grid, each titled with its prediction; raises `DataError` where the data have moved."""
-        from imgclf.report.grid import Tile, grid_figure  # here, because it loads matplotlib
+        from imgclf.figures.grid import Tile, grid_figure  # here, because it loads matplotlib
 
         data = self._run.data
         items = data.samples["test"].items

@@ -1,5 +1,8 @@
 """Figures of a data set: a batch as the network sees it, and a row of samples for each class."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,8 @@ from support.fabricate import COLOURS
 import imgclf
 from imgclf.config import AugmentConfig
 from imgclf.data.datamodule import ImageDataModule
+from imgclf.figures.grid import class_rows_figure
 from imgclf.preprocess import Preprocess
-from imgclf.report.grid import class_rows_figure
 
 
 def test_show_batch_shows_the_first_augmented_images_of_the_epoch_with_their_classes(colours: Path) -> None:
@@ -67,3 +70,28 @@ def test_rows_of_classes_lie_inside_the_figure_and_apart(num_classes: int) -> No
     edges = [axes.bbox for axes in figure.axes]
     assert all(edge.x0 >= 0 and edge.x1 <= figure.bbox.x1 and edge.y0 >= 0 for edge in edges)
     assert not any(box.overlaps(edge) for box in boxes for edge in edges)
+
+
+def test_unreadable_image_is_replaced_in_the_rows_of_classes_and_named_by_show_batch(
+    colours: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(colours, tmp_path / "data")
+    bad = sorted((copy / "train" / "red").iterdir())[0]
+    bad.write_bytes(bad.read_bytes()[:200])
+    data = ImageDataModule(copy, preprocess=Preprocess(size=16))
+    assert len(data.show_classes(4).axes) == 12
+    with pytest.raises(imgclf.ImageError, match=rf"{bad.name}: .*; `imgclf check` lists all such files") as raised:
+        imgclf.show_batch(data, 100)
+    assert "\n" not in str(raised.value)
+    for path in (copy / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(imgclf.DataError, match="no image that was tried can be read; `imgclf check`"):
+        data.show_classes(4)
+
+
+def test_show_classes_needs_no_name_of_imgclf_but_the_data_module(colours: Path) -> None:
+    code = (
+        "import sys; from imgclf import ImageDataModule; "
+        f"ImageDataModule({str(colours)!r}).show_classes(1); sys.exit('imgclf.inference' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

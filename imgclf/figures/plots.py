@@ -44,12 +44,12 @@ History = Sequence[Mapping[str, Any]]  # rows of a history
 def new_figure(width: float, height: float, constrained: bool = True) -> Figure:
     """Return an empty white figure of `width` x `height` inches; `constrained`: its parts make room for each other."""
     layout: Literal["constrained"] | None = "constrained" if constrained else None
-    figure = NotebookFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    figure = ShownFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-class NotebookFigure(Figure):
+class ShownFigure(Figure):
     """A figure that notebooks show, once: without pyplot they show matplotlib's own as text."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from imgclf.report.plots import BLUE, DPI, ORANGE, font_families, new_figure, short_name, write_figure
+from imgclf.figures.plots import BLUE, DPI, ORANGE, font_families, new_figure, short_name, write_figure
 
 __all__ = ["Tile", "choose_columns", "class_rows_figure", "grid_figure", "plot_grid"]
 

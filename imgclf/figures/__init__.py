@@ -1,0 +1,1 @@
+"""Numbers and images as matplotlib figures, and figures as PNG files."""
