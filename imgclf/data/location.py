@@ -39,4 +39,4 @@ def missing(name: str, problem: str, handle: str | None = None) -> str:
         f" Kaggle has it{f' as {handle}' * bool(handle)}: `imgclf download dataset={name}`." if name in KNOWN else ""
     )
     ways = "pass data_dir=<folder> (a data module in Python: root=<folder>) or set IMGCLF_DATA."
-    return f"{name}: {problem}; {ways}{kaggle} The folder demo needs no data."
+    return f"{name}: {problem}; {ways}{kaggle} With demo as the folder, images are drawn."

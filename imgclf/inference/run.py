@@ -59,7 +59,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The metrics of each split: {split: {accuracy, loss, macro_f1, correct, count, ...}}; `top5` of more than five classes."""
+        """The metrics of each split, `top5` only of more than five classes: {split: {accuracy, loss, macro_f1, correct, ...}}."""
         path = self._file("metrics.json")
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from imgclf.cli.hydra_app import _with_key
 from imgclf.errors import ConfigError
@@ -19,7 +20,8 @@ def test_name_of_a_model_reaches_hydra_as_it_was_typed(
     Path(name).mkdir()
     before, word, after = _with_key(["split=val", name, "hydra/launcher=basic"], "resume")
     override = OverridesParser.create().parse_override(word)
-    assert override.key_or_group == "resume" and Path(str(override.value())) == Path(name)
+    read = OmegaConf.create({"resume": override.value()})  # interpolates
+    assert override.key_or_group == "resume" and Path(read.resume) == Path(name)
     assert (before, after) == ("split=val", "hydra/launcher=basic")
     assert _with_key([word, "+seed=1"], "resume") == [word, "+seed=1"], "as Lightning repeats it"
 
