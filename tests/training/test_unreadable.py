@@ -15,7 +15,7 @@ from support.fabricate import composed
 from imgclf.errors import DataError, ImageError
 from imgclf.files.run_folder import TrialRecord, write_record
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
-from imgclf.notebook import open_run
+from imgclf.inference.run import open_run
 from imgclf.quality import check_before_training
 from imgclf.quality.scan import scan
 from imgclf.sweeps.comparison import compare_runs
