@@ -1,6 +1,7 @@
 """Architecture: the floors of the folders, the third parties of each, and the public names of the package."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,9 @@ def test_import_of_the_package_or_of_a_command_counts_as_the_highest_floor(line:
 def test_every_folder_and_root_module_is_listed() -> None:
     folders = {path.parent.name for path in FILES if path.parent != PACKAGE}
     assert folders == set(FLOORS)
+    project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    packages = re.findall(r'"imgclf\.(\w+)"', project.partition("packages = [")[2].partition("]")[0])
+    assert set(packages) == folders | {"conf"}, "a wheel has them all"
     modules = {path.stem for path in FILES if path.parent == PACKAGE and path.stem != "__init__"}
     assert modules <= {*COMMANDS, *FOUNDATIONS}
 
