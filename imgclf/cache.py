@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,12 +17,21 @@ from imgclf.files.row_store import list_stores
 
 __all__ = ["main"]
 
+EPILOG = """
+examples:
+  imgclf cache
+  imgclf cache clear
+  imgclf cache clear pixels/cards-0123456789abcdef
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List or clear the cache; returns 1 if something could not be cleared, 2 for an unknown name."""
     parser = CommandParser(
         prog="imgclf cache",
-        description="List or clear the cached images and features that runs share. Downloaded data sets stay.",
+        description="List or clear the cached images and features that runs share.\nDownloaded data sets stay.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", nargs="?", choices=("list", "clear"), default="list")
     parser.add_argument("names", nargs="*", metavar="NAME", help="entries to list or clear, as listed (default: all)")

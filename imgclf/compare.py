@@ -1,5 +1,6 @@
 """`imgclf compare RUN...`: compare runs, and test whether the difference is significant."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,12 @@ from imgclf.files.run_folder import find_run
 
 __all__ = ["main"]
 
+EPILOG = """
+examples:
+  imgclf compare outputs/cards_v2 latest
+  imgclf compare outputs/cards_v* --out comparison
+  imgclf compare latest outputs/evaluate/2026-11-26_18-00-00
+"""
 WIDE = 160  # columns where stdout is not a terminal
 
 
@@ -21,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         prog="imgclf compare",
         description="Compare runs on the same data, the best by validation first.",
-        epilog="example: imgclf compare outputs/cards_v2 latest --out comparison",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a run or an evaluation, checkpoint, or latest"
@@ -44,13 +52,15 @@ def _compare(names: Sequence[str], out: Path | None) -> int:
             if len(comparison.keys) < len(comparison.runs):  # the narrower way round
                 rows = [list(column) for column in zip(*rows, strict=True)]
             print_table(rows[0], rows[1:])
+        for name in comparison.untested:
+            console.print(f"{name} was not tested: it is compared by its validation alone", markup=False)
         for result in comparison.tests:
             console.print(str(result), markup=False)
     if out:
         print(f"{out}: {' and '.join(write_comparisons(comparisons, out))}")
     if len(comparisons) > 1:
-        first, *others = (comparison.runs[0] for comparison in comparisons)
-        reasons = "; ".join(dict.fromkeys(str(first.difference(other)) for other in others))
+        first, *others = comparisons
+        reasons = "; ".join(dict.fromkeys(first.difference(other) for other in others))
         if all(len(comparison.runs) == 1 for comparison in comparisons):
             raise DataError(f"these runs can't be compared: {reasons}")
         console.print(f"runs in different tables can't be compared: {reasons}", markup=False)

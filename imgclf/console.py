@@ -6,11 +6,13 @@ rich is imported inside functions: it takes a tenth of a second, which `--help` 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -34,8 +36,10 @@ __all__ = [
     "print_lines_to_copy",
     "print_table",
     "progress_bar",
+    "replace_unprintable",
     "run_command",
     "shell_path",
+    "shell_quoted",
     "silence_advertisements",
     "silence_library_logs",
     "silence_trainer_warnings",
@@ -79,6 +83,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def run_command(task: Callable[[], int]) -> int:
     """Return the exit code of `task`; errors that a user can fix are printed to stderr as one line."""
+    replace_unprintable()
     try:
         code = task()
         sys.stdout.flush()  # here, where a closed pipe can still be met
@@ -94,6 +99,13 @@ def run_command(task: Callable[[], int]) -> int:
         message, code = f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code
     print(f"imgclf: {message}", file=sys.stderr)
     return code
+
+
+def replace_unprintable() -> None:
+    """Let stdout and stderr write what their encoding lacks, such as a file name that isn't text, as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not a notebook's
+            stream.reconfigure(errors="backslashreplace")
 
 
 def make_console(width: int = 120) -> Console:
@@ -140,7 +152,8 @@ def print_lines_to_copy(lines: Mapping[str, str]) -> None:
 
 def lines_of_model(checkpoint: Path, report: Path) -> dict[str, str]:
     """Return the lines to copy where a run ends: its model, the link to its report if it has one, how to predict."""
-    run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+    is_best = checkpoint.name == "best.ckpt" and checkpoint.parent.name == "checkpoints"
+    run = checkpoint.parents[1] if is_best else checkpoint  # of a run's folder, predict takes the best.ckpt
     lines = {"model": shell_path(checkpoint), "report": report.absolute().as_uri() if report.is_file() else ""}
     return {
         **{label: text for label, text in lines.items() if text},
@@ -152,7 +165,12 @@ def shell_path(path: Path) -> str:
     """Return a path as one types it into a shell: relative to the current folder if it lies below it, and quoted."""
     path, here = path.absolute(), Path.cwd()
     text = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    return shell_quoted(f"./{text}" if text.startswith("-") else text)
+
+
+def shell_quoted(text: str) -> str:
+    """Return a word of a command as the system's shell takes it: POSIX, or on Windows cmd and PowerShell."""
+    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
 
 
 @contextmanager

@@ -17,23 +17,25 @@ from imgclf.errors import ConfigError
 if TYPE_CHECKING:
     from imgclf.inference import Predictor
     from imgclf.inference.inputs import InputImage
-    from imgclf.inference.writers import FileWriter, LineWriter
+    from imgclf.inference.writers import Collector, LineWriter
 
 __all__ = ["main"]
 
 USAGE = """imgclf predict [options] MODEL PATH...
        imgclf predict [options] --imagenet NAME PATH..."""
 EPILOG = """
-MODEL is a run's folder, a checkpoint file, or latest (the newest run that finished here).
-PATH is an image, a folder of images, a CSV file of pixels, an http(s) URL, or - to read these from stdin: each line is
-answered as it comes, on a terminal too.
+MODEL is a run's folder, a checkpoint file, or latest (the newest run that
+finished here). PATH is an image, a folder of images, a CSV file of pixels, an
+http(s) URL, or - to read these from stdin: each line is answered as it comes,
+on a terminal too.
 
 examples:
   imgclf predict latest photo.jpg
   imgclf predict outputs/cards_v3 folder_of_images --csv > predictions.csv
   imgclf predict --imagenet mobilenetv2 photo.jpg --grid grid.png
 
-exit code: 0 all images were classified, 1 some could not be read (they are listed at the end), 2 nothing was classified
+exit code: 0 all images were classified; 1 some, or all, could not be read: they
+are listed at the end, with - at once; 2 a model or an option can't be used
 """
 HINT = "paste a path or a link, then Enter; Ctrl-D ends"
 TIMEOUT_SECONDS = 20.0
@@ -57,8 +59,8 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
     if options.webcam is not None:
         return _predict_camera(predictor, options.webcam, _line_writer(options, predictor))
     live = "-" in options.paths and options.sample is None
-    line_writer, file_writers = _line_writer(options, predictor), _file_writers(options, predictor)
-    return _predict_images(predictor, _list_images(options, predictor), line_writer, file_writers, live)
+    line_writer, collectors = _line_writer(options, predictor), _collectors(options, predictor)
+    return _predict_images(predictor, _list_images(options, predictor), line_writer, collectors, live)
 
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
@@ -136,11 +138,11 @@ def _line_writer(options: argparse.Namespace, predictor: Predictor) -> LineWrite
     return kind(predictor.classes, options.top, options.threshold)
 
 
-def _file_writers(options: argparse.Namespace, predictor: Predictor) -> list[FileWriter]:
-    """Return what writes the files that the options ask for, and counts what is correct."""
+def _collectors(options: argparse.Namespace, predictor: Predictor) -> list[Collector]:
+    """Return what takes each prediction: for the files that the options ask for, and to count what is correct."""
     from imgclf.inference import writers
 
-    chosen: list[FileWriter] = []
+    chosen: list[Collector] = []
     if options.grid:
         with_maps = options.explain is not None
         chosen.append(writers.GridWriter(options.grid, predictor, options.threshold, with_maps))
@@ -155,7 +157,7 @@ def _predict_images(
     predictor: Predictor,
     groups: Iterable[list[InputImage]],
     line_writer: LineWriter,
-    file_writers: Sequence[FileWriter],
+    collectors: Sequence[Collector],
     live: bool,
 ) -> int:
     """Predict and write each image of each group; returns 1 if some could not be read.
@@ -171,7 +173,7 @@ def _predict_images(
             for prediction in predictor.predict_each(images, count):
                 advance(1)
                 if prediction.error is None:
-                    for writer in (line_writer, *file_writers):
+                    for writer in (line_writer, *collectors):
                         writer.write(prediction)
                     continue
                 errors.append(str(prediction.error))
@@ -181,7 +183,7 @@ def _predict_images(
                     _note(errors[-1])
         sys.stdout.flush()
     unread = [f"{len(errors):,} of {count:,} images could not be read"] if errors and count > 1 else []
-    for line in (*([] if live else errors), *unread, *(writer.finish() for writer in file_writers)):
+    for line in (*([] if live else errors), *unread, *(writer.finish() for writer in collectors)):
         if line:
             _note(line)
     return 1 if errors else 0
@@ -242,7 +244,11 @@ def _add_input_options(group: argparse._ArgumentGroup) -> None:
 def _add_network_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--imagenet", metavar="NAME", help="classify with the ImageNet weights of a network: mobilenetv2, ...")
-    add("--weights", metavar="FILE", help="weights of --imagenet (default: those on the hub)")
+    add(
+        "--weights",
+        metavar="FILE",
+        help="weights of --imagenet (default: those in the folder $IMGCLF_WEIGHTS, else on the hub)",
+    )
     add("--tta", action="store_true", help="test-time augmentation over label-preserving flips")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
     engine = "runtime of the network; auto: openvino, if installed, on a CPU from 1,000 images on (default: auto)"
@@ -255,7 +261,13 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     lines.add_argument("--csv", action="store_true", help="CSV to stdout: file, predicted, probability of each class")
     lines.add_argument("--json", action="store_true", help="JSON to stdout: one object per image")
     add, fraction = group.add_argument, _at_least(0, float)
-    add("--top", type=_at_least(1, int), default=3, metavar="K", help="classes to print per image (default: 3)")
+    add(
+        "--top",
+        type=_at_least(1, int),
+        default=3,
+        metavar="K",
+        help="classes to print per image, as many as fit on a terminal (default: 3)",
+    )
     unsure = "predict 'unsure' if the highest probability is below P, such as 0.8"
     add("--threshold", type=fraction, default=0.0, metavar="P", help=unsure)
     add("--grid", type=Path, metavar="FILE.png", help="write a grid of images titled with the prediction")

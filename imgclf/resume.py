@@ -1,6 +1,8 @@
 """`imgclf resume RUN`: continue a run with its own settings, as `imgclf train resume=RUN` does."""
 
+import shutil
 import sys
+import textwrap
 
 from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
 from imgclf.cli.malloc import tune_malloc
@@ -13,15 +15,15 @@ HELP = """Continue a run with its own settings, from its newest checkpoint.
 
 usage: imgclf resume RUN [key=value ...]
 
-RUN is the run's folder, a checkpoint in it, or latest (the newest run that finished here).
+RUN is the run's folder, a checkpoint in it, or latest (the newest run that
+finished here).
 
-Of the settings only these may change:
-  {keys}
-  trainer (trainer=cpu)
-
+Examples:
   imgclf resume outputs/cards_v3
   imgclf resume latest trainer.max_epochs=20
   imgclf resume outputs/cards_v3 trainer=cpu
+
+Of the settings only these may change:
 """
 
 
@@ -36,8 +38,19 @@ def main(config: RunConfig) -> float | None:
     return train(config, output_folder(), task_overrides())
 
 
+_COLUMN = 32  # where the sentences begin
+
+
 def _print_help() -> int:
-    print(HELP.format(keys="\n  ".join(RunConfig.keys_with("on_resume"))), end="")
+    """Print the help, with the sentence of each setting that may change."""
+    sentences = {name: str(item.metadata["help"]).removesuffix(".") for name, item in RunConfig.walk()}
+    changeable = {"trainer": "Where it trains: trainer=cpu"}
+    changeable |= {key: sentences[key] for key in RunConfig.keys_with("on_resume")}
+    width = max(60, min(120, shutil.get_terminal_size().columns))
+    print(HELP, end="")
+    for key, sentence in changeable.items():
+        left = f"  {key} ".ljust(_COLUMN)
+        print(textwrap.fill(sentence, width, initial_indent=left, subsequent_indent=" " * _COLUMN))
     return 0
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from imgclf.cli.hydra_app import is_sweep, output_folder, run_app, task_overrides, trial_name, trials_at_once
+from imgclf.cli.hydra_app import (
+    is_sweep,
+    output_folder,
+    run_app,
+    task_overrides,
+    trial_label,
+    trial_name,
+    trials_at_once,
+)
 from imgclf.cli.malloc import tune_malloc
 from imgclf.cli.python_call import compose_run
 from imgclf.config import RunConfig
@@ -60,7 +68,8 @@ def _train_trial(config: RunConfig) -> float | None:
     threads = max(1, cpus // (at_once if at_once > 0 else cpus)) if at_once else None
     config = replace(config, report=bool(config.report))
     alone = at_once in (None, 1)
-    return run_trial(config, output_folder(), task_overrides(), trial_name(), threads=threads, live=alone)
+    name, label = trial_name(), trial_label()
+    return run_trial(config, output_folder(), task_overrides(), name, label, threads=threads, live=alone)
 
 
 class _Callable(ModuleType):

@@ -30,6 +30,7 @@ from imgclf.cli.compose import (
     split_flags,
     to_settings,
 )
+from imgclf.console import replace_unprintable
 from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.files.run_folder import find_checkpoint, find_run
 from imgclf.schema import quoted
@@ -41,6 +42,7 @@ __all__ = [
     "output_folder",
     "run_app",
     "task_overrides",
+    "trial_label",
     "trial_name",
     "trials_at_once",
 ]
@@ -90,6 +92,7 @@ def run_app(
     that the other trials go on, and `after_sweep` reports on the sweep's folder in any case and returns how many trials
     failed. Any other exception is a bug and keeps its traceback.
     """
+    replace_unprintable()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
     results: list[Any] = []
     try:
@@ -209,6 +212,12 @@ def output_folder() -> Path:
 def task_overrides() -> list[str]:
     """Return the overrides that the user typed, as `key=value`."""
     return list(HydraConfig.get().overrides.task)
+
+
+def trial_label() -> str:
+    """Return the number of this trial in words: "trial 3 of 12"."""
+    total = os.environ.get("IMGCLF_TRIALS")
+    return f"trial {HydraConfig.get().job.num + 1}" + (f" of {total}" if total else "")
 
 
 def trial_name() -> str:

@@ -43,8 +43,9 @@ def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) ->
     Raises `DataError` naming the file, the line, what came and what was expected.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a CSV file of pixels")
+    if not os.path.isfile(path):  # noqa: PTH113, unlike the methods of a Path, never raises: a name may be too long
+        problem = "is a folder" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+        raise DataError(f"{path}: {problem}, expected a CSV file of pixels")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             start, first, header = _first_row(path, file)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from imgclf.console import shell_quoted
 from imgclf.errors import CheckpointError, RunError
 from imgclf.files.atomic import delete_leftovers, write_atomically
 from imgclf.threads import available_cpus
@@ -79,7 +80,7 @@ def find_checkpoint(text: str | Path) -> Path:
         if best.is_file():
             return best
     if any((folder / "checkpoints").glob("*.ckpt")):
-        problem = f"no best.ckpt there yet, its first epoch isn't finished; imgclf resume {shlex.quote(str(folder))}"
+        problem = f"no best.ckpt there yet, its first epoch isn't finished; imgclf resume {shell_quoted(str(folder))}"
     elif (folder / "config.yaml").is_file():
         problem = "no checkpoint there yet; wait for the run's first epoch, or begin the run again"
     elif trials := find_trials(folder):
@@ -113,15 +114,15 @@ def mark_latest(folder: Path) -> None:
 
 def _locate(text: str | Path) -> Path:
     """Return the file or folder called `text`, or what `latest` leads to; raises `CheckpointError` for none."""
-    path = Path(text).expanduser()
-    if str(text) == "latest" and not path.exists():
+    path = Path(os.path.expanduser(text))  # noqa: PTH111, like os.path.exists, never raises: there may be no such user or name
+    if str(text) == "latest" and not os.path.exists(path):  # noqa: PTH110
         if not os.path.lexists(LATEST):
             raise CheckpointError(f"latest: no run has finished here yet (there is no {LATEST}); pass a run's folder")
         path = LATEST
     if path == LATEST and not (path.is_dir() and not path.is_symlink()):
         target = path.readlink() if path.is_symlink() else Path(path.read_text(encoding="utf-8").strip())
         path = Path(os.path.normpath(LATEST.parent / target))
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         moved = f" (where {LATEST} leads)" if str(text) == "latest" else ""
         raise CheckpointError(
             f"{path}: no such file or folder{moved}; expected a run's folder, a checkpoint file, or latest"
@@ -133,7 +134,7 @@ def require_unused(folder: Path) -> None:
     """Raise `RunError` if `folder` holds a run."""
     if (folder / "config.yaml").exists():
         raise RunError(
-            f"{folder} holds a run already; pass another hydra.run.dir, or continue it: imgclf resume {shlex.quote(str(folder))}"
+            f"{folder} holds a run already; pass another hydra.run.dir, or continue it: imgclf resume {shell_quoted(str(folder))}"
         )
 
 

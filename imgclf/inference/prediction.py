@@ -13,7 +13,7 @@ __all__ = ["Prediction"]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The prediction for an image: `label`, `probability` and `top` five.
+    """The prediction for an image: `label`, `probability` and the `top_count` classes in `top`.
 
     `probabilities` float32 [K], and the image's `pixels` uint8 [S, S, C] as the network saw them; NaN, None and the
     `error` for an image that cannot be read. `classes` are the names of the K classes.
@@ -24,6 +24,7 @@ class Prediction:
     pixels: NDArray[np.uint8] | None
     error: ImageError | None
     classes: tuple[str, ...]
+    top_count: int = 5
 
     @property
     def label(self) -> str:
@@ -37,10 +38,10 @@ class Prediction:
 
     @property
     def top(self) -> list[tuple[str, float]]:
-        """The five most probable classes with their probabilities, the best first; raises as `label` does."""
+        """The most probable classes with their probabilities, the best first; raises as `label` does."""
         if self.error is not None:
             raise self.error
-        best = np.argsort(-self.probabilities, kind="stable")[:5].tolist()
+        best = np.argsort(-self.probabilities, kind="stable")[: self.top_count].tolist()
         return [(self.classes[index], float(self.probabilities[index])) for index in best]
 
     def __repr__(self) -> str:

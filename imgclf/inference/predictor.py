@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def load_imagenet(
     weights that cannot be read or downloaded.
     """
     place = choose_device(device)
-    if weights and not Path(weights).expanduser().is_file():
+    if weights and not os.path.isfile(os.path.expanduser(weights)):  # noqa: PTH111, PTH113
         raise ConfigError(f"weights {weights}: no such file; expected safetensors or pth")
     check_name(name, "network")
     weights = weights or (str(found) if (found := find_weights(name)) else None)
@@ -166,14 +167,16 @@ class Predictor:
             results.append(self.classes[int(probabilities.argmax())] if error is None else error)
         return results[0] if is_single(images) else results
 
-    def predict_one(self, image: object) -> Prediction:
-        """Return the prediction for one image: its `label`, `probability` and `top` five; raises `ImageError`."""
+    def predict_one(self, image: object, *, top: int = 5) -> Prediction:
+        """Return the prediction for one image: its `label`, `probability` and as many `top` classes; raises `ImageError`."""
+        if top < 1:
+            raise ConfigError(f"top={top}: expected at least 1")
         if not is_single(image):
             raise ConfigError("predict_one takes one image; predict takes several, or a folder")
         (prediction,) = self.predict_each(each_input(image), 1)
         if prediction.error is not None:
             raise prediction.error
-        return prediction
+        return replace(prediction, top_count=top)
 
     def predict_proba(self, images: object, *, errors: str = "raise", batch_size: int = 32) -> NDArray[np.float32]:
         """Return probabilities float32 [N, K]; with `errors="return"` an image that cannot be read has a row of NaN."""

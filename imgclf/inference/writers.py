@@ -1,13 +1,15 @@
 """Output of predictions: lines on stdout, a grid of images, copies sorted by class, and saliency maps."""
 
 import csv
+import io
 import json
 import re
+import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 UNSURE = "unsure"
+_GAP = "   "  # between the cells of the table
+_NAME, _CLASS = 14, 12  # columns of a terminal that a file's name, and the name of a class, keep if they need them
 MAX_TILES, TILE_SIDE = 100, 224  # of a grid: more tiles are too small to look at
 
 
@@ -60,19 +64,44 @@ class LineWriter(ABC):
 
 
 class TableWriter(LineWriter):
-    """Prints the most probable classes, the name, and the true class if it is known and differs."""
+    """Prints the most probable classes, the name, and the true class if it is known and differs.
+
+    On a terminal each line fits: names are shortened, and where that isn't enough, the least probable classes left out.
+    """
+
+    def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
+        super().__init__(classes, min(top, len(classes)), threshold)
+        self.columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        self.width = min(max(map(len, classes)), 28)
+        if self.columns:
+            free = self.columns - _NAME - len(_GAP) * self.top - (len(UNSURE) + len(_GAP)) * bool(threshold)
+            self.width = min(self.width, max(_CLASS, free // self.top - len(" 100.0%")))
 
     def write(self, prediction: Prediction) -> None:
         """Print the line, with class names padded to a column."""
-        width = min(max(map(len, self.classes)), 28)
         image, probabilities = prediction.image, prediction.probabilities
         best = _top_classes(prediction, self.top)
-        cells = [f"{self.classes[i]:<{width}} {probabilities[i]:6.1%}" for i in best]
+        cells = [f"{self._class(self.classes[i]):<{self.width}} {probabilities[i]:6.1%}" for i in best]
         if self.threshold:
             predicted = predicted_class(prediction, self.classes, self.threshold)
             cells.insert(0, f"{UNSURE if predicted == UNSURE else '':<{len(UNSURE)}}")
-        is_wrong = image.true_class is not None and image.true_class != self.classes[best[0]]
-        print(f"{'   '.join(cells)}   {image.name}{f'   (is {image.true_class})' * is_wrong}", flush=True)
+        name, true = image.name, image.true_class
+        end = f"{_GAP}(is {self._class(true)})" if true is not None and true != self.classes[best[0]] else ""
+        if self.columns:
+            fewest = 1 + bool(self.threshold)
+            while (room := self.columns - len(_GAP.join([*cells, end]))) < min(_NAME, len(name)) and len(
+                cells
+            ) > fewest:
+                cells.pop()
+            name = name if len(name) <= room else f"…{name[len(name) - max(room - 1, 1) :]}"
+        print(f"{_GAP.join([*cells, name])}{end}", flush=True)
+
+    def _class(self, name: str) -> str:
+        """Return a class name, on a terminal in its column: of a longer one both ends."""
+        if not self.columns or len(name) <= self.width:
+            return name
+        head = (self.width - 1) // 3
+        return f"{name[:head]}…{name[len(name) - (self.width - 1 - head) :]}"
 
 
 class CSVWriter(LineWriter):
@@ -80,6 +109,8 @@ class CSVWriter(LineWriter):
 
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         super().__init__(classes, top, threshold)
+        if isinstance(sys.stdout, io.TextIOWrapper) and _is_utf8(sys.stdout):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files that aren't text keep their bytes
         self.rows = csv.writer(sys.stdout, lineterminator="\n")
         self.rows.writerow(["file", "predicted", *classes])
 
@@ -108,7 +139,7 @@ class JSONWriter(LineWriter):
             record["top"] = [{"class": self.classes[i], "probability": rounded[i]} for i in best]
             if prediction.image.true_class is not None:
                 record["true"] = prediction.image.true_class
-        print(json.dumps(record, ensure_ascii=False), flush=True)
+        print(json.dumps(record, ensure_ascii=not _is_utf8(sys.stdout)), flush=True)
 
 
 class GridWriter:
@@ -212,7 +243,12 @@ class Score:
         return f"{self.correct:,} of {self.judged:,} correct{others}"
 
 
-FileWriter: TypeAlias = GridWriter | SortedCopies | SaliencyMaps | Score
+Collector: TypeAlias = GridWriter | SortedCopies | SaliencyMaps | Score
+"""What takes each prediction, and ends with a summary line."""
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
 
 
 def _top_classes(prediction: Prediction, count: int) -> list[int]:

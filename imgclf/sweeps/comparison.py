@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 
 from imgclf.config import RunConfig
-from imgclf.errors import DataError
+from imgclf.errors import CheckpointError, DataError
 from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.evaluation.classification import format_accuracy
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.schema import flatten
 
-__all__ = ["Comparison", "McNemarResult", "Run", "compare_runs", "mcnemar", "read_run", "write_comparisons"]
+__all__ = ["Comparison", "McNemarResult", "RunResults", "compare_runs", "mcnemar", "read_run", "write_comparisons"]
 
 # Of the settings that a resumed run may change, those that results depend on.
 _MATTER = (
@@ -40,16 +40,19 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Run:
-    """The results in a run's folder.
+class RunResults:
+    """The results in a run's `folder`.
 
-    `metrics` by split, `history` rows, `settings` by dotted key, and of its test images {file: (true, predicted)}.
+    `metrics` by split, `history` rows, `settings` by dotted key, and of its test images, in and below the folder `root`,
+    {path below root: (true, predicted)}.
     """
 
     name: str
+    folder: Path
     metrics: Mapping[str, Mapping[str, Any]]
     history: Sequence[Mapping[str, Any]]
     settings: Mapping[str, object]
+    root: str
     predictions: Mapping[str, tuple[str, str]]
 
     @property
@@ -71,26 +74,35 @@ class Run:
         text = format_accuracy(self.metrics[split]["correct"], self.metrics[split]["count"])
         return f"{text if counts else text.rpartition(', ')[2]} ({100 * low:.1f}-{100 * high:.1f})"
 
-    def difference(self, other: "Run") -> str | None:
-        """Return in what the data of the two runs differ, None where they have the same test images or splits."""
-        tested = [{file: true for file, (true, _) in run.predictions.items()} for run in (self, other)]
-        if all(tested) and tested[0] == tested[1]:
+    def difference(self, other: "RunResults") -> str | None:
+        """Return in what the data of the two runs differ, None where they have the same test images or splits.
+
+        Data that moved as a whole are the same; a run that was not tested is compared by its validation.
+        """
+        both_tested = bool(self.predictions and other.predictions)
+        truths = [{file: true for file, (true, _) in run.predictions.items()} for run in (self, other)]
+        same = both_tested and truths[0] == truths[1]
+        if same and self.root == other.root:
             return None
         if self.settings and other.settings:
             for key in _SPLIT:
                 if self._setting(f"dataset.{key}") != other._setting(f"dataset.{key}"):
                     names = f": {self.settings['dataset.name']}, {other.settings['dataset.name']}" * (key == "name")
                     return f"dataset.{key} differs{names}"
-        elif not all(tested):
+        elif not both_tested:
             return "what they were tested on is not known"
-        return "the test images differ" if any(tested) else None
+        return (
+            None if not both_tested or (same and _same_files(self.folder, other.folder)) else "the test images differ"
+        )
 
     def value(self, key: str) -> str:
         """Return the value of a setting as text; "on" for a group of settings, "-" for none."""
         value = self.settings.get(key)
         if key == "dataset.exclude" and isinstance(value, list):
             return f"{len(value):,} images"
-        return ("on" if len(self._setting(key)) > (key in self.settings) else "-") if value is None else str(value)
+        if value is not None:
+            return str(value)
+        return "on" if self._setting(key).keys() - {key} else "-"
 
     def _setting(self, key: str) -> dict[str, object]:
         """Return a setting, or all settings of a group, by dotted key."""
@@ -125,8 +137,13 @@ class McNemarResult:
 class Comparison:
     """`runs` on the same data, the best by validation first, and the dotted `keys` of the settings in which they differ."""
 
-    runs: Sequence[Run]
+    runs: Sequence[RunResults]
     keys: Sequence[str]
+
+    def difference(self, other: "Comparison") -> str:
+        """Return in what the data of the runs differ from those of another comparison."""
+        found = (one.difference(two) for one in self.runs for two in other.runs)
+        return next((text for text in found if text), "")
 
     @property
     def title(self) -> str:
@@ -143,6 +160,12 @@ class Comparison:
             if len(set(short)) == len(short):
                 return short
         return [run.name for run in self.runs]
+
+    @property
+    def untested(self) -> list[str]:
+        """The names of the runs without test results, where others have them."""
+        tested = ["test" in run.metrics for run in self.runs]
+        return [name for name, has in zip(self.names, tested, strict=True) if any(tested) and not has]
 
     @property
     def results(self) -> list[list[str]]:
@@ -180,9 +203,9 @@ def compare_runs(folders: Sequence[Path]) -> list[Comparison]:
     absolute = list(dict.fromkeys(folder.resolve() for folder in folders))  # latest may be one of the others
     runs = [read_run(folder, name) for folder, name in zip(absolute, _names(absolute), strict=True)]
     runs.sort(key=lambda run: (run.validation is None, -(run.validation or 0.0)))
-    groups: list[list[Run]] = []
+    groups: list[list[RunResults]] = []
     for run in runs:
-        group = next((group for group in groups if group[0].difference(run) is None), None)
+        group = next((group for group in groups if all(one.difference(run) is None for one in group)), None)
         if group:
             group.append(run)
         else:
@@ -214,7 +237,7 @@ def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> list[s
     return ["compare.csv", "compare.png"]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> RunResults:
     """Return the run, or evaluation, in `folder`; raises `DataError` for missing or damaged files."""
     path = folder / "metrics.json"
     if not path.is_file():
@@ -233,7 +256,7 @@ def read_run(folder: Path, name: str) -> Run:
         ) from None
     history = folder / "history.csv"
     rows = read_history_csv(history) if history.is_file() else []
-    return Run(name, metrics, rows, settings, _read_predictions(folder / "predictions_test.csv"))
+    return RunResults(name, folder, metrics, rows, settings, *_read_predictions(folder / "predictions_test.csv"))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -257,7 +280,7 @@ def shortened(text: str, width: int = _WIDTH) -> str:
     return f"{text[: width // 3]}…{text[len(text) - (width - 1 - width // 3) :]}"
 
 
-def _differing(runs: Sequence[Run]) -> list[str]:
+def _differing(runs: Sequence[RunResults]) -> list[str]:
     """Return the settings in which the runs differ and that results depend on."""
     settings = [run.settings for run in runs if run.settings]
     hidden = (*(key for key in RunConfig.keys_with("may_change") if key not in _MATTER), *_RUNTIME)
@@ -288,9 +311,25 @@ def _is_hit(prediction: tuple[str, str]) -> bool:
     return true == predicted
 
 
-def _read_predictions(path: Path) -> dict[str, tuple[str, str]]:
-    """Return {file: (true, predicted)}, empty without the file."""
+def _read_predictions(path: Path) -> tuple[str, dict[str, tuple[str, str]]]:
+    """Return the folder that the files share, and {path below it: (true, predicted)}; both empty without the file."""
     if not path.is_file():
-        return {}
+        return "", {}
     with path.open(encoding="utf-8", newline="") as file:
-        return {row["file"]: (row["true"], row["predicted"]) for row in csv.DictReader(file)}
+        rows = {row["file"]: (row["true"], row["predicted"]) for row in csv.DictReader(file)}
+    root = os.path.commonpath({str(Path(name).parent) for name in rows}) if rows else ""
+    return root, {name[len(root) :]: row for name, row in rows.items()}
+
+
+def _same_files(first: Path, second: Path) -> bool:
+    """Return whether the test files of two runs had the same names and sizes; True where a checkpoint doesn't tell."""
+    from imgclf.models.checkpoint import read_checkpoint  # here, because it loads torch
+
+    prints = []
+    for folder in (first, second):
+        try:
+            metadata = read_checkpoint(folder / "checkpoints" / "best.ckpt")["imgclf"]
+        except CheckpointError:
+            return True
+        prints.append((metadata.get("fingerprint") or {}).get("test"))
+    return None in prints or prints[0] == prints[1]

@@ -12,7 +12,7 @@ from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, mark_latest
 from imgclf.report.tables import read_history_csv, write_csv
-from imgclf.sweeps.comparison import Run, read_run
+from imgclf.sweeps.comparison import RunResults, read_run
 from imgclf.sweeps.importance import importance
 
 __all__ = ["Leaderboard", "Trial", "TrialGroup", "finish_sweep", "read_sweep", "write_leaderboard"]
@@ -29,7 +29,7 @@ class Trial:
 
     folder: Path
     record: TrialRecord
-    run: Run | None
+    run: RunResults | None
     overrides: Mapping[str, str]
     epochs: int
 
@@ -191,10 +191,13 @@ class Leaderboard:
 
 
 def finish_sweep(folder: Path) -> int:
-    """End a sweep with its leaderboard, if it has trials, and return how many failed; the winner is the latest run then."""
+    """End a sweep with its leaderboard, if it has trials, and return how many failed; the winner of a sweep whose trials all
+    finished is the latest run then.
+    """
     trials = find_trials(folder)
     winners = write_leaderboard(folder).winners if trials else []
-    if len(winners) == 1 and winners[0].checkpoint.is_file():
+    all_finished = all(record.state == "finished" for _, record in trials)
+    if all_finished and len(winners) == 1 and winners[0].checkpoint.is_file():
         mark_latest(winners[0].folder)
     return sum(record.state == "failed" for _, record in trials)
 

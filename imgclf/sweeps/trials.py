@@ -4,6 +4,7 @@ This works under every launcher, because the task function that a launcher runs 
 the processes are forked from one that has already loaded torch, so that only the first trial waits for that.
 """
 
+import codecs
 import importlib.util
 import multiprocessing
 import os
@@ -46,6 +47,7 @@ def run_trial(
     folder: Path,
     overrides: Sequence[str],
     name: str = "trial",
+    label: str = "trial",
     *,
     threads: int | None = None,
     live: bool = False,
@@ -54,8 +56,8 @@ def run_trial(
 
     A finished trial returns its value at once. The trial prints into log.txt there, and with `config.verbose` here too; else
     one line with its `name` and result is printed. `threads`: how many threads it may use. `live`: show its progress
-    while it runs. Raises `RunError` for a trial that failed in any way, and `Interrupted` when a signal stops this
-    process; the trial has then saved itself.
+    after `label` while it runs. Raises `RunError` for a trial that failed in any way, and `Interrupted` when a signal
+    stops this process; the trial has then saved itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -76,7 +78,7 @@ def run_trial(
             _clear(folder)  # of an attempt that ended before it saved anything
         record = TrialRecord(list(overrides), config.to_dict(), seconds=known.seconds if known else 0.0)
         write_record(folder, record)
-        record = _supervise(config, record, folder, name, threads, live)
+        record = _supervise(config, record, folder, name, label, threads, live)
         _print_result(config, name, record, folder, f"{record.seconds:.0f} s")
         return record.value
     finally:
@@ -84,7 +86,7 @@ def run_trial(
 
 
 def _supervise(
-    config: RunConfig, record: TrialRecord, folder: Path, name: str, threads: int | None, live: bool
+    config: RunConfig, record: TrialRecord, folder: Path, name: str, label: str, threads: int | None, live: bool
 ) -> TrialRecord:
     """Start the process, wait for it, record its outcome, and return the record."""
     began = time.monotonic()
@@ -95,7 +97,7 @@ def _supervise(
             _follow(
                 config,
                 folder,
-                name.partition("]")[0].strip("["),
+                label,
                 live,
                 lambda seconds: _ended(process, connection, seconds),
             )
@@ -130,20 +132,20 @@ def _ended(process: BaseProcess, connection: Connection, seconds: float) -> bool
     return bool(wait([connection, process.sentinel], seconds))
 
 
-def _follow(config: RunConfig, folder: Path, number: str, live: bool, ended: Callable[[float], bool]) -> None:
+def _follow(config: RunConfig, folder: Path, label: str, live: bool, ended: Callable[[float], bool]) -> None:
     """Until the trial has `ended`, show how many epochs are done, or all that it prints."""
     log, history = folder / LOG, folder / "history.csv"
     done, total = 0, config.trainer.max_epochs
-    label = f"trial {number.replace('/', ' of ')}, epochs"
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a chunk may end within a character
     with (
         log.open("ab+") as file,
-        progress_bar(label, total, shown=live and not config.verbose) as advance,
+        progress_bar(f"{label}, epochs", total, shown=live and not config.verbose) as advance,
     ):
         over = False
         while not over:
             over = ended(0.5)
             if config.verbose:
-                sys.stdout.write(file.read().decode(errors="replace"))
+                sys.stdout.write(text.decode(file.read(), final=over))
                 sys.stdout.flush()
             with suppress(OSError):
                 rows = history.read_bytes().count(b"\n") - 1

@@ -1,6 +1,5 @@
 """The plan of a run, fresh or resumed: its settings, its checkpoint, and whether the data is still the same."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from imgclf.config import RunConfig
+from imgclf.console import shell_quoted
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
@@ -166,7 +166,7 @@ def resume_command(folder: Path) -> str:
     """Return the command that resumes the run in `folder`, quoted for the shell."""
     if not any((folder / "checkpoints").glob("*.ckpt")):
         return "nothing was saved yet, begin the run again"
-    return f"resume it with: imgclf resume {shlex.quote(str(folder))}"
+    return f"resume it with: imgclf resume {shell_quoted(str(folder))}"
 
 
 def _read(path: str | Path) -> ResumePoint:

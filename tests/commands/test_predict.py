@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 from support.fabricate import COLOURS, TINY, composed
 
-from imgclf.inference.inputs import read_lines
+from imgclf.inference.inputs import InputImage, read_lines
+from imgclf.inference.prediction import Prediction
+from imgclf.inference.writers import TableWriter
 from imgclf.predict import main
 from imgclf.training.run import train
 
@@ -146,6 +148,75 @@ def test_labelled_folders_end_with_the_number_of_correct_predictions(
     assert capsys.readouterr().err == ""
     assert main([checkpoint, str(tmp_path / "test" / "blue"), "--threshold", "1.1"]) == 0
     assert capsys.readouterr().err == "imgclf: 0 of 6 correct\n", "unsure is not correct"
+
+
+def test_lines_that_are_no_names_are_refused_one_by_one(
+    checkpoint: str, colours: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red = str(colours / "test" / "red" / "000.png")
+    lines = ["x" * 300, "~nouser/x.jpg", f"data:image/png;base64,{'A' * 5000}", f"{'x' * 260}.csv", red]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert main([checkpoint, "-", "--csv"]) == 1
+    out, err = capsys.readouterr()
+    assert [row["file"] for row in csv_rows(out)] == [red]
+    *errors, summary = err.splitlines()
+    assert [error.removeprefix("imgclf: ").startswith(line) for error, line in zip(errors, lines, strict=False)] == [
+        True
+    ] * 4 and summary == "imgclf: 4 of 5 images could not be read"
+    assert main([checkpoint, "x" * 300]) == 1
+    assert main(["x" * 300, red]) == 2 and main(["~nouser/m", red]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["", "--csv", "--json"])
+def test_a_name_that_is_no_text_is_printed_on_a_strict_stdout(
+    kind: str, checkpoint: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    try:
+        shutil.copy(os.fsencode(colours / "test" / "red" / "000.png"), path)
+    except OSError:
+        pytest.skip("this file system takes only names that are text")
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, "utf-8", errors="strict"))
+    assert main([checkpoint, os.fsdecode(path), *filter(None, [kind])]) == 0
+    written = buffer.getvalue()
+    if kind == "--csv":
+        assert path in written, "the name keeps its bytes"
+    elif kind == "--json":
+        assert json.loads(written)["file"] == os.fsdecode(path)
+    else:
+        assert b"caf\\udce9.png" in written
+
+
+CARDS = ("queen of diamonds", "jack of diamonds", "ace of hearts", "joker")
+
+
+@pytest.mark.parametrize(("columns", "threshold"), [(80, 0.0), (80, 0.5), (60, 0.0)])
+@pytest.mark.parametrize("top", [1, 3, 9])
+def test_table_fits_the_terminal_and_is_whole_elsewhere(
+    top: int, columns: int, threshold: float, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "/home/someone/pictures/of/cards/queen of diamonds/001.jpg"
+    chances = np.array([0.5, 0.3, 0.15, 0.05], np.float32)
+    predictions = [Prediction(InputImage(name, name, true), chances, None, None, CARDS) for true in (None, *CARDS[:2])]
+    for prediction in predictions:
+        TableWriter(CARDS, top, threshold).write(prediction)
+    whole = capsys.readouterr().out.splitlines()
+    assert all(name in line and "queen of diamonds" in line for line in whole)
+    assert whole[2].endswith("001.jpg   (is jack of diamonds)") and whole[0].count("%") == min(top, 4)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    writer = TableWriter(CARDS, top, threshold)
+    for prediction in predictions:
+        writer.write(prediction)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns, lines
+    for line in lines:
+        assert "001.jpg" in line and "50.0%" in line and "diamonds " in line and "…" in line
+    assert lines[2].endswith("diamonds)") and "(is jac" in lines[2]
+    if top == 3 and columns == 80 and not threshold:
+        assert lines[0].count("%") == 3
 
 
 def test_predictions_below_the_threshold_are_unsure(

@@ -189,6 +189,9 @@ def test_predict_one_gives_the_class_its_probability_and_the_best_five(tiny_run:
     lines = repr(prediction).splitlines()
     assert lines[0] == f"Prediction for {image}"
     assert [line.split() for line in lines[1:]] == [[name, f"{value:.1%}"] for name, value in ranked]
+    assert classifier.predict_one(image, top=2).top == prediction.top[:2]
+    with pytest.raises(imgclf.ConfigError, match="top=0: expected at least 1"):
+        classifier.predict_one(image, top=0)
     with pytest.raises(imgclf.ConfigError, match="predict_one takes one image; predict takes several"):
         classifier.predict_one([image, image])
     with pytest.raises(imgclf.ImageError, match="expected an image file"):

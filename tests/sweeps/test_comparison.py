@@ -12,6 +12,7 @@ from support.run_files import read_rows
 
 from imgclf.compare import main
 from imgclf.files import run_folder
+from imgclf.models.checkpoint import update_metadata
 from imgclf.sweeps.comparison import mcnemar
 
 
@@ -44,7 +45,7 @@ def copied(run: Path, folder: Path, tested: str = "", **changes: dict[str, objec
     for name in ("metrics.json", "history.csv", "config.yaml", "predictions_test.csv"):
         shutil.copy(run / name, folder)
     path = folder / "predictions_test.csv"
-    path.write_text(path.read_text().replace("/test/", f"/{tested or 'test'}/"))
+    path.write_text(path.read_text().replace("/00", f"/{tested}00"))
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     for group, values in changes.items():
         (settings if group == "top" else settings[group]).update(values)
@@ -78,6 +79,42 @@ def test_runs_on_other_data_have_a_table_of_their_own(
     assert out.count("McNemar") == 1 and out.count("15 test images") == 3 and err == ""
     assert f"runs in different tables can't be compared: {reason}" in out
     assert len(read_rows(tmp_path / "out" / "compare.csv")) == 3
+
+
+def test_runs_on_data_that_moved_are_compared_unless_the_files_are_others(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = copied(tiny_run, tmp_path / "moved", top={"data_dir": "/mnt/elsewhere"})
+    predictions = (moved / "predictions_test.csv").read_text()
+    data = yaml.safe_load((tiny_run / "config.yaml").read_text())["data_dir"]
+    assert data in predictions
+    (moved / "predictions_test.csv").write_text(predictions.replace(data, "/mnt/elsewhere"))
+    shutil.copytree(tiny_run / "checkpoints", moved / "checkpoints")
+    assert main([str(tiny_run), str(moved)]) == 0
+    assert "on the same 15 test images" in capsys.readouterr().out
+    update_metadata(moved / "checkpoints" / "best.ckpt", fingerprint={"test": {"red": [5, "0123"]}})
+    assert main([str(tiny_run), str(moved)]) == 2
+    assert capsys.readouterr().err == "imgclf: these runs can't be compared: the test images differ\n"
+    elsewhere = copied(moved, tmp_path / "birds", dataset={"name": "birds"})
+    assert main([str(tiny_run), str(elsewhere)]) == 2
+    assert "dataset.name differs" in capsys.readouterr().err
+
+
+def test_a_run_without_a_test_is_compared_by_its_validation_in_the_same_table(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untested = copied(tiny_run, tmp_path / "untested", optimizer={"lr": 0.5})
+    (untested / "predictions_test.csv").unlink()
+    metrics = json.loads((untested / "metrics.json").read_text())
+    del metrics["test"]
+    (untested / "metrics.json").write_text(json.dumps(metrics))
+    other = copied(tiny_run, tmp_path / "other", "elsewhere")
+    assert main([str(untested), str(tiny_run)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("15 test images") == 1 and "McNemar" not in out and "optimizer.lr" in out
+    assert "untested was not tested: it is compared by its validation alone\n" in out
+    assert main([str(untested), str(tiny_run), str(other)]) == 0
+    assert "runs in different tables can't be compared: the test images differ" in capsys.readouterr().out
 
 
 def test_table_has_only_the_settings_that_matter_in_80_columns(

@@ -60,8 +60,13 @@ def test_the_winner_of_a_sweep_on_one_data_set_is_the_latest_run(
     best.touch()
     assert finish_sweep(tmp_path / "sweep") == 0
     assert run_folder.find_checkpoint("latest") == best
-    fabricate(tmp_path / "sweep", {"dataset": "sports", "optimizer.lr": "1"}, value=0.9)
     (tmp_path / "outputs" / "latest").unlink()
+    for state in ("interrupted", "failed"):
+        fabricate(tmp_path / "sweep", {"optimizer.lr": "1e-4"}, state=state)
+        finish_sweep(tmp_path / "sweep")
+        assert not (tmp_path / "outputs" / "latest").exists(), f"a sweep with a trial that is {state} isn't finished"
+    fabricate(tmp_path / "sweep", {"optimizer.lr": "1e-4"}, value=0.1)
+    fabricate(tmp_path / "sweep", {"dataset": "sports", "optimizer.lr": "1"}, value=0.9)
     finish_sweep(tmp_path / "sweep")
     assert not (tmp_path / "outputs" / "latest").exists(), "of several winners none is the latest"
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from imgclf.files.run_folder import TrialRecord, find_trials, read_record, write_record
-from imgclf.sweeps import read_sweep
+from imgclf.sweeps import read_sweep, trials
 
 from support.browser import Tags  # isort: skip
 from support.fabricate import TINY, composed  # isort: skip
@@ -324,3 +324,17 @@ def test_trials_below_the_median_are_pruned(run_tiny: Callable[..., Path], tmp_p
     assert (tmp_path / "hopeless" / "pruned.txt").read_text().startswith("pruned after epoch 3: val_accuracy 0.")
     write_record(tmp_path / "hopeless", TrialRecord(["optimizer.lr=1e-9"], {"dataset": dataset}, "finished", 0.3))
     assert {trial.folder.name: trial.state for trial in read_sweep(tmp_path).trials}["hopeless"] == "pruned"
+
+
+def test_a_character_whose_bytes_arrive_apart_is_printed_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [b"caf\xc3", b"\xa9\n"]
+
+    def ended(seconds: float) -> bool:
+        with (tmp_path / "log.txt").open("ab") as log:
+            log.write(parts.pop(0))
+        return not parts
+
+    trials._follow(composed(*TINY, "verbose=true"), tmp_path, "trial 1 of 1", False, ended)
+    assert capsys.readouterr().out == "café\n"
