@@ -2,8 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 
+from imgclf.cli.data_words import config_folder
 from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
 from imgclf.config import CheckConfig
 from imgclf.data.location import require_folder
@@ -19,18 +19,13 @@ def main(config: CheckConfig) -> int:
     require_folder(config.dataset.name, config.data_dir)
     from imgclf.quality import check_data  # here, because it loads torch
 
-    return check_data(config, output_folder(), [*_config_folder(sys.argv), *_words_of_data(task_overrides())])
+    return check_data(config, output_folder(), [*config_folder(sys.argv), *_words_of_data(task_overrides())])
 
 
 def _words_of_data(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that name the data: a training takes them too."""
     own = ("workers", "quick", "hydra", "dataset.exclude")
     return [word for word in overrides if not word.lstrip("+~").startswith(own)]
-
-
-def _config_folder(words: Sequence[str]) -> list[str]:
-    """Return `--config-dir` with its folder, if it was given."""
-    return next(([flag, folder] for flag, folder in pairwise(words) if flag in ("--config-dir", "-cd")), [])
 
 
 if __name__ == "__main__":

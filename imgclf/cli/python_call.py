@@ -17,7 +17,7 @@ from imgclf.config import RunConfig
 from imgclf.errors import ConfigError
 from imgclf.schema import quoted
 
-__all__ = ["compose_run"]
+__all__ = ["compose_run", "literal"]
 
 
 def compose_run(words: Sequence[str], settings: Mapping[str, object]) -> tuple[RunConfig, Path, list[str]]:
@@ -31,7 +31,7 @@ def compose_run(words: Sequence[str], settings: Mapping[str, object]) -> tuple[R
                 f"imgclf.train({word!r}): expected words such as 'dataset=cards'; sweeps (-m) and other flags are for "
                 "the command line"
             )
-    overrides = check_overrides("train", [*words, *(f"{key}={_literal(value)}" for key, value in settings.items())])
+    overrides = check_overrides("train", [*words, *(f"{key}={literal(value)}" for key, value in settings.items())])
     new_stamp()
     try:
         with hydra.initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
@@ -46,7 +46,7 @@ def compose_run(words: Sequence[str], settings: Mapping[str, object]) -> tuple[R
     return config, folder, [word for word in overrides if not re.match(r"\+*hydra[./]", word)]
 
 
-def _literal(value: object) -> str:
+def literal(value: object) -> str:
     """Return a value as Hydra's grammar writes it; numpy's numbers and arrays count as numbers and lists."""
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -57,19 +57,19 @@ def _literal(value: object) -> str:
     if isinstance(value, (str, PurePath)):
         return quoted(str(value))
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_literal_key(key)}:{_literal(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{_literal_key(key)}:{literal(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, Sequence):
-        return "[" + ",".join(map(_literal, value)) + "]"
+        return "[" + ",".join(map(literal, value)) + "]"
     raise ConfigError(f"{value!r}: expected a number, a text, a path, a list or None as the value of a setting")
 
 
 def _literal_key(key: object) -> str:
     """Return the key of a mapping as Hydra's grammar writes it, which has no quotes for keys."""
-    literal = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key))
+    written = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key))
     try:
-        read = OverridesParser.create().parse_override(f"x={{{literal}:0}}").value()
+        read = OverridesParser.create().parse_override(f"x={{{written}:0}}").value()
     except HydraException:
         read = None
     if not isinstance(read, dict) or list(map(str, read)) != [str(key)]:  # 1e3, null, or a quote
         raise ConfigError(f"{key!r}: can't be a key of a mapping given as a keyword; write it into a YAML file")
-    return literal
+    return written

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from imgclf.cli.data_words import check_commands
 from imgclf.config import RunConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
 from imgclf.data.loader import worker_failure
 from imgclf.data.location import locate
-from imgclf.errors import CheckpointError, ImageError, ImgclfError, RunError, one_line
+from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import (
@@ -97,11 +97,12 @@ def _unreadable(plan: RunPlan) -> Iterator[None]:
         yield
     except ImageError as error:
         root = locate(config.dataset.name, config.data_dir)
-        words = [word for word in plan.overrides if word.startswith(("dataset", "data_dir", "+dataset"))]
-        command = shlex.join(["imgclf", "check", *(word for word in words if not word.startswith("dataset.exclude"))])
+        try:
+            check, exclude = check_commands(config.dataset, config.data_dir, config.seed)
+        except ConfigError:  # a layout that only a YAML file can hold
+            raise error from None
         raise ImageError(
-            f"{str(error).removeprefix(f'{root}{os.sep}')}; run `{command}` and train with "
-            "dataset.exclude=<its check.json>, or pass check=exclude"
+            f"{str(error).removeprefix(f'{root}{os.sep}')}; run `{check}` and train with `{exclude}`, or pass check=exclude"
         ) from None
 
 

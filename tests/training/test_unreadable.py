@@ -1,6 +1,7 @@
 """Runs on data with files that can't be read: the error that ends them, and `check=true` and `check=exclude`."""
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -8,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import yaml
 from support.fabricate import composed
 
+from imgclf.cli.compose import CONF
+from imgclf.cli.data_words import check_commands
 from imgclf.errors import DataError, ImageError
 from imgclf.files.run_folder import TrialRecord, write_record
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
@@ -55,8 +59,59 @@ def test_an_unreadable_image_ends_the_run_with_its_name_and_the_ways_out(
         run_tiny(f"data_dir='{damaged}'", "+dataset.split_seed=1", f"cache={cache}")
     text = str(raised.value)
     assert text.startswith("train/red/003.png: ") and "\n" not in text
-    assert "run `imgclf check 'data_dir=" in text and "+dataset.split_seed=1`" in text
-    assert text.endswith("and train with dataset.exclude=<its check.json>, or pass check=exclude")
+    command = (
+        f"imgclf check dataset=folders dataset.split_seed=1 data_dir={damaged} hydra.run.dir=outputs/check_folders"
+    )
+    exclude = "dataset.exclude=outputs/check_folders/check.json"
+    assert text.endswith(f"; run `{command}` and train with `{exclude}`, or pass check=exclude")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["experiment=cards_best"], ["dataset=cards"]),
+        (["experiment=sports_best", "seed=3", "dataset.fraction=0.5"], None),
+        (["dataset=folders", "dataset.name=my flowers", "~dataset.val_fraction", "dataset.val_fraction=0.3"], None),
+        (["dataset=list", "dataset.name=mine", "dataset.classes=[N,'a b']", "++dataset.exclude=x.json"], None),
+        (
+            [
+                "dataset=flat",
+                "dataset.name=odd",
+                "dataset.splits.train={kind:flat,names:['a b'],pattern:'(?P<label>x)'}",
+            ],
+            None,
+        ),
+        (["--config-dir", "CONF", "dataset=mine"], ["--config-dir", "CONF", "dataset=mine"]),
+    ],
+)
+def test_the_command_of_the_message_checks_the_data_that_were_trained_on(
+    words: list[str], expected: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "conf"
+    (conf / "dataset").mkdir(parents=True)
+    splits = "{train: {kind: flat, names: [images], pattern: '(?P<label>[a-z]+)_'}, val: null, test: null}"
+    (conf / "dataset" / "mine.yaml").write_text(f"defaults: [base]\nname: mushrooms\nsplits: {splits}\n")
+
+    def compose(words: list[str], command: str) -> Any:
+        flags = {"--config-dir": f"hydra.searchpath=[{conf.as_uri()}]", str(conf): None}
+        return composed(*filter(None, (flags.get(word, word) for word in words)), config=command)
+
+    words = [str(conf) if word == "CONF" else word for word in words if not word.startswith("~")]
+    monkeypatch.setattr("sys.argv", ["imgclf", *words])
+    trained = compose([*words, f"data_dir='{tmp_path}/my data'"], "train")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):  # as in a command's task
+        command, exclude = check_commands(trained.dataset, trained.data_dir, trained.seed)
+    imgclf, check, *typed, place = shlex.split(command)
+    assert (imgclf, check) == ("imgclf", "check") and exclude == f"dataset.exclude={place.partition('=')[2]}/check.json"
+    if expected:
+        assert typed == [str(conf) if word == "CONF" else word for word in expected] + [
+            f"data_dir='{tmp_path}/my data'"
+        ]
+    checked = compose(typed, "check")
+    for name in ("name", "splits", "classes", "holdout", "val_fraction", "test_fraction", "split_seed", "exclude"):
+        assert getattr(checked.dataset, name) == getattr(trained.dataset, name)
+    assert checked.data_dir == trained.data_dir
+    assert trained.dataset.fraction == checked.dataset.fraction == 1 or checked.seed == trained.seed
 
 
 def test_check_true_stops_before_training_and_names_check_exclude(damaged: Path, run_tiny: Run, tmp_path: Path) -> None:
