@@ -55,5 +55,11 @@ __all__ = sorted(_MODULE_OF)
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        raise AttributeError(f"module 'imgclf' has no attribute {name!r}")
+        from imgclf.errors import nearest
+
+        raise AttributeError(f"module 'imgclf' has no attribute {name!r}; {nearest(name, __all__)}")
     return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -115,7 +115,9 @@ class ModelConfig(Settings):
     backbone: str = setting("resnet18", "Any name of timm.list_models().")
     backbone_kwargs: dict[str, Any] = setting(dict, "More keywords for timm.create_model.")
     pretrained: bool = changeable(True, "Load ImageNet weights, from $IMGCLF_WEIGHTS or the hub; false for the demo.")
-    weights: str | None = changeable(None, "Path of a safetensors or pth file; it replaces pretrained.")
+    weights: str | None = changeable(
+        None, "A safetensors or pth file, or a run or checkpoint of imgclf; it replaces pretrained."
+    )
     in_chans: int = setting(3, "Channels of the input: 3 (RGB) or 1 (grey).")
     freeze: Any = setting("none", "Frozen part: none, all, n (all but the last n modules), or a list of globs.")
     unfreeze_epoch: int | None = setting(None, "Epochs with the frozen part frozen; then all is trained.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ are listed at the end, with - at once; 2 a model or an option can't be used
 """
 HINT = "paste a path or a link, then Enter; Ctrl-D ends"
 TIMEOUT_SECONDS = 20.0
+_PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.imagenet and not options.paths:
         parser.error("no model is given: pass a run's folder, a best.ckpt, latest, or --imagenet NAME")
     checkpoint = None if options.imagenet else options.paths.pop(0)
+    if checkpoint and not options.paths and Path(checkpoint).suffix.lower() in _PHOTOS:
+        parser.error(f"{checkpoint} is an image; the model comes first: imgclf predict latest {checkpoint}")
     if not options.paths and options.webcam is None:
         parser.error("no PATH is given: pass images, folders, URLs, or - for a list on stdin")
     tune_malloc()
@@ -203,13 +207,14 @@ def _predict_camera(predictor: Predictor, camera: str, writer: LineWriter) -> in
     return 0
 
 
-def _at_least(low: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """Return an argparse type: a number of `kind` that is at least `low`."""
+def _at_least(low: float, kind: type[int] | type[float], high: float = math.inf) -> Callable[[str], float]:
+    """Return an argparse type: a number of `kind` that is at least `low`, and at most `high`."""
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"{text}: expected at least {low:g}")
+        if not low <= value <= high:
+            limit = f" and at most {high:g}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {low:g}{limit}")
         return value
 
     parse.__name__ = kind.__name__  # the name in argparse's messages
@@ -260,7 +265,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     lines = group.add_mutually_exclusive_group()
     lines.add_argument("--csv", action="store_true", help="CSV to stdout: file, predicted, probability of each class")
     lines.add_argument("--json", action="store_true", help="JSON to stdout: one object per image")
-    add, fraction = group.add_argument, _at_least(0, float)
+    add = group.add_argument
     add(
         "--top",
         type=_at_least(1, int),
@@ -269,7 +274,7 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         help="classes to print per image, as many as fit on a terminal (default: 3)",
     )
     unsure = "predict 'unsure' if the highest probability is below P, such as 0.8"
-    add("--threshold", type=fraction, default=0.0, metavar="P", help=unsure)
+    add("--threshold", type=_at_least(0, float, 1), default=0.0, metavar="P", help=unsure)
     add("--grid", type=Path, metavar="FILE.png", help="write a grid of images titled with the prediction")
     add("--save-to", type=Path, metavar="FOLDER", help="copy each image into a folder of its predicted class")
     add("--explain", type=Path, metavar="FOLDER", help="write a saliency map (HiResCAM) per image")

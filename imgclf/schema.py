@@ -138,9 +138,12 @@ class Settings:
         last = key.rpartition(".")[2]
         if last in cls.aliases:
             return f"did you mean {cls.aliases[last]}?"
-        near = get_close_matches(cls.key(key), keys, 1, 0.75) or [
-            by_last[n] for n in get_close_matches(last, by_last, 1, 0.6)
-        ]
+        begun = [name for name in keys if len(last) > 2 and name.rpartition(".")[2].startswith(f"{last}_")]
+        near = (
+            begun[:1]
+            or get_close_matches(cls.key(key), keys, 1, 0.75)
+            or [by_last[n] for n in get_close_matches(last, by_last, 1, 0.6)]
+        )
         near = near or [name for name in keys if name.rpartition(".")[2].endswith(f"_{last}")][:1]
         names = cls.field_names()
         listed = f"expected one of {', '.join(names)}" if len(names) <= _LISTED else "--help lists all keys"

@@ -8,6 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
@@ -33,7 +34,7 @@ from imgclf.config import (
     TrainerConfig,
 )
 from imgclf.errors import ConfigError, install_hint, nearest
-from imgclf.schema import Settings, default_of, flatten, group_of
+from imgclf.schema import Settings, default_of, flatten, group_of, quoted
 
 __all__ = ["CONF", "FLAGS_WITH_VALUE", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
 
@@ -87,8 +88,16 @@ def to_settings(command: str, config: DictConfig) -> Settings:
     return COMMANDS[command].from_dict({str(key): value for key, value in values.items()})
 
 
-def split_flags(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with `--flag=value` as two words."""
+def split_flags(command: str, words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `--flag=value` as two words; raises `ConfigError` for an unknown flag."""
+    for position, word in enumerate(words):
+        follows_flag = position > 0 and words[position - 1] in FLAGS_WITH_VALUE
+        if word.startswith("-") and not follows_flag and word.partition("=")[0] not in (*FLAGS_WITH_VALUE, *_FLAGS):
+            name = word.partition("=")[0].lstrip("-")
+            schema, near = COMMANDS[command], get_close_matches(word, _FLAGS, 1)
+            known = schema.expected(name) or name in _choice_groups()
+            way = f"write {name}=<value>" if known else schema.suggest(name.replace("-", "_"))
+            raise ConfigError(f"{word}: no such flag; {f'did you mean {near[0]}?' if near else way}")
     parts = ((word, *word.partition("=")) for word in words)
     return [
         part
@@ -108,8 +117,6 @@ def check_overrides(command: str, words: Sequence[str]) -> list[str]:
     overrides: list[str] = []
     for position, word in enumerate(words):
         follows_flag = position > 0 and words[position - 1] in (*FLAGS_WITH_VALUE, *_MAY_TAKE_A_WORD)
-        if word.startswith("-") and not follows_flag and word.partition("=")[0] not in (*FLAGS_WITH_VALUE, *_FLAGS):
-            raise ConfigError(f"{word}: no such flag; {nearest(word, ('--help', '--multirun', '--config-dir'))}")
         if not word.startswith("-") and not follows_flag:
             if "=" not in word and not word.startswith("~"):
                 raise ConfigError(
@@ -157,7 +164,9 @@ def _check_override(schema: type[Settings], word: str, sweeps: bool) -> str:
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException:  # Hydra's own message points at the character
-        return word
+        key, equals, value = word.partition("=")
+        text = equals and "text" in (schema.expected(key.lstrip("+")) or "")
+        return f"{key.lstrip('+')}={quoted(value)}" if text else word
     key = override.key_or_group.partition("@")[0]
     if override.is_sweep_override() and not sweeps:
         raise ConfigError(f"{word}: several values make a sweep; use `imgclf train -m`, or quote one value with commas")
@@ -193,8 +202,8 @@ def _locate(schema: type[Settings], key: str) -> str | None:
         if name not in owner.field_names():
             return None
         inner, rest = group_of(owner, name), names[position + 1 :]
-        if not rest:
-            return answer
+        if not rest:  # Hydra merges a whole mapping only where it may add keys
+            return "free" if get_origin(owner.type_of(name)) is dict else answer
         if inner is None:
             return "free"
         if get_origin(owner.type_of(name)) is dict:  # such as dataset.splits.train.files: any name, then a group
@@ -226,6 +235,8 @@ def explain_error(command: str, error: BaseException) -> str:
                 if near
                 else f"pass {of_timm} for a network of timm; {way}"
             )
+        if group == "dataset" and not way.endswith("?"):
+            way = f"{way}; --config-dir <folder> adds your own"
         return f"{group}={choice}: no such choice; {way}"
     if missing := re.search(r"Could not (?:find|load) '(?:hydra/)?(launcher|sweeper)/([a-z]+)", text):
         kind, package = missing.groups()

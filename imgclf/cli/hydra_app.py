@@ -61,8 +61,11 @@ class OutputFolders(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this before it makes the run's folder."""
-        folder = Path(config.hydra.run.dir).absolute()
-        OutputFolders.made = [path for path in (folder, *folder.parents) if not path.exists()]
+        with suppress(
+            OmegaConfBaseException, ImgclfError
+        ):  # Hydra raises it again, without a warning about this callback
+            folder = Path(config.hydra.run.dir).absolute()
+            OutputFolders.made = [path for path in (folder, *folder.parents) if not path.exists()]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this in the process that the user started."""
@@ -96,7 +99,8 @@ def run_app(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
     results: list[Any] = []
     try:
-        sys.argv[1:] = split_flags(sys.argv[1:])
+        sys.argv[1:] = split_flags(command, sys.argv[1:])
+        _require_dataset(command, sys.argv[1:])
         if positional:
             sys.argv[1:] = _with_key(sys.argv[1:], positional)
         if (overrides := _help_wanted(sys.argv[1:])) is not None:
@@ -181,6 +185,16 @@ def _with_key(words: list[str], key: str) -> list[str]:
         came = f"{' and '.join(given)} came" if given else f"no {'run' if key == 'resume' else 'model'} is given"
         raise ConfigError(f"{came}; expected one: a run's folder, a checkpoint file, or latest")
     return [f"{key}={quoted(str(_FIND[key](word)))}" if word in found else word for word in words]
+
+
+def _require_dataset(command: str, words: Sequence[str]) -> None:
+    """Raise `ConfigError` for a folder of data without the name of the data set: cards, the default, would be a guess."""
+    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
+    named = {"dataset", "experiment", "resume", "checkpoint", "ckpt_path", "--help", "-h"}.intersection(given)
+    if command in ("train", "check") and given.get("data_dir", "demo") != "demo" and not named:
+        raise ConfigError(
+            "data_dir without dataset: pass dataset=folders for class folders, or the name of the data set"
+        )
 
 
 def _is_name(word: str) -> bool:

@@ -63,6 +63,7 @@ class ImageDataModule(LightningDataModule):
         "test": LayoutConfig("folders", names=["test", "testing"]),
     }
     expected: Mapping[int, tuple[int, int, int]] = {}  # number of classes -> images in train, val, test
+    class_counts: Sequence[int] = ()  # numbers of classes, where those of images differ between editions
     holdout: str = "random"
     flips: Sequence[str] = ()
 
@@ -269,8 +270,9 @@ class ImageDataModule(LightningDataModule):
         if expected and counts != expected:
             here, whole = (" / ".join(f"{count:,}" for count in some) for some in (counts, expected))
             self.notes.append(f"{self.name}: {here} images in train / val / test, the whole data set has {whole}")
-        if self.expected and not expected and self.settings.classes is None:
-            known = " or ".join(map(str, self.expected))
+        known_counts = self.expected or self.class_counts
+        if known_counts and classes not in known_counts and self.settings.classes is None:
+            known = " or ".join(map(str, known_counts))
             self.notes.append(f"{self.name}: {classes} classes, the whole data set has {known}")
 
     def _pixel_cache(self, split: str) -> CachedRows | None:

@@ -112,6 +112,7 @@ class SportsDataModule(ImageDataModule):
     """
 
     name = "sports"
+    class_counts = (15, 100)
     handle = "gpiosenka/sports-classification"
     licence = "CC0-1.0"
     flips = ("horizontal",)

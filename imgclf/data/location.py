@@ -38,5 +38,8 @@ def missing(name: str, problem: str, handle: str | None = None) -> str:
     kaggle = (
         f" Kaggle has it{f' as {handle}' * bool(handle)}: `imgclf download dataset={name}`." if name in KNOWN else ""
     )
-    ways = "pass data_dir=<folder> (a data module in Python: root=<folder>) or set IMGCLF_DATA."
-    return f"{name}: {problem}; {ways}{kaggle} With demo as the folder, images are drawn."
+    ways = "pass data_dir=<folder> (a data module in Python: root=<folder>)"
+    if name not in KNOWN:
+        return f"{name}: {problem}; {ways}"
+    elsewhere = "" if os.environ.get("IMGCLF_DATA") else " or set IMGCLF_DATA"
+    return f"{name}: {problem}; {ways}{elsewhere}.{kaggle} With demo as the folder, images are drawn."

@@ -58,10 +58,31 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
 def _data_for(config: EvaluateConfig, model: ImageModel, overrides: Sequence[str]) -> ImageDataModule:
     """Return the data to evaluate on, prepared for the model; raises `DataError` unless it has the model's classes."""
     dataset, data_dir, seed = _dataset_of(config, model, overrides)
-    data = build_data(dataset, data_dir, seed)
+    data = _all_images(config, model, dataset, data_dir, seed) or build_data(dataset, data_dir, seed)
     if data.classes != model.classes:
         raise DataError(_difference(data.classes, model.classes, config.checkpoint, data.root))
     data.connect(model.preprocess)
+    return data
+
+
+def _all_images(
+    config: EvaluateConfig, model: ImageModel, dataset: DatasetConfig, data_dir: str | None, seed: int
+) -> ImageDataModule | None:
+    """Return another data set than that of the training with all its images as test, if it has no folders of splits.
+
+    None for the data of the training, of which a part has to stay unseen, and where split=test or a fraction says otherwise.
+    """
+    trained = model.metadata.config
+    own = trained is not None and DatasetConfig.from_dict(trained["dataset"]).name == dataset.name
+    if own or config.split != "test" or dataset.test_fraction != DatasetConfig().test_fraction:
+        return None
+    data = build_data(replace(dataset, val_fraction=0.0, test_fraction=0.0), data_dir, seed)
+    if str(data.root) == model.metadata.data.root or any(len(data.samples[split]) for split in ("val", "test")):
+        return None
+    data.samples["test"] = data.samples["train"]
+    print(
+        f"note: {data.root} has no folders of splits: all {len(data.samples['test']):,} images are measured", flush=True
+    )
     return data
 
 

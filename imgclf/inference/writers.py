@@ -226,21 +226,24 @@ class Score:
 
     def __init__(self, classes: Sequence[str], threshold: float) -> None:
         self.classes, self.threshold = classes, threshold
-        self.correct = self.judged = self.others = 0
+        self.correct = self.judged = self.others = self.unsure = 0
 
     def write(self, prediction: Prediction) -> None:
         """Count the image; one that is "unsure" is not correct."""
         true = prediction.image.true_class
         self.judged += true is not None
         self.others += true is None
-        self.correct += true is not None and predicted_class(prediction, self.classes, self.threshold) == true
+        predicted = predicted_class(prediction, self.classes, self.threshold)
+        self.correct += true is not None and predicted == true
+        self.unsure += true is not None and predicted == UNSURE
 
     def finish(self) -> str:
         """Return a summary line; an empty one where fewer than two images can be judged."""
         if self.judged < 2:
             return ""
         others = f" ({self.others:,} whose folder is not a class are not judged)" if self.others else ""
-        return f"{self.correct:,} of {self.judged:,} correct{others}"
+        unsure = f", {self.unsure:,} unsure" if self.unsure else ""
+        return f"{self.correct:,} of {self.judged:,} correct{unsure}{others}"
 
 
 Collector: TypeAlias = GridWriter | SortedCopies | SaliencyMaps | Score

@@ -14,7 +14,7 @@ import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.constants import PYTORCH_WEIGHTS_NAME, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from timm.models import adapt_input_conv
 from torch import nn
 
@@ -190,10 +190,13 @@ def pretrained_network(name: str, kwargs: Mapping[str, Any], in_chans: int, size
     try:
         file = _fetch(config.hf_hub_id, config.hf_hub_filename, str(config.url))
     except Exception as error:  # the hub's client raises a dozen kinds, and so does a failing network
-        reason = f"{type(error).__name__}: {one_line(error, 120)}"
+        offline = isinstance(error, LocalEntryNotFoundError)
+        reason = "the hub can't be reached" if offline else f"{type(error).__name__}: {one_line(error, 120)}"
+        folder = os.environ.get(FOLDER_VARIABLE)
+        there = f"{folder}, which ${FOLDER_VARIABLE} names" if folder else f"a folder and set ${FOLDER_VARIABLE} to it"
         raise CheckpointError(
             f"no ImageNet weights for {name} ({reason}); go online and run again, "
-            f"or put the file {name}.safetensors (or .pth) into a folder and set ${FOLDER_VARIABLE} to that folder"
+            f"or put the file {name}.safetensors (or .pth) into {there}"
         ) from error
     state = read_file(file)
     if not isinstance(state, dict) or not state:

@@ -14,13 +14,16 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
-from imgclf.config import CacheConfig, LoggerConfig, LossConfig, RunConfig
+from imgclf.config import CacheConfig, LoggerConfig, LossConfig, ModelConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, ConfigError, nearest, one_line, require_package
 from imgclf.evaluation.classification import TOP, has_top5
+from imgclf.files.run_folder import find_checkpoint
+from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import check_name
 from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
+from imgclf.models.network import Network
 from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
@@ -92,10 +95,14 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
     Raises `ConfigError`, `CheckpointError`.
     """
     model, channels = config.model, config.model.in_chans
+    own = _own_model(model)
     if model.pretrained and not model.weights and (file := find_weights(model.backbone)):
         model = replace(model, weights=str(file))
-    chosen = {"resize": config.resize, **({"size": config.image_size} if config.image_size else {})}
-    preprocess, keywords = describe_weights(model.backbone, model.weights, **chosen)
+    chosen: dict[str, Any] = {"resize": config.resize, **({"size": config.image_size} if config.image_size else {})}
+    if own:
+        preprocess, keywords = replace(own.preprocess, **chosen), _keywords_of(own)
+    else:
+        preprocess, keywords = describe_weights(model.backbone, model.weights, **chosen)
     preprocess = preprocess.with_channels(channels)
     model = replace(model, backbone_kwargs={**model.backbone_kwargs, **keywords})
     data.connect(preprocess)
@@ -115,7 +122,9 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
         monitor=config.checkpoint.monitor,
         seed=config.seed,
     )
-    if model.weights:
+    if own:
+        classifier.start_from(_network_of(own))
+    elif model.weights:
         classifier.load_weights(model.weights)
     elif model.pretrained:
         try:
@@ -125,6 +134,31 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
             raise CheckpointError(f"{error}; {others}") from error
     classifier.metadata = _metadata(config, data)
     return classifier
+
+
+def _own_model(model: ModelConfig) -> ImageModel | None:
+    """Return the model that `model.weights` names where that is a run or a checkpoint of imgclf; raises `CheckpointError`."""
+    path = Path(model.weights or "").expanduser()
+    if not model.weights or not (model.weights == "latest" or path.is_dir() or path.suffix == ".ckpt"):
+        return None
+    own = load_image_model(find_checkpoint(model.weights))
+    name = _network_of(own).backbone.name
+    if name != model.backbone:
+        raise CheckpointError(
+            f"model.weights={model.weights}: a {name}, but the network is {model.backbone}; "
+            f"pass model=timm model.backbone={name}, or other weights"
+        )
+    return own
+
+
+def _network_of(own: ImageModel) -> Network:
+    assert isinstance(own.network, Network)  # a network of ImageNet's classes is none, and has no checkpoint
+    return own.network
+
+
+def _keywords_of(own: ImageModel) -> Mapping[str, Any]:
+    trained = own.metadata.config or {}
+    return ModelConfig.from_dict(trained.get("model")).backbone_kwargs
 
 
 def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signals: Signals) -> Trainer:
@@ -157,7 +191,13 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     try:
         return Trainer(**own, **options)
     except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"trainer: {one_line(error, 300)}") from error
+        kind = config.trainer.accelerator
+        others = (
+            f"; trainer.accelerator={kind} needs one, trainer=cpu or trainer=auto doesn't"
+            if "backend" in str(error)
+            else ""
+        )
+        raise ConfigError(f"trainer: {one_line(error, 300)}{others}") from error
 
 
 def is_first_process() -> bool:

@@ -173,6 +173,14 @@ class ImageClassifier(LightningModule):
         other._restart_average()
         return other
 
+    def start_from(self, source: Network) -> None:
+        """Take the weights of a trained network with the same backbone; of its head too where it has the same layers."""
+        own, head = self.network.head.state_dict(), source.head.state_dict()
+        self.network.backbone.load_state_dict(source.backbone.state_dict())
+        if {key: value.shape for key, value in own.items()} == {key: value.shape for key, value in head.items()}:
+            self.network.head.load_state_dict(head)
+        self._restart_average()
+
     def use_features(self, frozen_modules: Sequence[str]) -> None:
         """Take features in place of images where a batch has them: what `frozen_modules` would compute."""
         self.model.use_features(frozen_modules)

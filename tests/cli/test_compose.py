@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import ConfigCompositionException
 
-from imgclf.cli.compose import check_overrides, explain_error, help_text, split_flags
+from imgclf.cli.compose import check_overrides, compose_config, explain_error, help_text, split_flags
 from imgclf.cli.hydra_app import _help_wanted
 from imgclf.errors import ConfigError
 
@@ -19,6 +19,7 @@ from imgclf.errors import ConfigError
         ("dataset.augment.zoom=0.1", "++dataset.augment.zoom=0.1"),
         ("optimizer.options.momentum=0.9", "++optimizer.options.momentum=0.9"),
         ("+optimizer.options.momentum=0.9", "++optimizer.options.momentum=0.9"),
+        ("optimizer.options={momentum: 0.9}", "++optimizer.options={momentum: 0.9}"),
         ("+dataset.splits.val={kind: flat}", "++dataset.splits.val={kind: flat}"),
         ("dataset=cards", "dataset=cards"),
         ("hydra.run.dir=out", "hydra.run.dir=out"),
@@ -94,7 +95,27 @@ def test_help_of_download_names_the_data_sets_of_kaggle_and_no_settings() -> Non
 
 
 def test_flag_and_value_in_one_word_are_two() -> None:
-    assert split_flags(["--config-dir=mine", "seed=3", "--hepl=x"]) == ["--config-dir", "mine", "seed=3", "--hepl=x"]
+    assert split_flags("train", ["--config-dir=mine", "seed=3"]) == ["--config-dir", "mine", "seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "way"),
+    [
+        ("--hepl", "did you mean --help?"),
+        ("--epochs", "did you mean trainer.max_epochs?"),
+        ("--dataset", "write dataset=<value>"),
+        ("--learning-rate=1", "did you mean optimizer.lr?"),
+    ],
+)
+def test_unknown_flag_is_answered_with_the_key(flag: str, way: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        split_flags("train", [flag])
+    assert str(raised.value) == f"{flag}: no such flag; {way}"
+
+
+@pytest.mark.parametrize("value", ["~/images", "my cards [x]", "it's"])
+def test_text_that_the_grammar_of_hydra_refuses_is_quoted(value: str) -> None:
+    assert compose_config("train", [f"data_dir={value}"]).data_dir == value
 
 
 @pytest.mark.parametrize(

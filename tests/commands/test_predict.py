@@ -146,8 +146,8 @@ def test_labelled_folders_end_with_the_number_of_correct_predictions(
         assert len(out.splitlines()) == 16 + (kind == "--csv")
     assert main([checkpoint, str(tmp_path / "test" / "holiday")]) == 0
     assert capsys.readouterr().err == ""
-    assert main([checkpoint, str(tmp_path / "test" / "blue"), "--threshold", "1.1"]) == 0
-    assert capsys.readouterr().err == "imgclf: 0 of 6 correct\n", "unsure is not correct"
+    assert main([checkpoint, str(tmp_path / "test" / "blue"), "--threshold", "1"]) == 0
+    assert capsys.readouterr().err == "imgclf: 0 of 6 correct, 6 unsure\n"
 
 
 def test_lines_that_are_no_names_are_refused_one_by_one(

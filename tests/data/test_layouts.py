@@ -159,7 +159,7 @@ def test_missing_folder_raises_data_error_with_the_ways_to_get_the_data(tmp_path
     message = str(raised.value)
     for part in ("train", str(tmp_path / "nowhere"), "doesn't exist"):
         assert part in message
-    for advice in ("gpiosenka/cards-image-datasetclassification", "imgclf download dataset=cards", "data_dir=demo"):
+    for advice in ("gpiosenka/cards-image-datasetclassification", "imgclf download dataset=cards", "demo"):
         assert advice in message
     assert "\n" not in message
 

@@ -53,3 +53,14 @@ def test_evaluation_uses_the_splits_of_training_unless_they_are_overridden(
     overrides = ["dataset=folders", "dataset.test_fraction=0.5"]
     evaluate_checkpoint(composed(checkpoint, *overrides, config="evaluate"), tmp_path / "half", overrides)
     assert read_json(tmp_path / "half" / "metrics.json")["test"]["count"] == 18
+
+
+def test_other_data_without_folders_of_splits_are_measured_whole(
+    run_tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_tiny("dataset.name=trained")
+    draw_tree(tmp_path / "new", {"photos": 7})
+    words = (f"checkpoint='{folder}/checkpoints/best.ckpt'", "dataset=folders", f"data_dir='{tmp_path / 'new' / 'photos'}'")
+    evaluate_checkpoint(composed(*words, config="evaluate"), tmp_path / "all", words)
+    assert read_json(tmp_path / "all" / "metrics.json")["test"]["count"] == 21
+    assert "no folders of splits: all 21 images are measured" in capsys.readouterr().out

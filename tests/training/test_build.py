@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from imgclf.errors import ConfigError
+from imgclf.errors import CheckpointError, ConfigError
+from imgclf.models import load_image_model
 from imgclf.training import build
 from imgclf.training.lr_finder import find
 from imgclf.training.run import train
@@ -136,3 +137,25 @@ def test_top5_of_three_classes_cannot_be_watched(run_tiny: RunTiny, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"monitor=val_top5: no metric of 3 classes; .* more than 5"):
         run_tiny(f"{key}.monitor=val_top5", folder=tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_training_starts_from_the_weights_of_a_run_of_ones_own(tiny_run: Path, colours: Path) -> None:
+    config = composed(*TINY, f"data_dir='{colours}'", f"model.weights='{tiny_run}'", "seed=5")
+    classifier = build.build_classifier(config, build.data_of(config))
+    trained = load_image_model(tiny_run / "checkpoints" / "best.ckpt")
+    assert all(
+        torch.equal(value, classifier.network.state_dict()[key]) for key, value in trained.network.state_dict().items()
+    )
+    assert classifier.preprocess == trained.preprocess
+    other = composed(*TINY, f"data_dir='{colours}'", f"model.weights='{tiny_run}'", "model=timm")
+    with pytest.raises(CheckpointError, match="a small_cnn, but the network is resnet18; pass"):
+        build.build_classifier(other, build.data_of(other))
+
+
+def test_head_of_other_classes_begins_anew(tiny_run: Path, colours: Path) -> None:
+    config = composed(*TINY, f"data_dir='{colours}'", f"model.weights='{tiny_run}'", "dataset.classes=[red,blue]")
+    classifier = build.build_classifier(config, build.data_of(config))
+    trained = load_image_model(tiny_run / "checkpoints" / "best.ckpt").network.state_dict()
+    own = classifier.network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in trained.items() if key.startswith("backbone."))
+    assert classifier.classes == ("blue", "red")
