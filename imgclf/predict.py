@@ -285,7 +285,7 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if "openvino" in sys.modules:
-        # One of its threads may still be ending a callback, and then aborts Python's own way out: 2 of 15 runs on a busy
-        # machine. To wait for its queue, and to delete it with its model before, wasn't shown to prevent that.
+        # Piped runs on a busy machine sometimes aborted in Python's clean-up ("terminate called without an active exception"),
+        # after all was written. The cause isn't known; runs without OpenVINO never did.
         os._exit(code)
     sys.exit(code)

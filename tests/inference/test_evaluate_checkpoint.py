@@ -60,7 +60,11 @@ def test_other_data_without_folders_of_splits_are_measured_whole(
 ) -> None:
     folder = run_tiny("dataset.name=trained")
     draw_tree(tmp_path / "new", {"photos": 7})
-    words = (f"checkpoint='{folder}/checkpoints/best.ckpt'", "dataset=folders", f"data_dir='{tmp_path / 'new' / 'photos'}'")
+    words = (
+        f"checkpoint='{folder}/checkpoints/best.ckpt'",
+        "dataset=folders",
+        f"data_dir='{tmp_path / 'new' / 'photos'}'",
+    )
     evaluate_checkpoint(composed(*words, config="evaluate"), tmp_path / "all", words)
     assert read_json(tmp_path / "all" / "metrics.json")["test"]["count"] == 21
     assert "no folders of splits: all 21 images are measured" in capsys.readouterr().out
