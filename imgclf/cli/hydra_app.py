@@ -30,6 +30,7 @@ from imgclf.cli.compose import (
     split_flags,
     to_settings,
 )
+from imgclf.config import KNOWN
 from imgclf.console import replace_unprintable
 from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.files.run_folder import find_checkpoint, find_run
@@ -188,9 +189,11 @@ def _with_key(words: list[str], key: str) -> list[str]:
 
 
 def _require_dataset(command: str, words: Sequence[str]) -> None:
-    """Raise `ConfigError` for a folder of data without the name of the data set: cards, the default, would be a guess."""
+    """Raise `ConfigError` for a folder of data, or a download, without a data set's name: cards would be a guess."""
     given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
     named = {"dataset", "experiment", "resume", "checkpoint", "ckpt_path", "--help", "-h"}.intersection(given)
+    if command == "download" and not named:
+        raise ConfigError(f"no dataset is given: pass dataset=<name>, one of {', '.join(KNOWN)}")
     if command in ("train", "check") and given.get("data_dir", "demo") != "demo" and not named:
         raise ConfigError(
             "data_dir without dataset: pass dataset=folders for class folders, or the name of the data set"

@@ -71,6 +71,7 @@ def test_help_spells_the_command_as_it_is_typed(tmp_path: Path, command: str) ->
         (("resume",), "no run is given; expected one: a run's folder"),
         (("resume", "nowhere"), "nowhere: no such file or folder; expected a run's folder"),
         (("evaluate", "checkpoint=/nowhere.ckpt"), "/nowhere.ckpt: no such file"),
+        (("download",), "no dataset is given: pass dataset=<name>, one of asl_alphabet, cards"),
         (("download", "dataset=folders"), "no Kaggle handle is known"),
         (("predict", "/nowhere.ckpt", "x.jpg"), "/nowhere.ckpt: no such file"),
         (("cache", "clear", "pixels/nothing"), "holds no pixels/nothing"),
