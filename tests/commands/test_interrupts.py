@@ -301,6 +301,8 @@ def test_non_finite_weight_raises_run_error_before_it_is_saved(
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
+# torch's signal handler may raise while it looks for the reason itself, within `tempfile`, which then leaves a file open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.trust("DataLoader workers that are killed, hang or read a bad image", "more than one line, or a hang")
 @pytest.mark.parametrize("fault", ["killed", "hangs", "bad image"])
 def test_failing_dataloader_worker_raises_one_line(
