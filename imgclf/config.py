@@ -254,7 +254,9 @@ class TrainerConfig(Settings):
     min_epochs: int | None = advanced(None, "Least number of epochs.")
     max_steps: int | None = advanced(None, "Number of optimizer steps after which training ends.", may_change=True)
     min_steps: int | None = advanced(None, "Least number of optimizer steps.")
-    max_time: Any = advanced(None, "Time after which training ends, as DD:HH:MM:SS.", may_change=True)
+    max_time: Any = advanced(
+        None, "Time of training after which a run stops, as DD:HH:MM:SS; resumed, it has as much again.", on_resume=True
+    )
     val_check_interval: int | float | None = advanced(None, "Batches between validations, or a fraction.")
     check_val_every_n_epoch: int | None = advanced(None, "Epochs between validations.")
     log_every_n_steps: int | None = advanced(None, "Steps between two lines of a tracker.")

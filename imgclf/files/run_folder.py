@@ -6,12 +6,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from imgclf.console import shell_quoted
 from imgclf.errors import CheckpointError, RunError
@@ -20,6 +22,7 @@ from imgclf.threads import available_cpus
 
 __all__ = [
     "PRUNED",
+    "RunLock",
     "TrialRecord",
     "create_run_folder",
     "describe_environment",
@@ -27,7 +30,10 @@ __all__ = [
     "find_run",
     "find_trials",
     "finished_epochs",
+    "has_checkpoints",
+    "is_run",
     "mark_latest",
+    "missing_results",
     "read_record",
     "require_unused",
     "write_environment",
@@ -45,7 +51,7 @@ PACKAGES = [
     "numpy",
     "pillow",
 ]
-_TRIAL = "trial.json"
+_CONFIG, _ENVIRONMENT, _TRIAL, _LOCK = "config.yaml", "environment.json", "trial.json", ".run.lock"
 PRUNED = "pruned.txt"  # also there, in a trial that was stopped because others were better
 LATEST = Path("outputs/latest")  # leads to the newest finished run of the current folder
 STATES = ("running", "finished", "failed", "interrupted")
@@ -130,36 +136,78 @@ def _locate(text: str | Path) -> Path:
     return path
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether `folder` holds a run, which may have ended before its first checkpoint."""
+    return (folder / _CONFIG).is_file()
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Return whether the run in `folder` has saved a checkpoint, readable or not."""
+    return any((folder / "checkpoints").glob("*.ckpt"))
+
+
 def require_unused(folder: Path) -> None:
-    """Raise `RunError` if `folder` holds a run."""
-    if (folder / "config.yaml").exists():
+    """Raise `RunError` if `folder` holds a run that has saved something."""
+    if is_run(folder) and has_checkpoints(folder):
         raise RunError(
             f"{folder} holds a run already; pass another hydra.run.dir, or continue it: imgclf resume {shell_quoted(str(folder))}"
         )
 
 
-def create_run_folder(folder: Path, config: Plain, overrides: list[str], resuming: bool) -> None:
-    """Create `folder` for one run and write `config.yaml` and `overrides.yaml`; a resumed run keeps the latter.
+class RunLock:
+    """Held by the process that trains in `folder`, so that no other one trains or resumes the same run meanwhile.
 
-    Raises `RunError` when the folder holds a run already, unless that is resumed: of two that start at once, one wins.
+    The system releases it when the process ends, however it ends. Used as a context manager, which releases it.
     """
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / _LOCK)
+
+    def acquire(self) -> None:
+        """Take the lock, unless it is held already; raises `RunError` while another process has it."""
+        if self._lock.is_locked:
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{self.folder}: another process trains this run; wait for it, or stop it before you resume the run"
+            ) from None
+        except OSError as error:
+            raise _not_writable(self.folder, error) from None
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock.is_locked:
+            self._lock.release()
+
+
+def create_run_folder(folder: Path, config: Plain, overrides: list[str], lock: RunLock, resuming: bool) -> None:
+    """Create `folder` for one run, take its `lock`, and write `config.yaml` and `overrides.yaml`; a resumed run keeps the latter.
+
+    Raises `RunError` when the folder holds a run with checkpoints already, unless that is resumed, and when another process
+    trains there: of two that start at once, one wins.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if resuming:
-            write_atomically(folder / "config.yaml", text)
-        else:
-            with open(folder / "config.yaml", "x", encoding="utf-8") as file:
-                file.write(text)
-    except FileExistsError:
-        require_unused(folder)
-        raise
+        lock.acquire()
+        if not resuming:
+            require_unused(folder)
+        for part in (folder, folder / "checkpoints"):
+            delete_leftovers(part)
+        if not resuming or not (folder / "overrides.yaml").exists():
+            write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+        # The last of the two: a folder with this file holds a run.
+        write_atomically(folder / _CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     except OSError as error:
-        raise RunError(f"{folder}: cannot write there ({error.strerror}); pass another hydra.run.dir") from None
-    if not resuming:
-        write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
-    for part in (folder, folder / "checkpoints"):
-        delete_leftovers(part)
+        raise _not_writable(folder, error) from None
+
+
+def _not_writable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"{folder}: cannot write there ({error.strerror}); pass another hydra.run.dir")
 
 
 def describe_environment() -> Plain:
@@ -180,27 +228,43 @@ def describe_environment() -> Plain:
     }
 
 
-def write_environment(folder: Path, seconds: dict[str, float], epochs: int, forwards: int | None = None) -> None:
+def write_environment(
+    folder: Path, seconds: dict[str, float], epochs: int, results: Sequence[str], forwards: int | None = None
+) -> None:
     """Write `environment.json`, with the wall time of each part in seconds and the number of epochs trained and tested.
 
-    It is the last file of a run, by which `finished_epochs` recognises it. `forwards`: images computed by a frozen part.
+    It is the last file of a run, by which `finished_epochs` recognises it. `results` are the names of the files that the run
+    has written besides. `forwards`: images computed by a frozen part.
     """
     values = {
         **describe_environment(),
         "epochs": epochs,
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
+        "results": list(results),
         **({} if forwards is None else {"forwards": {"images": forwards}}),
     }
-    write_atomically(folder / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / _ENVIRONMENT, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def finished_epochs(folder: Path) -> int | None:
     """Return the number of epochs of the finished run in `folder`; None for an unfinished one."""
-    try:
-        epochs = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["epochs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    epochs = _read_environment(folder).get("epochs")
     return epochs if isinstance(epochs, int) else None
+
+
+def missing_results(folder: Path) -> list[str]:
+    """Return the names of the files that the finished run in `folder` wrote, or was about to write, and that aren't there."""
+    results = _read_environment(folder).get("results")
+    names = [name for name in results if isinstance(name, str)] if isinstance(results, list) else []
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def _read_environment(folder: Path) -> Plain:
+    try:
+        values = json.loads((folder / _ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 @dataclass(frozen=True)

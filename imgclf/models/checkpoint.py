@@ -34,6 +34,7 @@ __all__ = [
     "checkpoint_errors",
     "read_checkpoint",
     "update_metadata",
+    "write_bytes",
     "write_checkpoint",
 ]
 
@@ -137,14 +138,19 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    size = buffer.tell()
+    write_bytes(buffer.getvalue(), path)
+
+
+def write_bytes(serialized: bytes, path: str | Path) -> None:
+    """Replace `path` by a checkpoint's bytes in one step; raises `RunError` when the disk doesn't take them."""
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, serialized)
     except OSError as error:
         free = shutil.disk_usage(Path(path).parent).free if Path(path).parent.is_dir() else 0
         reason = f"{error.strerror or error}; {free:,} bytes free"
         raise RunError(
-            f"{path}: the checkpoint of {size:,} bytes couldn't be written ({reason}); the one before it is untouched"
+            f"{path}: the checkpoint of {len(serialized):,} bytes couldn't be written ({reason}); "
+            "the one before it is untouched"
         ) from error
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "score_rows",
     "write_csv",
     "write_evaluation",
+    "write_history",
 ]
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
@@ -43,15 +44,17 @@ Array = NDArray[Any]
 StrPath = str | os.PathLike[str]
 
 
-def write_evaluation(folder: Path, split: str, evaluation: "Evaluation", predictions: bool = True) -> None:
-    """Write per_class_{split}.csv, confusion_{split}.csv and, with `predictions`, predictions_{split}.csv."""
+def write_evaluation(folder: Path, split: str, evaluation: "Evaluation", predictions: bool = True) -> list[str]:
+    """Write per_class_{split}.csv, confusion_{split}.csv and, with `predictions`, predictions_{split}.csv; return their names."""
     classes = evaluation.samples.classes
-    if predictions:
-        files = [evaluation.samples.items[index] for index in evaluation.order]
-        path = folder / f"predictions_{split}.csv"
-        predictions_csv(path, files, evaluation.targets, evaluation.probabilities, classes)
-    per_class_csv(folder / f"per_class_{split}.csv", classes, evaluation.matrix)
-    confusion_csv(folder / f"confusion_{split}.csv", classes, evaluation.matrix)
+    names = [f"per_class_{split}.csv", f"confusion_{split}.csv", f"predictions_{split}.csv"]
+    per_class_csv(folder / names[0], classes, evaluation.matrix)
+    confusion_csv(folder / names[1], classes, evaluation.matrix)
+    if not predictions:
+        return names[:2]
+    files = [evaluation.samples.items[index] for index in evaluation.order]
+    predictions_csv(folder / names[2], files, evaluation.targets, evaluation.probabilities, classes)
+    return names
 
 
 def confusion_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:
@@ -133,6 +136,12 @@ def _names_of(targets: Array, count: int, classes: Sequence[str]) -> list[str]:
     if count and (targets.min() < 0 or targets.max() >= len(classes)):
         raise ValueError(f"targets lie in {targets.min()}..{targets.max()}: expected 0..{len(classes) - 1}")
     return [classes[target] for target in targets.tolist()]
+
+
+def write_history(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write history.csv and history.json."""
+    history_csv(folder / "history.csv", rows)
+    history_json(folder / "history.json", rows)
 
 
 def history_csv(path: StrPath, rows: Sequence[Mapping[str, Any]]) -> None:

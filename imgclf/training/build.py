@@ -11,6 +11,7 @@ import numpy as np
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
@@ -27,7 +28,7 @@ from imgclf.models.network import Network
 from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
-from imgclf.training.checkpointing import AtomicCheckpointIO
+from imgclf.training.checkpointing import AtomicCheckpointIO, CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.optim import check_optimizer
@@ -58,6 +59,8 @@ def build_run(plan: RunPlan, signals: Signals) -> Run:
     if config.calibrate and not len(data.samples["val"]):
         raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")
     trainer = build_trainer(config, plan.folder, data, signals)
+    saving = next(one for one in trainer.checkpoint_callbacks if isinstance(one, CheckpointCallback))
+    saving.forget_best = plan.best is None
     if point:
         point.check_data(data)
         classifier = ImageClassifier.load_from_checkpoint(point.path).train()
@@ -177,9 +180,10 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
         few = f"no metric of {len(data.classes)} classes; top-5 accuracy needs more than {TOP}"
         raise ConfigError(f"callbacks.early_stopping.monitor=val_top5: {few}")
     stopping = (config.callbacks.early_stopping, config.callbacks.pruning) if validated else (None, None)
+    max_seconds = _seconds_of(options.pop("max_time", None))
     own: dict[str, Any] = {
         "default_root_dir": folder,
-        "callbacks": build_callbacks(folder, signals, config.checkpoint, *stopping),
+        "callbacks": build_callbacks(folder, signals, config.checkpoint, *stopping, max_seconds),
         "logger": _build_logger(config.logger, folder),
         "plugins": [AtomicCheckpointIO()],
         "enable_checkpointing": True,
@@ -198,6 +202,14 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
             else ""
         )
         raise ConfigError(f"trainer: {one_line(error, 300)}{others}") from error
+
+
+def _seconds_of(max_time: Any) -> float | None:
+    """Return `trainer.max_time` in seconds; raises `ConfigError`."""
+    try:
+        return Timer(max_time).time_remaining()  # of a timer that hasn't begun: all of it
+    except (MisconfigurationException, TypeError, OverflowError) as error:
+        raise ConfigError(f"trainer.max_time={max_time}: expected DD:HH:MM:SS, such as 00:01:30:00") from error
 
 
 def is_first_process() -> bool:

@@ -34,9 +34,13 @@ def build_callbacks(
     checkpoint: CheckpointConfig,
     early_stopping: EarlyStoppingConfig | None = None,
     pruning: PruningConfig | None = None,
+    max_seconds: float | None = None,
 ) -> list[Callback]:
-    """Return the callbacks of a run in `folder`; raises `ConfigError` for a metric that pruning can't watch."""
-    saving = CheckpointCallback(folder / "checkpoints", signals, checkpoint)
+    """Return the callbacks of a run in `folder`, which ends after `max_seconds` of training; None: never.
+
+    Raises `ConfigError` for a metric that pruning can't watch.
+    """
+    saving = CheckpointCallback(folder / "checkpoints", signals, checkpoint, max_seconds)
     callbacks: list[Callback] = [ProgressBar(), StopOnNonFinite(folder), HistoryLogger(folder, saving), saving]
     if early_stopping:
         mode = MONITORS[early_stopping.monitor]

@@ -10,11 +10,21 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from imgclf.config import MONITORS, CheckpointConfig
-from imgclf.files.atomic import write_atomically
-from imgclf.models.checkpoint import CheckpointMetadata, read_checkpoint, write_checkpoint
+from imgclf.models.checkpoint import CheckpointMetadata, read_checkpoint, write_bytes, write_checkpoint
 from imgclf.signals import Interrupted, Signals
 
-__all__ = ["AtomicCheckpointIO", "CheckpointCallback"]
+__all__ = ["AtomicCheckpointIO", "CheckpointCallback", "TimeOver", "copy_checkpoint", "epoch_files"]
+
+
+class TimeOver(Exception):
+    """`trainer.max_time` is over: training ends here, with `last.ckpt` written."""
+
+
+def epoch_files(keep: str, epoch: int, best_epoch: int | None) -> list[str]:
+    """Return the names of the files that hold the end of `epoch` besides last.ckpt; `keep` is that of `CheckpointConfig`."""
+    best = epoch == best_epoch
+    names = ["best.ckpt"] if best else []
+    return [*names, f"epoch_{epoch:03}.ckpt"] if keep == "all" or (keep == "improved" and best) else names
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -36,21 +46,30 @@ class AtomicCheckpointIO(CheckpointIO):
 class CheckpointCallback(Checkpoint):
     """Writes `last.ckpt` every epoch and `best.ckpt` when the monitored metric improves, into `folder`.
 
-    `config.keep`: "improved" keeps `epoch_NNN.ckpt` of every improvement too, "all" of every epoch. A pending signal is
-    handled where nothing is lost: after a step, or before a validation batch; `last.ckpt` is renewed, and `Interrupted`
-    raised.
+    `config.keep`: "improved" keeps `epoch_NNN.ckpt` of every improvement too, "all" of every epoch. Which epoch is the best
+    is a fact of `last.ckpt`, and each checkpoint knows the epoch at whose end it was written: what a crash leaves undone
+    between two files is seen, and done again, by the run that resumes (`imgclf.training.resume.find_best`).
+
+    A pending signal is handled where nothing is lost: after a step, or before a validation batch; `last.ckpt` is renewed,
+    and `Interrupted` raised. When `max_seconds` of training are over, `TimeOver` is raised likewise.
     """
 
-    def __init__(self, folder: Path, signals: Signals, config: CheckpointConfig) -> None:
+    def __init__(
+        self, folder: Path, signals: Signals, config: CheckpointConfig, max_seconds: float | None = None
+    ) -> None:
         self.folder, self.signals, self.config = folder, signals, config
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
         self.best_value: float | None = None
         self.best_epoch: int | None = None
-        self._saved_at, self._validating = time.monotonic(), False
+        self.forget_best = False  # the checkpoint of the best epoch of the run that is continued isn't there
+        self._began = self._saved_at = time.monotonic()
+        self._validating, self._finished_epoch = False, None  # type: bool, int | None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Defer signals from here on; this replaces the handler that Lightning has set up."""
         self.signals.install()
         self.signals.deferring = True
+        self._began = self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int
@@ -64,12 +83,14 @@ class CheckpointCallback(Checkpoint):
         steps, minutes = self.config.every_n_steps, self.config.every_minutes
         by_step = steps and trainer.global_step % steps == 0
         by_time = minutes and time.monotonic() - self._saved_at > 60 * minutes
-        wanted = bool(by_step or by_time), self.signals.pending
-        due, signum = trainer.strategy.broadcast(wanted)  # clocks differ between processes, and all must save together
-        if due or signum:
+        wanted = bool(by_step or by_time), self._time_is_over(), self.signals.pending
+        due, over, signum = trainer.strategy.broadcast(wanted)  # clocks differ, and all processes must save together
+        if due or over or signum:
             self._save(trainer)
         if signum:
             raise Interrupted(signum)
+        if over:
+            raise TimeOver(f"within epoch {trainer.current_epoch + 1}, after {trainer.global_step:,} steps")
 
     def on_validation_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -81,22 +102,21 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save the epoch, and copy it to `best.ckpt` if it is better than all before; a tie doesn't replace the best."""
-        value = self._value(trainer)
-        improved = self.improves(trainer)
-        improved = improved or not (self.folder / "best.ckpt").is_file()  # resumed from another run's checkpoint
-        if improved:
-            self.best_value, self.best_epoch = value, trainer.current_epoch + 1
+        epoch = trainer.current_epoch + 1
+        if self.improves(trainer):
+            self.best_value, self.best_epoch = self._value(trainer), epoch
         metadata = module.metadata
         assert isinstance(metadata, CheckpointMetadata)
         metadata.stopped_early = trainer.should_stop
-        last = self._save(trainer)
+        last = self._save(trainer, finished_epoch=epoch)
         if trainer.is_global_zero:
-            if improved:
-                _copy(last, self.folder / "best.ckpt")
-            if self.config.keep == "all" or (self.config.keep == "improved" and improved):
-                _copy(last, self.folder / f"epoch_{trainer.current_epoch + 1:03}.ckpt")
-        if signum := trainer.strategy.broadcast(self.signals.pending):
+            for name in epoch_files(self.config.keep, epoch, self.best_epoch):
+                copy_checkpoint(last, self.folder / name)
+        over, signum = trainer.strategy.broadcast((self._time_is_over(), self.signals.pending))
+        if signum:
             raise Interrupted(signum)
+        if over and not trainer.should_stop and epoch != trainer.max_epochs:
+            raise TimeOver(f"after epoch {epoch}")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Let a signal end the program at once: everything is saved."""
@@ -111,12 +131,19 @@ class CheckpointCallback(Checkpoint):
             progress["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value and epoch so far; the first epoch is 1."""
-        return {"best_value": self.best_value, "best_epoch": self.best_epoch}
+        """Return the best value and epoch so far, and the epoch that ends with this checkpoint, None within an epoch; the
+        first epoch is 1.
+        """
+        return {
+            "best_value": self.best_value,
+            "best_epoch": self.best_epoch,
+            "finished_epoch": self._finished_epoch,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value and epoch."""
-        self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
+        if not self.forget_best:
+            self.best_value, self.best_epoch = state_dict["best_value"], state_dict["best_epoch"]
 
     def improves(self, trainer: Trainer) -> bool:
         """Return whether the epoch that ends is better than all before, by the monitored metric, or has none."""
@@ -132,14 +159,17 @@ class CheckpointCallback(Checkpoint):
             return not math.isnan(value)
         return value > best if MONITORS[self.config.monitor] == "max" else value < best
 
-    def _save(self, trainer: Trainer, validating: bool = False) -> Path:
+    def _time_is_over(self) -> bool:
+        return time.monotonic() - self._began > self.max_seconds
+
+    def _save(self, trainer: Trainer, validating: bool = False, finished_epoch: int | None = None) -> Path:
         path = self.folder / "last.ckpt"
-        self._validating = validating
+        self._validating, self._finished_epoch = validating, finished_epoch
         trainer.save_checkpoint(path)
         self._saved_at = time.monotonic()
         return path
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file; not by a link: damage to one checkpoint must not reach the others."""
-    write_atomically(target, source.read_bytes())
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a file; not by a link: damage to one checkpoint must not reach the others. Raises `RunError` on a full disk."""
+    write_bytes(source.read_bytes(), target)

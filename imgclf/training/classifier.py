@@ -306,6 +306,7 @@ class ImageClassifier(LightningModule):
             "seconds": round(time.perf_counter() - self._began, 3),
         }
         self.history.append(row)
+        self.metadata.metrics = {"train": train}
         metric = val.get(self.monitor)
         if isinstance(self.schedule, ReduceLROnPlateau) and metric is not None:
             self.schedule.step(metric)
@@ -339,6 +340,7 @@ class ImageClassifier(LightningModule):
         saved = CheckpointMetadata.from_dict(checkpoint["imgclf"], len(self.classes))
         self.train_metrics.restore({"running": saved.running, "confusion": saved.confusion})
         self.metadata.history = [dict(row) for row in saved.history]
+        self.metadata.metrics = {"train": saved.metrics.get("train")}
         self.metadata.learning_rate, self.metadata.plateau = saved.learning_rate, saved.plateau
 
     @classmethod

@@ -6,7 +6,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from imgclf.jupyter import LiveTable, in_notebook
-from imgclf.report.tables import history_csv, history_json
+from imgclf.report.tables import write_history
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
 
@@ -39,8 +39,7 @@ class HistoryLogger(AfterModule):
             return
         assert isinstance(module, ImageClassifier)
         rows = module.history
-        history_csv(self.folder / "history.csv", rows)
-        history_json(self.folder / "history.json", rows)
+        write_history(self.folder, rows)
         if in_notebook():  # where `NotebookTable` shows them
             return
         if self._heading:

@@ -12,11 +12,21 @@ from imgclf.console import shell_quoted
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
-from imgclf.files.run_folder import find_checkpoint, find_run, finished_epochs, require_unused
+from imgclf.files.atomic import delete_leftovers
+from imgclf.files.run_folder import (
+    find_checkpoint,
+    find_run,
+    finished_epochs,
+    has_checkpoints,
+    is_run,
+    missing_results,
+    require_unused,
+)
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.schema import flatten
+from imgclf.training.checkpointing import copy_checkpoint, epoch_files
 
-__all__ = ["ResumePoint", "RunPlan", "find_resume_point", "plan_run", "resume_command"]
+__all__ = ["ResumePoint", "RunPlan", "find_best", "find_resume_point", "plan_run", "resume_command"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +54,30 @@ class ResumePoint:
     @property
     def best_value(self) -> float | None:
         """Best value so far of the monitored metric."""
-        callbacks = self.checkpoint["callbacks"]
-        return next((state["best_value"] for state in callbacks.values() if "best_value" in state), None)
+        return self._saved("best_value")
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Epoch of that value, from 1 on; None before the first one has ended."""
+        return self._saved("best_epoch")
+
+    @property
+    def finished_epoch(self) -> int | None:
+        """Epoch at whose end the checkpoint was written; None within an epoch."""
+        return self._saved("finished_epoch")
+
+    def _saved(self, name: str) -> Any:
+        """Return a value of the state of `CheckpointCallback`; None for a checkpoint without it."""
+        states = (state for state in self.checkpoint["callbacks"].values() if isinstance(state, dict))
+        return next((state[name] for state in states if name in state), None)
+
+    def is_end_of(self, epoch: int, run: "ResumePoint") -> bool:
+        """Return whether this is the end of `epoch` of the run that `run` is a later state of."""
+        rows, later = (
+            [{**row, "seconds": None} for row in point.metadata["history"][:epoch]] for point in (self, run)
+        )
+        same = repr(rows) == repr(later)  # as text, NaN equals NaN
+        return self.finished_epoch == epoch == self.epochs and same
 
     def describe(self, max_epochs: int) -> str:
         """Return the line that tells where the run continues; the first epoch is 1."""
@@ -88,13 +120,16 @@ class ResumePoint:
 @dataclass(frozen=True)
 class RunPlan:
     """What a run does: its settings, its `folder`, the `overrides` that were typed, and the checkpoint that it continues from,
-    if any.
+    None for a new run. `best`: the checkpoint of the best epoch so far; None where there is none, or none any more.
+    `begins_again`: the folder holds a run that ended before its first checkpoint.
     """
 
     config: RunConfig
     folder: Path
     overrides: list[str]
     resume: ResumePoint | None = None
+    best: Path | None = None
+    begins_again: bool = False
 
     @property
     def in_place(self) -> bool:
@@ -102,31 +137,97 @@ class RunPlan:
         return self.config.ckpt_path == "last"
 
     @property
+    def is_trained(self) -> bool:
+        """Whether no epoch is left to train."""
+        point, epochs = self.resume, self.config.trainer.max_epochs
+        return point is not None and (point.stopped_early or point.epochs >= epochs >= 0)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the files that a finished run has lost, or hasn't written before it was killed."""
+        return missing_results(self.folder)
+
+    @property
     def finished(self) -> str | None:
-        """The message for a run that has nothing left to do; None for any other."""
+        """The message for a run that has nothing left to train; None for any other."""
         point = self.resume
-        if not point or not self.in_place or finished_epochs(self.folder) != point.epochs:
+        if not point or not self.in_place or not self.is_trained or finished_epochs(self.folder) != point.epochs:
             return None
-        if not point.stopped_early and point.epochs < self.config.trainer.max_epochs:
-            return None
+        if missing := self.missing:
+            return f"this run is finished, after {point.epochs} epochs; it is evaluated again, for {', '.join(missing)}"
         reason = "early stopping ended it" if point.stopped_early else "a larger trainer.max_epochs continues it"
         return f"this run is finished, after {point.epochs} epochs; {reason}"
+
+    def restore_files(self) -> None:
+        """Write the checkpoints that a crash kept from being written after last.ckpt, each with a line; delete leftovers."""
+        checkpoints = self.folder / "checkpoints"
+        for part in (self.folder, checkpoints):
+            delete_leftovers(part)
+        point = self.resume
+        if not point:
+            return
+        sources = {"best.ckpt": self.best} if self.best else {}
+        if self.in_place and point.finished_epoch:
+            names = epoch_files(self.config.checkpoint.keep, point.finished_epoch, point.best_epoch)
+            sources |= {name: point.path for name in names if name != "best.ckpt" and not (checkpoints / name).exists()}
+        for name, source in sources.items():
+            if source.absolute() != (checkpoints / name).absolute():
+                copy_checkpoint(source, checkpoints / name)
+                if self.in_place:
+                    print(f"{name}: written from {source.name}", flush=True)
+        if not self.best and point.best_epoch:
+            print(
+                f"the best epoch is chosen from here on: the checkpoint of epoch {point.best_epoch}, the best before "
+                f"{point.path.name}, isn't beside it",
+                flush=True,
+            )
 
 
 def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_process: bool = True) -> RunPlan:
     """Decide whether a run is new or resumed, and from which checkpoint.
 
-    Raises `RunError` when `folder` holds another run, `CheckpointError` when the checkpoint or its settings don't fit.
+    A run that ended before its first checkpoint begins again. Raises `RunError` when `folder` holds another run,
+    `CheckpointError` when the checkpoint, that of the best epoch, or its settings don't fit.
     """
     if config.resume:
         config = _load_run_config(config, folder, overrides)
     config = _with_absolute_paths(config)
+    again = is_run(folder) and not has_checkpoints(folder) and config.ckpt_path in (None, "last")
+    if again:
+        return RunPlan(replace(config, ckpt_path=None), folder, overrides, begins_again=True)
     point = find_resume_point(config.ckpt_path, folder)
     if config.ckpt_path != "last" and first_process:
         require_unused(folder)
-    if point:
-        point.check_config(config)
-    return RunPlan(config, folder, overrides, point)
+    if not point:
+        return RunPlan(config, folder, overrides)
+    point.check_config(config)
+    best = find_best(point)
+    if config.ckpt_path == "last" and point.best_epoch and not best:
+        raise CheckpointError(
+            f"{folder / 'checkpoints' / 'best.ckpt'}: not the checkpoint of epoch {point.best_epoch}, the best of this run, "
+            f"and no other file is; put it back, or train on as a new run: pass the run's settings with "
+            f"{shell_quoted(f'ckpt_path={point.path}')} and another hydra.run.dir"
+        )
+    return RunPlan(config, folder, overrides, point, best)
+
+
+def find_best(point: ResumePoint) -> Path | None:
+    """Return the file, beside the checkpoint of `point`, that holds the best epoch of its run; None for none.
+
+    A run that is killed between two files of an epoch has a last.ckpt that is ahead of best.ckpt: it is the best epoch
+    itself then.
+    """
+    epoch, checkpoints = point.best_epoch, point.path.parent
+    if epoch is None:
+        return None
+    for path in (checkpoints / "best.ckpt", point.path, checkpoints / f"epoch_{epoch:03}.ckpt"):
+        try:
+            held = point if path == point.path else _read(path)
+        except CheckpointError:  # it isn't there, or damaged
+            continue
+        if held.is_end_of(epoch, point):
+            return path
+    return None
 
 
 def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
@@ -203,7 +304,8 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
         raise RunError(f"{path}: holds no run's settings ({reason}); pass a run's folder, or latest") from None
     keys = [key for key in overridable if key in typed]
     if "trainer" in typed:
-        keys += [key for key in overridable if key.startswith("trainer.") and key != "trainer.max_epochs"]
+        length = ("trainer.max_epochs", "trainer.max_time")
+        keys += [key for key in overridable if key.startswith("trainer.") and key not in length]
     for group, _, name in (key.partition(".") for key in keys):
         changed = replace(getattr(saved, group), **{name: getattr(getattr(config, group), name)})
         saved = replace(saved, **{group: changed})

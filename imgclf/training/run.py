@@ -18,8 +18,10 @@ from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError,
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import (
+    RunLock,
     create_run_folder,
     describe_environment,
+    is_run,
     mark_latest,
     read_record,
     write_environment,
@@ -27,11 +29,11 @@ from imgclf.files.run_folder import (
 from imgclf.models.checkpoint import update_metadata
 from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
-from imgclf.report.tables import metrics_json, write_evaluation
+from imgclf.report.tables import metrics_json, write_evaluation, write_history
 from imgclf.schema import flatten
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
-from imgclf.training.checkpointing import CheckpointCallback
+from imgclf.training.checkpointing import CheckpointCallback, TimeOver
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.resume import RunPlan, plan_run, resume_command
 
@@ -46,25 +48,30 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
     """
     clock = _Clock()
     silence_library_logs()
-    plan = plan_run(config, folder, overrides, is_first_process())
-    check_names(plan.config)
-    if plan.finished and plan.resume:
-        if is_first_process():
+    with RunLock(folder) as lock:
+        if is_run(folder) and is_first_process():
+            lock.acquire()
+        plan = plan_run(config, folder, overrides, is_first_process())
+        check_names(plan.config)
+        if plan.finished and is_first_process():
             print(plan.finished, flush=True)
-            _print_end(folder)
-        return plan.resume.best_value
-    with _stoppable(folder) as signals, _unreadable(plan):
-        plan = _checked(plan)
-        run = build_run(plan, signals)
-        if run.trainer.is_global_zero:
-            _announce(run)
-        clock.lap("setup")
-        _fit(run)
-        clock.lap("fit")
-        best = next(c for c in run.trainer.checkpoint_callbacks if isinstance(c, CheckpointCallback))
-        if run.trainer.is_global_zero:
-            _finish(run, best.best_epoch, clock)
-        return best.best_value
+        if plan.finished and plan.resume and not plan.missing:
+            if is_first_process():
+                plan.restore_files()
+                _print_end(folder)
+            return plan.resume.best_value
+        with _stoppable(folder) as signals, _unreadable(plan):
+            plan = _checked(plan)
+            run = build_run(plan, signals)
+            if run.trainer.is_global_zero:
+                _announce(run, lock)
+            clock.lap("setup")
+            _fit(run)
+            clock.lap("fit")
+            best = next(c for c in run.trainer.checkpoint_callbacks if isinstance(c, CheckpointCallback))
+            if run.trainer.is_global_zero:
+                _finish(run, best.best_epoch, clock)
+            return best.best_value
 
 
 class _Clock:
@@ -121,17 +128,21 @@ def _checked(plan: RunPlan) -> RunPlan:
     return replace(plan, config=replace(config, dataset=replace(config.dataset, exclude=exclude)))
 
 
-def _announce(run: Run) -> None:
+def _announce(run: Run, lock: RunLock) -> None:
     """Create the run's folder, and print its data, its network and where it continues."""
     plan, data = run.plan, run.data
-    create_run_folder(plan.folder, plan.config.to_dict(), plan.overrides, resuming=plan.in_place)
+    create_run_folder(plan.folder, plan.config.to_dict(), plan.overrides, lock, resuming=plan.in_place)
+    plan.restore_files()
     data.notes += quick_notes(data)
     print_data(data)
     print_network(run.classifier.network, run.classifier.preprocess)
     if run.features:
         print_line(run.features.describe())
     print(f"run folder: {shell_path(plan.folder)}", flush=True)
+    if plan.begins_again:
+        print("begins again: the run in this folder ended before its first checkpoint", flush=True)
     if plan.resume:
+        write_history(plan.folder, plan.resume.metadata["history"])
         print(plan.resume.describe(plan.config.trainer.max_epochs), flush=True)
 
 
@@ -142,6 +153,14 @@ def _fit(run: Run) -> None:
         run.trainer.fit(run.classifier, datamodule=run.data, ckpt_path=point.path if point else None)
     except ImgclfError:
         raise
+    except TimeOver as place:
+        max_time = run.plan.config.trainer.max_time
+        if not run.classifier.history:
+            again = resume_command(run.plan.folder)
+            raise RunError(
+                f"trainer.max_time={max_time} is over {place}, before any epoch is finished; {again}"
+            ) from None
+        print_line(f"stopped {place}: trainer.max_time={max_time} is over; {resume_command(run.plan.folder)}")
     except Exception as error:
         # What is raised while a batch is fetched is translated there; a signal handler raises anywhere, a RuntimeError.
         if isinstance(error, RuntimeError) and (failure := worker_failure(error)):
@@ -164,7 +183,7 @@ def _fit(run: Run) -> None:
 def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     """Evaluate the best epoch, and write and print the results; the report comes last, as nothing depends on it."""
     folder, trainer = run.plan.folder, run.trainer
-    best, evaluations = _evaluate_best(run, best_epoch)
+    best, evaluations, results = _evaluate_best(run, best_epoch)
     for logger in trainer.loggers:
         values = {
             f"best_{split}_{name}": float(value)
@@ -176,10 +195,12 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     clock.lap("evaluation")
     seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
     epochs, forwards = len(run.classifier.history), run.features.forwards if run.features else None
-    write_environment(folder, seconds, epochs, forwards)  # from here on the run counts as finished
+    reports = run.plan.config.report is not False
+    # From here on the run counts as finished; killed before its report is written, it writes that when it is resumed.
+    write_environment(folder, seconds, epochs, [*results, *["report.html"] * reports], forwards)
     if read_record(folder) is None:  # of a sweep, the winner alone becomes the latest run
         mark_latest(folder)
-    if run.plan.config.report is not False:
+    if reports:
         from imgclf.report import ReportInputs, write_report  # here, because it loads matplotlib
 
         environment = {**describe_environment(), "seconds": seconds}
@@ -191,12 +212,12 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
             environment,
             config,
             trained.history,
-            trained.training_means(),
+            trained.metadata.metrics["train"],
             best_epoch,
         )
-        write_report(folder, inputs)
+        results += write_report(folder, inputs)
         clock.lap("report")
-        write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, forwards)
+        write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, results, forwards)
     print(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)", flush=True)
     _print_end(folder)
 
@@ -206,8 +227,11 @@ def _print_end(folder: Path) -> None:
     print_lines_to_copy(lines_of_model(folder / "checkpoints" / "best.ckpt", folder / "report.html"))
 
 
-def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, dict[str, Evaluation]]:
-    """Evaluate the best epoch's checkpoint as it lies on disk on validation and test; write and print the results."""
+def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, dict[str, Evaluation], list[str]]:
+    """Evaluate the best epoch's checkpoint as it lies on disk on validation and test; write and print the results.
+
+    Returns the best epoch's classifier, its evaluations, and the names of the files written.
+    """
     config, folder, data, trained = run.plan.config, run.plan.folder, run.data, run.classifier
     path = folder / "checkpoints" / "best.ckpt"
     if not trained.history:
@@ -215,7 +239,8 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
     best = ImageClassifier.load_from_checkpoint(path).to(trained.device)
     if run.features and not run.features.attach(best):  # the best epoch's frozen part has been trained since
         data.connect(best.preprocess)
-    metrics: dict[str, Any] = {"train": trained.training_means()}
+    metrics: dict[str, Any] = {"train": trained.metadata.metrics["train"]}
+    results = ["history.csv", "history.json", "metrics.json", "checkpoints/best.ckpt"]
     evaluations: dict[str, Evaluation] = {}
     limit = config.trainer.limit_test_batches  # of debug=..., for both splits; else the whole split is measured
     for split in ("val", "test"):
@@ -226,7 +251,7 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
         if split == "val" and config.calibrate:
             best.metadata.temperature = fit_temperature(evaluation.logits, evaluation.targets)
             evaluation = compute_metrics(best.eval_model, evaluation.samples, evaluation.order, evaluation.logits)
-        write_evaluation(folder, split, evaluation, predictions=split == "test")
+        results += write_evaluation(folder, split, evaluation, predictions=split == "test")
         evaluations[split], metrics[split] = evaluation, evaluation.metrics
     metrics_json(folder / "metrics.json", metrics)
     update_metadata(path, metrics=metrics, **({"temperature": best.temperature} if config.calibrate else {}))
@@ -235,4 +260,4 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
         print_per_class(last, evaluations[last].matrix, best.classes)
     print(f"best epoch: {best_epoch}")
     print_metrics(metrics)
-    return best, evaluations
+    return best, evaluations, results

@@ -125,7 +125,7 @@ def test_signal_saves_the_running_step_and_the_resumed_run_equals_the_uninterrup
     assert code == 128 + sent
     assert stderr == f"imgclf: interrupted by {signum}; resume it with: imgclf resume {folder}\n"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == steps
-    monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}))
+    monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}, []))
     resume = [f"resume='{folder}'"]
     train(composed(*resume), folder, resume)
     assert compare(whole, read_checkpoint(folder / "checkpoints" / "last.ckpt")) is None

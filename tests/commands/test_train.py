@@ -15,7 +15,7 @@ from support.run_files import read_json, read_rows, without_seconds
 
 import imgclf
 from imgclf.errors import CheckpointError, ConfigError, RunError
-from imgclf.files.run_folder import create_run_folder
+from imgclf.files.run_folder import RunLock, create_run_folder
 from imgclf.training.run import train
 
 Run = Callable[..., Path]
@@ -24,6 +24,7 @@ Run = Callable[..., Path]
 def test_run_folder_has_every_file_of_a_finished_run(tiny_run: Path) -> None:
     names = {str(path.relative_to(tiny_run)) for path in tiny_run.rglob("*") if path.is_file()}
     assert names == {
+        ".run.lock",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "config.yaml",
@@ -239,9 +240,11 @@ def test_pretrained_weights_train_on_the_real_cards_and_predict(tmp_path: Path) 
 
 
 def test_run_folder_goes_to_one_of_eight_runs_that_start_at_once(tmp_path: Path) -> None:
+    locks = [RunLock(tmp_path / "run") for _ in range(8)]  # the winner trains while the others start
+
     def start(number: int) -> bool:
         try:
-            create_run_folder(tmp_path / "run", {"number": number}, [], resuming=False)
+            create_run_folder(tmp_path / "run", {"number": number}, [], locks[number], resuming=False)
         except RunError:
             return False
         return True

@@ -17,7 +17,7 @@ import torch
 
 from imgclf.errors import RunError
 from imgclf.files.atomic import delete_leftovers
-from imgclf.files.run_folder import create_run_folder
+from imgclf.files.run_folder import RunLock, create_run_folder
 from imgclf.models.checkpoint import read_checkpoint, update_metadata, write_checkpoint
 
 CUTS, KILLS = 200, 14
@@ -120,7 +120,8 @@ def test_killed_write_leaves_a_whole_checkpoint_and_the_next_start_deletes_its_l
     assert torn == 0
     assert left > 0  # some were killed during a write, or the test shows nothing
     (folder / f".imgclf-last.ckpt-{2**22}.tmp").write_bytes(b"torn")  # at least one leftover
-    create_run_folder(tmp_path, {}, [], resuming=True)  # deletes leftovers
+    with RunLock(tmp_path) as lock:
+        create_run_folder(tmp_path, {}, [], lock, resuming=True)  # deletes leftovers
     assert [file.name for file in folder.iterdir()] == ["last.ckpt"]
 
 

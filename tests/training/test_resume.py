@@ -38,7 +38,7 @@ FACTORS = {
     "schedule": ([], ["scheduler.name=cosine", "scheduler.warmup_epochs=1"], ["scheduler.name=plateau"]),
     "phases": ([], ["model.freeze=all", "model.unfreeze_epoch=1", "optimizer.backbone_lr=0.001"]),
 }
-Stops = dict[int, bytes]
+Stops = dict[int, tuple[bytes, bytes | None]]
 RunTiny = Callable[..., Path]
 Record = Callable[[str, object], None]
 DIFFERS = "a result that differs from the uninterrupted run"
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Function that trains without the evaluation that follows, and returns the content of `last.ckpt`."""
-    monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}))
+    monkeypatch.setattr(training, "_evaluate_best", lambda run, _: (run.classifier, {}, []))
     numbers = itertools.count()
 
     def run(*overrides: str, folder: Path | None = None) -> dict[str, Any]:
@@ -67,13 +67,14 @@ def fit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 @pytest.fixture
 def saved_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stops]:
-    """Bytes of `last.ckpt` after each step of the next run, by step."""
+    """Bytes of `last.ckpt`, and of `best.ckpt` if it is there, after each step of the next run, by step."""
     stops: Stops = {}
     save = CheckpointCallback._save
 
-    def save_and_record(self: CheckpointCallback, trainer: Trainer, validating: bool = False) -> Path:
-        path = save(self, trainer, validating)
-        stops[trainer.global_step] = path.read_bytes()
+    def save_and_record(self: CheckpointCallback, trainer: Trainer, **options: Any) -> Path:
+        path = save(self, trainer, **options)
+        best = path.with_name("best.ckpt")
+        stops[trainer.global_step] = (path.read_bytes(), best.read_bytes() if best.exists() else None)
         return path
 
     with monkeypatch.context() as patch:
@@ -81,15 +82,19 @@ def saved_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stops]:
         yield stops
 
 
-def resume_from(fit: Callable[..., dict[str, Any]], stop: bytes, folder: Path, *overrides: str) -> dict[str, Any]:
-    """Resume from the checkpoint `stop` in a new folder, and return the content of the last checkpoint."""
-    last = folder / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
+def write_stop(folder: Path, stop: tuple[bytes, bytes | None]) -> None:
+    """Make `folder` that of a run that was killed after it wrote these checkpoints."""
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True)
     (folder / "config.yaml").write_text("{}")
-    last.write_bytes(stop)
-    if read_checkpoint(last)["callbacks"]["CheckpointCallback"]["best_epoch"] is not None:
-        # Resuming needs the file; its content doesn't matter to the result.
-        last.with_name("best.ckpt").write_bytes(stop)
+    for name, content in zip(("last.ckpt", "best.ckpt"), stop, strict=True):
+        if content is not None:
+            (checkpoints / name).write_bytes(content)
+
+
+def resume_from(fit: Callable[..., Any], stop: tuple[bytes, bytes | None], folder: Path, *overrides: str) -> Any:
+    """Resume from the checkpoints `stop` in a new folder, and return the content of the last checkpoint."""
+    write_stop(folder, stop)
     return fit(*overrides, "ckpt_path=last", folder=folder)
 
 
@@ -334,24 +339,15 @@ def test_finished_run_resumed_for_one_more_epoch_equals_the_longer_run(run_tiny:
     ],
 )
 def test_run_resumed_within_an_epoch_equals_the_uninterrupted_one(
-    run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+    run_tiny: RunTiny, saved_steps: Stops, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     overrides = (*overrides, "checkpoint.every_n_steps=1", "trainer.max_epochs=3")
-    stops: dict[int, bytes] = {}
-    save = CheckpointCallback._save
-
-    def save_and_record(self: CheckpointCallback, trainer: Trainer) -> Path:
-        path = save(self, trainer)
-        stops[trainer.global_step] = path.read_bytes()
-        return path
-
-    monkeypatch.setattr(CheckpointCallback, "_save", save_and_record)
     whole = torch.load(run_tiny(*overrides) / "checkpoints" / "last.ckpt", weights_only=True)
-    monkeypatch.setattr(CheckpointCallback, "_save", save)
+    stops = dict(saved_steps)
     assert len(stops) == whole["global_step"]  # one per step, the last steps of epochs included
     for step in sorted(stops)[1 : len(stops) - 1 : 3]:
-        folder = run_tiny(*overrides, "trainer.max_epochs=1")
-        (folder / "checkpoints" / "last.ckpt").write_bytes(stops[step])
+        folder = tmp_path / f"at{step}"
+        write_stop(folder, stops[step])
         run_tiny(*overrides, "ckpt_path=last", folder=folder)
         again = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         for key, value in whole["state_dict"].items():
