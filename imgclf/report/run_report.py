@@ -69,24 +69,19 @@ class ReportInputs:
         return "test" if "test" in self.evaluations else next(iter(self.evaluations))
 
 
-def write_report(folder: Path, inputs: ReportInputs) -> list[str]:
+def write_report(folder: Path, inputs: ReportInputs) -> None:
     """Write report.html, and the curves and confusion matrices as PNG, into `folder`; no page without an evaluation.
 
-    Returns the names of the files written.
+    `imgclf.report.tables.report_files` names the files.
     """
-    names = []
     for split, evaluation in inputs.evaluations.items():
-        names.append(f"confusion_{split}.png")
-        plot_confusion(evaluation.matrix, inputs.model.classes, folder / names[-1])
+        plot_confusion(evaluation.matrix, inputs.model.classes, folder / f"confusion_{split}.png")
     if inputs.history:
-        names.append("curves.png")
-        plot_curves(inputs.history, folder / names[-1])
+        plot_curves(inputs.history, folder / "curves.png")
     if inputs.evaluations:
-        names.append("report.html")
         listed = f"predictions_{inputs.split}.csv"
         content = _page_data(inputs, listed if (folder / listed).exists() else None)
-        write_atomically(folder / names[-1], results_page(content))
-    return names
+        write_atomically(folder / "report.html", results_page(content))
 
 
 def _page_data(inputs: ReportInputs, listed: str | None) -> dict[str, object]:

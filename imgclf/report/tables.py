@@ -32,6 +32,7 @@ __all__ = [
     "per_class_table",
     "predictions_csv",
     "read_history_csv",
+    "report_files",
     "score_rows",
     "write_csv",
     "write_evaluation",
@@ -55,6 +56,12 @@ def write_evaluation(folder: Path, split: str, evaluation: "Evaluation", predict
     files = [evaluation.samples.items[index] for index in evaluation.order]
     predictions_csv(folder / names[2], files, evaluation.targets, evaluation.probabilities, classes)
     return names
+
+
+def report_files(splits: Iterable[str], history: Sequence[object]) -> list[str]:
+    """Return the names of the files that `imgclf.report.write_report` writes for evaluations of these splits."""
+    names = [f"confusion_{split}.png" for split in splits]
+    return names + ["curves.png"] * bool(history) + ["report.html"] * bool(names)
 
 
 def confusion_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:

@@ -73,9 +73,7 @@ class ResumePoint:
 
     def is_end_of(self, epoch: int, run: "ResumePoint") -> bool:
         """Return whether this is the end of `epoch` of the run that `run` is a later state of."""
-        rows, later = (
-            [{**row, "seconds": None} for row in point.metadata["history"][:epoch]] for point in (self, run)
-        )
+        rows, later = ([{**row, "seconds": None} for row in point.metadata["history"][:epoch]] for point in (self, run))
         same = repr(rows) == repr(later)  # as text, NaN equals NaN
         return self.finished_epoch == epoch == self.epochs and same
 

@@ -29,7 +29,7 @@ from imgclf.files.run_folder import (
 from imgclf.models.checkpoint import update_metadata
 from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
-from imgclf.report.tables import metrics_json, write_evaluation, write_history
+from imgclf.report.tables import metrics_json, report_files, write_evaluation, write_history
 from imgclf.schema import flatten
 from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
@@ -131,7 +131,8 @@ def _checked(plan: RunPlan) -> RunPlan:
 def _announce(run: Run, lock: RunLock) -> None:
     """Create the run's folder, and print its data, its network and where it continues."""
     plan, data = run.plan, run.data
-    create_run_folder(plan.folder, plan.config.to_dict(), plan.overrides, lock, resuming=plan.in_place)
+    own = plan.in_place or bool(plan.config.resume)  # what was typed belongs to the run as it began
+    create_run_folder(plan.folder, plan.config.to_dict(), plan.overrides, lock, resuming=own)
     plan.restore_files()
     data.notes += quick_notes(data)
     print_data(data)
@@ -196,8 +197,9 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     seconds = {**clock.seconds, "total": sum(clock.seconds.values())}
     epochs, forwards = len(run.classifier.history), run.features.forwards if run.features else None
     reports = run.plan.config.report is not False
+    results += report_files(evaluations, run.classifier.history) if reports else []
     # From here on the run counts as finished; killed before its report is written, it writes that when it is resumed.
-    write_environment(folder, seconds, epochs, [*results, *["report.html"] * reports], forwards)
+    write_environment(folder, seconds, epochs, results, forwards)
     if read_record(folder) is None:  # of a sweep, the winner alone becomes the latest run
         mark_latest(folder)
     if reports:
@@ -215,7 +217,7 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
             trained.metadata.metrics["train"],
             best_epoch,
         )
-        results += write_report(folder, inputs)
+        write_report(folder, inputs)
         clock.lap("report")
         write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, results, forwards)
     print(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)", flush=True)
