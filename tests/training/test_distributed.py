@@ -170,6 +170,69 @@ def test_two_processes_resume_exactly_after_sigterm(
     assert_same_training(tmp_path / "whole" / "run", tmp_path / "run", tolerance=0)
 
 
+KILLER = """
+import os, runpy, signal, sys
+
+victim, operation, name = os.environ["KILL"].split()
+
+def audit(event, arguments):
+    if event != operation or not any(os.path.basename(str(one)) == name for one in arguments[:2]):
+        return
+    children = open(f"/proc/self/task/{os.getpid()}/children").read().split()
+    os.kill(int(children[0]) if victim == "1" else os.getpid(), signal.SIGKILL)
+
+if "LOCAL_RANK" not in os.environ:
+    sys.addaudithook(audit)
+runpy.run_module("imgclf.train", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.trust(
+    "ranks of two killed at a file operation, then resumed", "a result that differs from the uninterrupted run's"
+)
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the other rank in /proc")
+@pytest.mark.parametrize(
+    ("victim", "operation", "name"),
+    [
+        pytest.param(victim, *place, marks=() if (victim, place[1]) == (0, "best.ckpt") else pytest.mark.exhaustive)
+        for victim in (0, 1)
+        for place in (
+            ("os.rename", "history.csv"),
+            ("os.rename", "last.ckpt"),
+            ("os.rename", "best.ckpt"),
+            ("os.rename", "metrics.json"),
+            ("os.rename", "environment.json"),
+        )
+    ],
+)
+def test_run_with_a_killed_rank_resumes_to_the_same_result(
+    odd: Path,
+    tmp_path: Path,
+    pair: tuple[Path, subprocess.CompletedProcess[str]],
+    victim: int,
+    operation: str,
+    name: str,
+) -> None:
+    (tmp_path / "killer.py").write_text(KILLER)
+    settings = [text for text in (*TINY, *ODD) if text != "dataset.batch_size=8"]
+    words = [*settings, *PAIR, f"data_dir='{odd}'", "hydra.run.dir=run"]
+    environ = environment(tmp_path / "cache") | {"KILL": f"{victim} {operation} {name}"}
+    killed = subprocess.run(
+        [sys.executable, "killer.py", *words], capture_output=True, timeout=200, cwd=tmp_path, env=environ, text=True
+    )
+    # The first rank finishes alone what needs no other one.
+    assert killed.returncode == (-9 if victim == 0 else 0 if name in ("metrics.json", "environment.json") else 2), (
+        killed
+    )
+    resume = [sys.executable, "-m", "imgclf.resume", "run"]
+    done = subprocess.run(resume, capture_output=True, timeout=200, cwd=tmp_path, env=environ, text=True)
+    assert done.returncode == 0, done.stderr
+    (whole,) = (path.parent for path in pair[0].glob("outputs/**/metrics.json"))
+    assert_same_training(whole, tmp_path / "run", tolerance=0)
+    for file in ("metrics.json", "predictions_test.csv"):
+        assert (whole / file).read_bytes() == (tmp_path / "run" / file).read_bytes()
+
+
 @pytest.mark.exhaustive
 def test_failure_of_one_process_ends_both_with_one_line(odd: Path, tmp_path: Path) -> None:
     """Only one of the two processes reads the damaged image."""
