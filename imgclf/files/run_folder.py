@@ -147,8 +147,8 @@ def has_checkpoints(folder: Path) -> bool:
 
 
 def require_unused(folder: Path) -> None:
-    """Raise `RunError` if `folder` holds a run that has saved something."""
-    if is_run(folder) and has_checkpoints(folder):
+    """Raise `RunError` if `folder` holds a run."""
+    if is_run(folder):
         raise RunError(
             f"{folder} holds a run already; pass another hydra.run.dir, or continue it: imgclf resume {shell_quoted(str(folder))}"
         )
@@ -194,7 +194,7 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], lock: R
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        if not resuming:
+        if not resuming and has_checkpoints(folder):
             require_unused(folder)
         for part in (folder, folder / "checkpoints"):
             delete_leftovers(part)

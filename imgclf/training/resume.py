@@ -190,14 +190,16 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
     if config.resume:
         config = _load_run_config(config, folder, overrides)
     config = _with_absolute_paths(config)
-    again = is_run(folder) and not has_checkpoints(folder) and config.ckpt_path in (None, "last")
-    if again:
-        return RunPlan(replace(config, ckpt_path=None), folder, overrides, begins_again=True)
+    again = is_run(folder) and not has_checkpoints(folder)
+    if again and config.ckpt_path == "last":
+        config = replace(config, ckpt_path=None)
     point = find_resume_point(config.ckpt_path, folder)
-    if config.ckpt_path != "last" and first_process:
+    if config.ckpt_path != "last" and first_process and not again:
         require_unused(folder)
     if not point:
-        return RunPlan(config, folder, overrides)
+        return RunPlan(config, folder, overrides, begins_again=again)
+    if config.ckpt_path != "last":
+        config = replace(config, ckpt_path=str(point.path))  # `latest` is another one soon
     point.check_config(config)
     best = find_best(point)
     if config.ckpt_path == "last" and point.best_epoch and not best:
@@ -206,7 +208,7 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
             f"and no other file is; put it back, or train on as a new run: pass the run's settings with "
             f"{shell_quoted(f'ckpt_path={point.path}')} and another hydra.run.dir"
         )
-    return RunPlan(config, folder, overrides, point, best)
+    return RunPlan(config, folder, overrides, point, best, again)
 
 
 def find_best(point: ResumePoint) -> Path | None:
@@ -307,7 +309,8 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
     for group, _, name in (key.partition(".") for key in keys):
         changed = replace(getattr(saved, group), **{name: getattr(getattr(config, group), name)})
         saved = replace(saved, **{group: changed})
-    return replace(saved, resume=config.resume, ckpt_path="last")
+    begun_from = None if has_checkpoints(folder) else saved.ckpt_path  # another run's, with which it begins again
+    return replace(saved, resume=config.resume, ckpt_path=begun_from or "last")
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

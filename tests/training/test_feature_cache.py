@@ -170,8 +170,8 @@ def test_resumed_run_ends_in_the_same_bits(
     whole = run_tiny(*arguments)
     save, folder = training.CheckpointCallback._save, tmp_path / "stopped"
 
-    def stop_at_step_7(self: Any, trainer: Any, *args: Any) -> Path:
-        path = save(self, trainer, *args)
+    def stop_at_step_7(self: Any, trainer: Any, **options: Any) -> Path:
+        path = save(self, trainer, **options)
         if trainer.global_step >= 7:
             raise KeyError("the machine goes away")
         return path

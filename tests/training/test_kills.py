@@ -262,7 +262,7 @@ def test_new_run_takes_the_best_checkpoint_from_beside_the_one_that_it_continues
 
 
 def test_run_without_a_checkpoint_begins_again_and_says_so(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = settings_of(data, "val_loss", "best")
     whole = tmp_path / "whole"
@@ -285,6 +285,15 @@ def test_run_without_a_checkpoint_begins_again_and_says_so(
         assert difference(results_of(whole), kept) is None
     with pytest.raises(RunError, match="holds a run already; pass another hydra"):
         train(composed(*overrides), folder, overrides)
+    more = [*overrides, "trainer.max_epochs=4", f"ckpt_path='{whole}'"]  # begun from another run's checkpoint
+    monkeypatch.setitem(VALUES, "val_loss", (0.6, 0.3, 0.5, 0.4))
+    train(composed(*more), tmp_path / "more", more)
+    longer = tmp_path / "longer"
+    longer.mkdir()
+    for name in ("config.yaml", "overrides.yaml"):
+        shutil.copy(tmp_path / "more" / name, longer)
+    train(composed(f"resume='{longer}'"), longer, [f"resume='{longer}'"])
+    assert difference(results_of(tmp_path / "more"), results_of(longer)) is None
 
 
 @pytest.mark.trust("runs resumed while another process trains them", "two processes write into one run")
