@@ -108,7 +108,9 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if _MAX_HEADER_BYTES < length <= path.stat().st_size:  # more than the file has: damaged, as its reader reports
-        raise CheckpointError(f"describes its tensors in {length:,} bytes, expected at most {_MAX_HEADER_BYTES:,}; refused")
+        raise CheckpointError(
+            f"describes its tensors in {length:,} bytes, expected at most {_MAX_HEADER_BYTES:,}; refused"
+        )
 
 
 def _check_contents(contents: object, size: int) -> None:
