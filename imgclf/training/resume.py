@@ -205,8 +205,10 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
     if "trainer" in typed:
         keys += [key for key in overridable if key.startswith("trainer.") and key != "trainer.max_epochs"]
     for group, _, name in (key.partition(".") for key in keys):
-        changed = replace(getattr(saved, group), **{name: getattr(getattr(config, group), name)})
-        saved = replace(saved, **{group: changed})
+        chosen = getattr(config, group)
+        saved = replace(
+            saved, **{group: replace(getattr(saved, group), **{name: getattr(chosen, name)}) if name else chosen}
+        )
     return replace(saved, resume=config.resume, ckpt_path="last")
 
 
