@@ -285,7 +285,7 @@ class RunConfig(Settings):
 
     aliases = {"epochs": "trainer.max_epochs", "learning_rate": "optimizer.lr", "lr": "optimizer.lr"}
     seed: int = setting(0, "Seed of weights, order and augmentation.", low=0)
-    data_dir: str | None = changeable(None, _DATA_DIR)
+    data_dir: str | None = overridable(None, _DATA_DIR)
     image_size: int | None = setting(None, "Side in pixels; null: that of the weights.", low=1, high=4096)
     resize: str = setting("squash", "How an image becomes a square.", choices=("squash", "crop", "letterbox"))
     ckpt_path: str | None = changeable(None, "last: resume the run in hydra.run.dir; or a path.")

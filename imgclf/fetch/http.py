@@ -33,6 +33,18 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _FOR_ANY_HOST = {"Accept", "Accept-Encoding", "If-Range", "Range", "User-Agent"}  # headers that may follow a redirect
 _UNQUOTED = "%/:?#[]@!$&'()*+,;=~"  # characters of an address that stay unencoded
+# Networks of IANA's registries of special-purpose addresses, those that are reachable from everywhere too (relays, sinks of
+# DNS, anycast): none of them is a web server's. https://www.iana.org/assignments/iana-ipv4-special-registry
+_SPECIAL_IPV4 = """
+    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.31.196.0/24
+    192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4
+    240.0.0.0/4 168.63.129.16/32
+"""  # the last one: Azure's own service inside its machines
+_SPECIAL_IPV6 = (
+    "2001::/23 2001:db8::/32 2620:4f:8000::/48 3ffe::/16 3fff::/20"  # within _UNICAST; Teredo is in the first
+)
+_SPECIAL = tuple(map(ipaddress.ip_network, (_SPECIAL_IPV4 + _SPECIAL_IPV6).split()))
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that IANA has given out
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -154,15 +166,19 @@ def _to_ascii(url: str) -> tuple[str, str]:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address belongs to the public internet; an IPv4 address inside an IPv6 one counts as itself."""
+    """Return whether a server of the public internet can have the IP address; an IPv4 address inside an IPv6 one counts as
+    itself: mapped, 6to4, NAT64 and ISATAP.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        inner = ip.ipv4_mapped or ip.sixtofour or (last if ip in _NAT64 else None)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback)
+        isatap = int(ip) >> 32 & 0xFDFFFFFF == 0x5EFE
+        if ip not in _UNICAST or (isatap and not is_public(str(last))):
+            return False
+    return not any(ip in network for network in _SPECIAL)
 
 
 @cache
@@ -232,13 +248,38 @@ def _read_body(client: _CheckedClient, url: str) -> bytes:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
             raise FetchError(f"the server compresses it by {encoding[:20]!r}, which was not requested")
-        unpack = zlib.decompressobj(47) if encoding != "identity" else None  # 47: zlib or gzip, by the header
-        body = bytearray()
+        body, received = bytearray(), 0
+        unpack = _Unpacker() if encoding != "identity" else None
         while chunk := response.read1(_CHUNK_BYTES):
             client.seconds_left()
-            body += unpack.decompress(chunk, _MAX_IMAGE_BYTES + 1 - len(body)) if unpack else chunk
-            if len(body) > _MAX_IMAGE_BYTES:
+            received += len(chunk)
+            body += unpack.unpack(chunk, _MAX_IMAGE_BYTES + 1 - len(body)) if unpack else chunk
+            if max(len(body), received) > _MAX_IMAGE_BYTES:
                 raise FetchError(f"has more than {_MAX_IMAGE_BYTES // 2**20} MiB; save it smaller")
         if response.length:
             raise FetchError(f"the connection ended {response.length} bytes early; try again")
+        if unpack and not unpack.complete:
+            raise FetchError(f"its {encoding} body ends early; try again")
         return bytes(body)
+
+
+class _Unpacker:
+    """Decompresses a body in zlib's format, or in gzip's, which may have several members; each has a checksum at its end."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(47)  # 47: zlib or gzip, by the header
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last member has ended."""
+        return self._stream.eof
+
+    def unpack(self, chunk: bytes, limit: int) -> bytes:
+        """Return at most `limit` bytes; raises `zlib.error` for damaged ones."""
+        unpacked = b""
+        while chunk and len(unpacked) < limit:
+            if self._stream.eof:
+                self._stream = zlib.decompressobj(31)  # another member: gzip alone has them
+            unpacked += self._stream.decompress(chunk, limit - len(unpacked))
+            chunk = self._stream.unused_data
+        return unpacked

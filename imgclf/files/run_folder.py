@@ -54,6 +54,7 @@ PACKAGES = [
 _CONFIG, _ENVIRONMENT, _TRIAL, _LOCK = "config.yaml", "environment.json", "trial.json", ".run.lock"
 PRUNED = "pruned.txt"  # also there, in a trial that was stopped because others were better
 LATEST = Path("outputs/latest")  # leads to the newest finished run of the current folder
+_FILES = (".ckpt", ".csv", ".html", ".json", ".png", ".yaml")  # that a run writes
 STATES = ("running", "finished", "failed", "interrupted")
 Plain = dict[str, Any]
 
@@ -85,6 +86,8 @@ def find_checkpoint(text: str | Path) -> Path:
     for best in (folder / "checkpoints" / "best.ckpt", path / "best.ckpt"):
         if best.is_file():
             return best
+        if best.is_dir():
+            raise CheckpointError(f"{best}: is a folder, expected a file; move it away, or pass another checkpoint")
     if any((folder / "checkpoints").glob("*.ckpt")):
         problem = f"no best.ckpt there yet, its first epoch isn't finished; imgclf resume {shell_quoted(str(folder))}"
     elif (folder / "config.yaml").is_file():
@@ -189,8 +192,10 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], lock: R
     """Create `folder` for one run, take its `lock`, and write `config.yaml` and `overrides.yaml`; a resumed run keeps the latter.
 
     Raises `RunError` when the folder holds a run with checkpoints already, unless that is resumed, and when another process
-    trains there: of two that start at once, one wins.
+    trains there: of two that start at once, one wins. Also where a run couldn't write its files later, as a folder lies in
+    the place of one; nothing is written then.
     """
+    _require_places(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -208,6 +213,16 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], lock: R
 
 def _not_writable(folder: Path, error: OSError) -> RunError:
     return RunError(f"{folder}: cannot write there ({error.strerror}); pass another hydra.run.dir")
+
+
+def _require_places(folder: Path) -> None:
+    """Raise `RunError` where a folder lies in the place of a file that a run writes, or a file in that of its checkpoints."""
+    checkpoints = folder / "checkpoints"
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise RunError(f"{checkpoints}: not a folder, and a run writes its checkpoints there; move it away")
+    for path in [*folder.glob("*"), *checkpoints.glob("*")]:
+        if path.suffix in _FILES and path.is_dir():
+            raise RunError(f"{path}: a folder, and a run writes a file of that name; move it away")
 
 
 def describe_environment() -> Plain:

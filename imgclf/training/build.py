@@ -12,7 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
-from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
 
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, ModelConfig, RunConfig
@@ -30,9 +30,10 @@ from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
 from imgclf.training.checkpointing import AtomicCheckpointIO, CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
+from imgclf.training.csv_tracker import CsvTracker
 from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.optim import check_optimizer
-from imgclf.training.resume import RunPlan
+from imgclf.training.resume import ResumePoint, RunPlan
 
 __all__ = ["Run", "build_classifier", "build_run", "build_trainer", "check_names", "data_of", "is_first_process"]
 
@@ -58,7 +59,7 @@ def build_run(plan: RunPlan, signals: Signals) -> Run:
         plan = replace(plan, config=config)
     if config.calibrate and not len(data.samples["val"]):
         raise ConfigError("calibrate=true: there are no validation images to fit a temperature on; leave it out")
-    trainer = build_trainer(config, plan.folder, data, signals)
+    trainer = build_trainer(config, plan.folder, data, signals, point)
     saving = next(one for one in trainer.checkpoint_callbacks if isinstance(one, CheckpointCallback))
     saving.forget_best = plan.best is None
     if point:
@@ -164,8 +165,11 @@ def _keywords_of(own: ImageModel) -> Mapping[str, Any]:
     return ModelConfig.from_dict(trained.get("model")).backbone_kwargs
 
 
-def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signals: Signals) -> Trainer:
-    """Return Lightning's Trainer with `config.trainer`, and imgclf's callbacks and checkpoints in `folder`.
+def build_trainer(
+    config: RunConfig, folder: Path, data: ImageDataModule, signals: Signals, point: ResumePoint | None = None
+) -> Trainer:
+    """Return Lightning's Trainer with `config.trainer`, and imgclf's callbacks and checkpoints in `folder`; it continues the
+    run of `point`, if any.
 
     Without validation images there is nothing to stop early by.
     """
@@ -184,7 +188,7 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     own: dict[str, Any] = {
         "default_root_dir": folder,
         "callbacks": build_callbacks(folder, signals, config.checkpoint, *stopping, max_seconds),
-        "logger": _build_logger(config.logger, folder),
+        "logger": _build_logger(config.logger, folder, point),
         "plugins": [AtomicCheckpointIO()],
         "enable_checkpointing": True,
         "enable_progress_bar": False,
@@ -217,15 +221,17 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _build_logger(config: LoggerConfig, folder: Path) -> Logger | bool:
+def _build_logger(config: LoggerConfig, folder: Path, point: ResumePoint | None = None) -> Logger | bool:
     """Return the tracker of `config`; False for none. What isn't shared by all runs lies below `folder`.
 
     Raises `ConfigError` for one whose package isn't installed.
     """
     options, label = config.options, str(folder).rpartition("outputs/")[2].strip("/")  # as people call a run
     try:
-        if config.name == "csv":  # version "": no version_N folder, as a run has its own
-            return CSVLogger(folder, name="csv", version="", **options)
+        if config.name == "csv":
+            if point and (folder / "csv").exists():
+                return CsvTracker(folder, point.checkpoint["global_step"], point.metadata["history"], **options)
+            return CsvTracker(folder, **options)
         if config.name == "tensorboard":
             return TensorBoardLogger(folder, name="tensorboard", version="", **options)
         if config.name == "mlflow":

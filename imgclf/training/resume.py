@@ -307,8 +307,10 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
         length = ("trainer.max_epochs", "trainer.max_time")
         keys += [key for key in overridable if key.startswith("trainer.") and key not in length]
     for group, _, name in (key.partition(".") for key in keys):
-        changed = replace(getattr(saved, group), **{name: getattr(getattr(config, group), name)})
-        saved = replace(saved, **{group: changed})
+        chosen = getattr(config, group)
+        saved = replace(
+            saved, **{group: replace(getattr(saved, group), **{name: getattr(chosen, name)}) if name else chosen}
+        )
     begun_from = None if has_checkpoints(folder) else saved.ckpt_path  # another run's, with which it begins again
     return replace(saved, resume=config.resume, ckpt_path=begun_from or "last")
 

@@ -2,9 +2,12 @@
 
 import gzip
 import io
+import ipaddress
+import random
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +37,8 @@ def page(body: bytes, status: int = 200, **headers: str) -> Respond:
     def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
+            if value:
+                handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
         handler.wfile.write(body)
 
@@ -101,6 +105,15 @@ PAGES: dict[str, Respond] = {
     "/café.png": page(png()),
     "/caf%C3%A9.png": page(png()),
     "/packed.png": page(gzip.compress(png()), Content_Encoding="gzip"),
+    "/members.png": page(gzip.compress(png()[:50]) + gzip.compress(png()[50:]), Content_Encoding="x-gzip"),
+    "/deflate.png": page(zlib.compress(png()), Content_Encoding="deflate"),
+    "/trailing.png": page(gzip.compress(png()) + b"more", Content_Encoding="gzip"),
+    "/empty.png": page(b"", Content_Encoding="gzip"),
+    "/chunked.png": page(
+        b"%x\r\n%s\r\n0\r\n\r\n" % (len(png()), png()), Transfer_Encoding="chunked", Content_Length=""
+    ),
+    "/cut-chunk.png": page(b"%x\r\n%s" % (len(png()), png()[:40]), Transfer_Encoding="chunked", Content_Length=""),
+    "/cut-chunks.png": page(b"%x\r\n%s\r\n" % (len(png()), png()), Transfer_Encoding="chunked", Content_Length=""),
     "/bomb": page(BOMB, Content_Encoding="gzip"),
     "/brotli": page(b"xx", Content_Encoding="br"),
     "/page.jpg": page(b"<!DOCTYPE html><html><body>Not found</body></html>", Content_Type="image/jpeg"),
@@ -120,7 +133,10 @@ def fetch(url: str, **options: float) -> bytes:
     return fetch_image(url, allow_private=True, timeout_seconds=options.get("timeout_seconds", 10))
 
 
-@pytest.mark.parametrize("path", ["/red.png", "/packed.png", "/once", "/red.png?key=1", "/café.png"])
+@pytest.mark.parametrize(
+    "path",
+    ["/red.png", "/packed.png", "/members.png", "/deflate.png", "/chunked.png", "/once", "/red.png?key=1", "/café.png"],
+)
 def test_image_arrives_byte_for_byte(server: str, path: str) -> None:
     assert fetch(server + path) == png()
 
@@ -133,6 +149,10 @@ def test_image_arrives_byte_for_byte(server: str, path: str) -> None:
         ("/endless", "has more than 32 MiB"),
         ("/brotli", "compresses it by 'br'"),
         ("/short.png", "ended 10 bytes early"),
+        ("/trailing.png", "can't be fetched"),
+        ("/empty.png", "its gzip body ends early"),
+        ("/cut-chunk.png", "can't be fetched (IncompleteRead"),
+        ("/cut-chunks.png", "can't be fetched (IncompleteRead"),
         ("/loop", "redirects more than 5 times"),
         ("/file", "redirects to an address that is refused ('file:///etc/passwd'"),
         ("/user", "redirects to an address that is refused"),
@@ -143,6 +163,19 @@ def test_refusal_names_the_address(server: str, path: str, message: str) -> None
         fetch(server + path)
     assert str(caught.value).startswith(f"{server}{path}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.trust("compressed web images cut off at each byte", "an image that is taken as whole")
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_compressed_body_cut_off_at_any_byte_is_an_error(
+    server: str, encoding: str, record_property: Callable[[str, object], None]
+) -> None:
+    body = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding](png())
+    for length in range(len(body)):
+        PAGES["/cut"] = page(body[:length], Content_Encoding=encoding)
+        with pytest.raises(ImageError, match=f"its {encoding} body ends early; try again"):
+            fetch(f"{server}/cut")
+    record_property("tried", len(body))
 
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-headers"])
@@ -193,11 +226,51 @@ def test_redirect_from_https_to_http_is_refused() -> None:
         open_url(send, "https://kaggle.example/a", {})
 
 
-def test_is_public_also_inside_ipv6() -> None:
-    assert all(map(is_public, ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808")))
-    private = "127.0.0.1 10.1.2.3 172.16.0.1 192.168.0.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 255.255.255.255"
-    private += " ::1 :: fe80::1%eth0 fc00::1 ::ffff:10.0.0.1 64:ff9b::a00:1 2002:a00:1:: ::127.0.0.1 ff02::1"
-    assert not any(map(is_public, private.split()))
+PUBLIC = """
+1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 169.253.255.255
+169.255.0.0 172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.0 192.0.3.0 192.31.195.255 192.31.197.0 192.52.192.255
+192.52.194.0 192.88.98.255 192.88.100.0 192.167.255.255 192.169.0.0 192.175.47.255 192.175.49.0 198.17.255.255
+198.20.0.0 198.51.99.255 198.51.101.0 203.0.112.255 203.0.114.0 223.255.255.255 168.63.129.15 2001:200::
+2001:4860:4860::8888 2001:db7:ffff::1 2001:db9:: 2003::1 2606:4700::1111 2620:4f:7fff::1 2620:4f:8001::
+2a00:1450::200e 3ffd::1 2600::5efe:808:808
+"""  # most of them next to a special network
+# IANA's registries of special-purpose addresses, of both kinds, whether reachable from everywhere or not, and the ranges that
+# it has given to nobody.
+SPECIAL = """
+0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.0.0/29 192.0.0.8/32
+192.0.0.9/32 192.0.0.10/32 192.0.0.170/31 192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16
+192.175.48.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 255.255.255.255/32
+168.63.129.16/32 ::1/128 ::/128 ::/96 ::ffff:0:0:0/96 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23 2001::/32
+2001:1::1/128 2001:1::2/128 2001:1::3/128 2001:2::/48 2001:3::/32 2001:4:112::/48 2001:10::/28 2001:20::/28
+2001:30::/28 2001:db8::/32 2620:4f:8000::/48 3ffe::/16 3fff::/20 4000::/3 5f00::/16 fc00::/7 fe80::/10 fec0::/10
+ff00::/8
+"""
+
+
+def inside_ipv6(address: str) -> list[str]:
+    """Return the IPv6 addresses that stand for an IPv4 address: mapped, NAT64, 6to4, and ISATAP of both kinds."""
+    number = int(ipaddress.IPv4Address(address))
+    six_to_four = ipaddress.IPv6Address(0x2002 << 112 | number << 80)
+    forms = ("::ffff:", "64:ff9b::", "2600::5efe:", "2600::200:5efe:")
+    return [f"{form}{number >> 16:x}:{number & 0xFFFF:x}" for form in forms] + [str(six_to_four)]
+
+
+@pytest.mark.trust("addresses at the ends of IANA's special networks, in each form", "one that counts as public")
+def test_special_addresses_are_not_public_in_any_form(record_property: Callable[[str, object], None]) -> None:
+    addresses = [str(network[i]) for network in map(ipaddress.ip_network, SPECIAL.split()) for i in (0, -1)]
+    addresses += [form for address in addresses if "." in address for form in inside_ipv6(address)]
+    addresses += ["fe80::1%eth0", "::127.0.0.1", "2001:0:808:808::f7f7:f7f7"]
+    assert [address for address in addresses if is_public(address)] == []
+    record_property("tried", len(addresses))
+
+
+def test_public_addresses_are_public_in_any_form() -> None:
+    public = PUBLIC.split()
+    addresses = public + [form for address in public if "." in address for form in inside_ipv6(address)]
+    assert [address for address in addresses if not is_public(address)] == []
+    draw = random.Random(0)
+    drawn = [str(ipaddress.IPv4Address(draw.getrandbits(32))) for _ in range(2000)]
+    assert [address for address in drawn if is_public(address) and not ipaddress.ip_address(address).is_global] == []
 
 
 def test_is_url_and_addresses_with_a_password() -> None:

@@ -1,15 +1,18 @@
 """Runs and checkpoints found by name: folders, files, and the word `latest`."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.fabricate import composed
 
 import imgclf
-from imgclf.errors import CheckpointError
+from imgclf.errors import CheckpointError, RunError
 from imgclf.files import run_folder
 from imgclf.files.run_folder import TrialRecord, find_checkpoint, find_run, mark_latest, write_record
+from imgclf.training.run import train
 
 
 @pytest.fixture(autouse=True)
@@ -124,3 +127,49 @@ def test_a_finished_run_is_the_latest_and_a_model_is_loaded_by_any_of_its_names(
         classifier = imgclf.load(name)
         assert classifier.path.resolve() == run / "checkpoints" / "best.ckpt"
         assert classifier.metrics == json.loads((run / "metrics.json").read_text())
+
+
+BLOCKED = {  # what lies there -> what the message says
+    "checkpoints": "not a folder, and a run writes its checkpoints there",
+    "checkpoints/last.ckpt/": "a folder, and a run writes a file of that name",
+    "checkpoints/best.ckpt/": "a folder, and a run writes a file of that name",
+    "metrics.json/": "a folder, and a run writes a file of that name",
+    "report.html/": "a folder, and a run writes a file of that name",
+}
+
+
+def block(folder: Path, place: str) -> list[Path]:
+    """Put an empty file or folder (one that ends in /) into the place; return all paths in `folder`."""
+    path = folder / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if place.endswith("/") else path.touch()
+    return sorted(folder.rglob("*"))
+
+
+@pytest.mark.trust("folders in the place of a run's files, and files in that of its folders", "an epoch in vain")
+@pytest.mark.parametrize("place", BLOCKED)
+def test_run_that_could_not_write_its_files_does_not_begin(
+    place: str, run_tiny: Callable[..., Path], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "run"
+    before = block(folder, place)
+    with pytest.raises(RunError) as raised:
+        run_tiny(folder=folder)
+    assert str(raised.value) == f"{folder / place}: {BLOCKED[place]}; move it away"
+    assert sorted(folder.rglob("*")) == before and "epoch" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_run_with_a_folder_in_place_of_a_checkpoint_is_not_resumed(
+    name: str, tiny_run: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "run"
+    shutil.copytree(tiny_run, folder)
+    (folder / "checkpoints" / name).unlink()
+    block(folder, f"checkpoints/{name}/")
+    if name == "best.ckpt":
+        with pytest.raises(CheckpointError, match=r"best\.ckpt: is a folder, expected a file"):
+            find_checkpoint(folder)
+    with pytest.raises(RunError, match=f"{name}: a folder, and a run writes a file of that name; move it away"):
+        train(composed(f"resume='{folder}'", "trainer.max_epochs=4"), folder, ["trainer.max_epochs=4"])
+    assert "epoch 4" not in capsys.readouterr().out

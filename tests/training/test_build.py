@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.models import load_image_model
+from imgclf.signals import Interrupted
 from imgclf.training import build
+from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.lr_finder import find
 from imgclf.training.run import train
 
@@ -29,6 +32,53 @@ def test_csv_logger_writes_the_validation_accuracies_into_one_file(run_tiny: Run
     assert [float(row["val_accuracy"]) for row in rows] == pytest.approx(validation(folder))
     assert [float(row["epoch"]) for row in rows] == [1, 2]
     assert not (folder / "csv" / "version_0").exists()
+
+
+CSV = ("logger=csv", "trainer.max_epochs=3", "checkpoint.every_n_steps=1")
+KILLED = pytest.param("epoch's end, killed", marks=pytest.mark.exhaustive)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run_tiny: RunTiny) -> list[dict[str, str]]:
+    """Rows of metrics.csv of a run of three epochs."""
+    return read_rows(run_tiny(*CSV) / "csv" / "metrics.csv")
+
+
+@pytest.mark.trust("runs with logger=csv stopped at and within epochs, then resumed", "a row lost, doubled or changed")
+@pytest.mark.parametrize("at", ["epoch's end, by a signal", "within an epoch", "last epoch", KILLED])
+def test_csv_logger_has_the_rows_of_the_uninterrupted_run(
+    at: str, uninterrupted: list[dict[str, str]], run_tiny: RunTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, save, saved = tmp_path / "run", CheckpointCallback._save, []
+
+    def stop(self: CheckpointCallback, trainer: Trainer, validating: bool = False) -> Path:
+        path = save(self, trainer, validating)
+        saved.append(trainer.global_step)  # 5 an epoch
+        if saved[-1] == (8 if at == "within an epoch" else 10):
+            if at == "epoch's end, by a signal":
+                self.signals.pending = 15
+            else:
+                raise Interrupted(9)
+        return path
+
+    if at == "last epoch":
+        run_tiny("logger=csv", "trainer.max_epochs=2", folder=folder)
+    else:
+        monkeypatch.setattr(CheckpointCallback, "_save", stop)
+        with pytest.raises(Interrupted):
+            run_tiny(*CSV, folder=folder)
+        monkeypatch.undo()
+    metrics = folder / "csv" / "metrics.csv"
+    if at == "within an epoch":  # one more column, and rows that were written behind the last checkpoint
+        lines = metrics.read_text().splitlines()
+        lines += [lines[-1].replace(",4,", ",9,"), "0.5"]
+        metrics.write_text("\n".join([lines[0] + ",zzz", *(f"{line},7" for line in lines[1:])]))
+    monkeypatch.chdir(tmp_path)
+    train(composed(f"resume='{folder}'", "trainer.max_epochs=3"), folder, ["trainer.max_epochs=3"])
+    rows = read_rows(metrics)
+    if at == "within an epoch":
+        assert [row.pop("zzz") for row in rows] == ["7", "7", "", "", "", "", ""]
+    assert rows == uninterrupted
 
 
 @pytest.mark.skipif(not find_spec("tensorboard"), reason="needs the extra tensorboard")

@@ -21,7 +21,7 @@ from support.run_files import read_rows, without_seconds
 
 from imgclf.config import RunConfig
 from imgclf.data.loader import Loader
-from imgclf.errors import CheckpointError, ConfigError, RunError
+from imgclf.errors import CheckpointError, ConfigError, DataError, RunError
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training import run as training
 from imgclf.training.checkpointing import CheckpointCallback
@@ -246,7 +246,7 @@ def test_resume_uses_the_settings_of_the_run_and_ends_as_the_uninterrupted_one(
 
 def test_resume_refuses_settings_that_would_change_results(stopped: Path, tmp_path: Path) -> None:
     resume = f"resume='{stopped}'"
-    for override in ("optimizer.lr=1", "model=mobilenetv2", "seed=3", "data_dir=demo"):
+    for override in ("optimizer.lr=1", "model=mobilenetv2", "seed=3", "image_size=32"):
         with pytest.raises(ConfigError, match=f"{override} can't change"):
             train(composed(resume, override), stopped, [resume, override])
     with pytest.raises(ConfigError, match=r"leave out hydra\.run\.dir"):
@@ -296,12 +296,30 @@ def test_resume_on_changed_data_raises_checkpoint_error(
         train(composed(*resume), folder, resume)
 
 
-def test_resume_on_moved_data_equals_the_uninterrupted_run(fit: Callable[..., Any], data: Path, tmp_path: Path) -> None:
-    whole, folder = fit(), tmp_path / "run"
-    fit("trainer.max_epochs=1", folder=folder)
-    shutil.copytree(data, tmp_path / "moved")
-    again = fit("ckpt_path=last", f"data_dir='{tmp_path / 'moved'}'", folder=folder)
-    assert compare(whole, again) in (None, "imgclf.data.root")
+@pytest.mark.trust("runs resumed with data that moved", DIFFERS)
+@pytest.mark.parametrize("extra", [(), ("model.freeze=all", "dataset.augment=null")], ids=["images", "features"])
+def test_resume_on_moved_data_equals_the_uninterrupted_run(
+    fit: Callable[..., Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...]
+) -> None:
+    whole, folder, place = fit(*extra), tmp_path / "run", tmp_path / "before"
+    shutil.copytree(data, place)
+    fit("trainer.max_epochs=1", *extra, f"data_dir='{place}'", folder=folder)
+    place.rename(tmp_path / "moved")
+    settings = (folder / "config.yaml").read_bytes()
+    resume = [f"resume='{folder}'", "trainer.max_epochs=2"]
+    with pytest.raises(DataError, match=f"{place}, which doesn't exist; pass data_dir="):
+        train(composed(*resume), folder, resume)
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "moved", tmp_path / "other" / "images", ignore=shutil.ignore_patterns("001.png"))
+    with pytest.raises(CheckpointError, match="the data has changed since"):
+        train(composed(*resume, f"data_dir='{tmp_path}/other'"), folder, [*resume, f"data_dir='{tmp_path}/other'"])
+    assert (folder / "config.yaml").read_bytes() == settings
+    monkeypatch.chdir(tmp_path)
+    train(composed(*resume, "data_dir=moved"), folder, [*resume, "data_dir=moved"])
+    again = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert again["imgclf"]["data"].pop("root") == str(tmp_path / "moved") and whole["imgclf"]["data"].pop("root")
+    assert compare(whole, again) is None
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data_dir"] == str(tmp_path / "moved")
 
 
 def test_resume_of_an_early_stopped_run_trains_no_step(
