@@ -19,6 +19,7 @@ from imgclf.config import LayoutConfig
 from imgclf.data.pixel_csv import PixelTable, read_pixel_csv
 from imgclf.data.samples import Samples, natural_key
 from imgclf.errors import ConfigError, DataError, nearest
+from imgclf.images import IMAGE_SUFFIXES
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -31,7 +32,6 @@ __all__ = [
     "list_images",
 ]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # never classes
 DEPTH = 3  # levels below the root that are searched
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from imgclf.data.layouts import IMAGE_SUFFIXES, list_images
+from imgclf.data.layouts import list_images
 from imgclf.data.manifest import FORMAT, read_exclusion, relative_paths
 from imgclf.data.samples import Samples
+from imgclf.images import unused_reason
 from imgclf.quality.notes import Note, class_notes, file_notes
 from imgclf.quality.scan import ImageInfo, Indices, Scan, copies_of, exact_groups, near_groups
 
@@ -301,5 +302,5 @@ def _stray_files(splits: Mapping[str, Samples], root: Path) -> Iterator[Group]:
 def _why_unused(entry: "os.DirEntry[str]") -> str | None:
     if entry.is_dir() and entry.name != "__MACOSX" and list_images(Path(entry.path)):
         return "a folder with images inside a class folder"
-    is_read = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES or entry.name.lower() in LITTER
-    return "no suffix of an image file" if entry.is_file() and not is_read else None
+    litter = not entry.is_file() or entry.name.lower() in LITTER
+    return None if litter else unused_reason(entry.name) or None
