@@ -68,7 +68,7 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
 
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
-    from imgclf.data.layouts import IMAGE_SUFFIXES
+    from imgclf.images import IMAGE_SUFFIXES
     from imgclf.inference import load, load_imagenet  # here, because these load torch
 
     if checkpoint is None:

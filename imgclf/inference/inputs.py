@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from imgclf.data.layouts import list_images
+from imgclf.data.folders import list_images
 from imgclf.data.pixel_csv import read_pixel_csv
 from imgclf.errors import ConfigError, DataError, ImageError, one_line
 from imgclf.fetch import fetch_image, is_url
