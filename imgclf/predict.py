@@ -68,7 +68,7 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
 
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
-    from imgclf.data.layouts import IMAGE_SUFFIXES
+    from imgclf.images import IMAGE_SUFFIXES
     from imgclf.inference import load, load_imagenet  # here, because these load torch
 
     if checkpoint is None:
@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_input_options(group: argparse._ArgumentGroup) -> None:
-    add, count, seconds = group.add_argument, _at_least(1, int), _at_least(0.1, float)
+    add, count, seconds = group.add_argument, _at_least(1, int), _at_least(0.1, float, 86_400)
     add("--sample", type=count, metavar="N", help="classify N random images")
     add("--seed", type=_at_least(0, int), default=0, help="seed of --sample (default: 0)")
     add("--webcam", nargs="?", const="0", metavar="CAMERA", help="one frame per second of a camera or a video")

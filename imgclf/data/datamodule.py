@@ -19,6 +19,7 @@ from imgclf.data.manifest import fingerprint, read_exclusion
 from imgclf.data.pixel_cache import CachedRows, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.data.show import show_classes
+from imgclf.data.unused import Unused, find_unused, refuse_empty
 from imgclf.errors import ConfigError, DataError
 from imgclf.images import decode
 from imgclf.preprocess import Preprocess
@@ -50,7 +51,8 @@ class ImageDataModule(LightningDataModule):
     `DatasetConfig`. A split that isn't on disk is held out from train: first `test_fraction` of each class for test, then
     `val_fraction` of the rest for validation. `preprocess` may be replaced by `connect` until the first loader is made.
     `cache`: where decoded training and validation images are cached. `views`: augmentation repeats after so many epochs.
-    `notes` holds, after `setup`, what a user should know, one line each.
+    `empty_classes`: a class without training images is an error unless they are allowed. `notes` holds, after `setup`, what
+    a user should know, one line each, and `unused` the files below `root` that no split has.
     Raises `DataError` and `ConfigError` from `setup`; the constructor raises `ConfigError` for settings only.
     """
 
@@ -77,6 +79,7 @@ class ImageDataModule(LightningDataModule):
         views: int | None = None,
         seed: int = 0,
         check_counts: bool = True,
+        empty_classes: bool = False,
         **changes: Any,
     ) -> None:
         super().__init__()
@@ -94,8 +97,9 @@ class ImageDataModule(LightningDataModule):
         self.augment = Augment(**vars(augment)) if augment != AugmentConfig() else None
         self.batch_size = self.settings.batch_size
         self.preprocess, self.cache = preprocess or Preprocess(), cache or CacheConfig()
-        self.views, self.seed, self.check_counts = views, seed, check_counts
+        self.views, self.seed, self.check_counts, self.empty_classes = views, seed, check_counts, empty_classes
         self.notes: list[str] = []
+        self.unused, self.train_location = Unused(), self.root
         self.samples: dict[str, Samples] = {}
         self._features: FeatureSource | None = None
         self._stop: Callable[[], bool] = lambda: False
@@ -133,12 +137,16 @@ class ImageDataModule(LightningDataModule):
             self.root, self.check_counts = locate(self.name, "demo"), False
         settings, self.notes = self.settings, []
         base, files = self._find_train()
+        self.train_location = files.location
         subset = settings.classes is not None
-        splits = {"train": label(files, class_names(files, settings.classes), "train", subset)}
+        found, splits = {"train": files}, {"train": label(files, class_names(files, settings.classes), "train", subset)}
+        if not self.empty_classes:
+            refuse_empty(files, absent_classes(splits["train"]))
         for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
             layout = self.splits.get(split)
             other = find_split(self.root, base, layout) if layout else None
             if other:
+                found[split] = other
                 splits[split] = label(other, splits["train"].classes, split, subset)
                 if absent := absent_classes(splits[split]):
                     self.notes.append(f"{split} has no images of {', '.join(absent)} ({other.location})")
@@ -146,6 +154,8 @@ class ImageDataModule(LightningDataModule):
                 splits["train"], splits[split] = hold_out(splits["train"], fraction, settings.split_seed, self.holdout)
                 self.notes.append(self._held_out_note(split, len(splits[split]), fraction))
         self._compare_counts(splits)
+        self.unused = find_unused(self.root, found, self.splits, splits["train"].classes)
+        self.notes += [self.unused.line] * bool(self.unused.line)
         splits["train"] = subsample(splits["train"], settings.fraction, self.seed)
         if settings.exclude:
             exclusion = read_exclusion(settings.exclude)

@@ -141,8 +141,11 @@ def build_data(
     seed: int,
     cache: CacheConfig | None = None,
     views: int | None = None,
+    empty_classes: bool = False,
 ) -> ImageDataModule:
     """Return the data module of a run's settings, set up; without `cache` nothing is cached.
+
+    A class without training images is an error unless `empty_classes`.
 
     Raises `DataError`, `ConfigError`.
     """
@@ -153,6 +156,7 @@ def build_data(
         views=views,
         seed=seed,
         check_counts=data_dir != "demo",
+        empty_classes=empty_classes,
     )
     data.setup()
     return data

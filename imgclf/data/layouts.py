@@ -16,23 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from imgclf.config import LayoutConfig
+from imgclf.data.folders import has_images, list_names, subfolders
 from imgclf.data.pixel_csv import PixelTable, read_pixel_csv
 from imgclf.data.samples import Samples, natural_key
 from imgclf.errors import ConfigError, DataError, nearest
 
 __all__ = [
-    "IMAGE_SUFFIXES",
+    "SPLIT_NAMES",
     "SplitFiles",
     "absent_classes",
+    "candidates",
     "class_names",
     "find_split",
     "find_train",
     "label",
-    "list_images",
 ]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".mpo", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # never classes
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # not classes
+TRAIN_NAMES = frozenset({"train", "training"})
 DEPTH = 3  # levels below the root that are searched
 
 
@@ -53,7 +54,8 @@ def find_train(root: Path, layout: LayoutConfig, names: Sequence[str]) -> tuple[
     """Return the training split and the folder it was searched from, breadth-first from `root`; None if there is none.
 
     Of several, the one in a folder called like one of `names` (case, `-`, `_` and spaces ignored) wins; nothing inside a
-    folder that fits is searched. Raises `DataError` that lists the candidates when several are left.
+    folder that fits is searched. Raises `DataError` that lists the candidates when several are left; where all of them are
+    class folders in folders side by side, these may be classes in groups.
     """
     matches = [(base, files) for base in _folders_below(root, layout) if (files := _find(base, layout))]
     if len(matches) <= 1:
@@ -62,7 +64,13 @@ def find_train(root: Path, layout: LayoutConfig, names: Sequence[str]) -> tuple[
     named = [match for match in matches if wanted & {_plain(part) for part in match[0].relative_to(root).parts}]
     if len(named) == 1:
         return named[0]
-    listing = ", ".join(str(base) for base, _ in named or matches)
+    some = named or matches
+    listing = ", ".join(str(base) for base, _ in some)
+    if all(base == files.location for base, files in some) and len({base.parent for base, _ in some}) == 1:
+        raise DataError(
+            f"{listing}: each holds class folders of its own, and classes are read one level deep; if they are groups of "
+            f"classes, move the class folders up into {some[0][0].parent}, if they are data sets, pass one as data_dir"
+        )
     raise DataError(f"{root} holds several data sets that fit: {listing}; pass one of them as data_dir")
 
 
@@ -102,7 +110,7 @@ def class_names(files: SplitFiles, wanted: Sequence[object] | None) -> tuple[str
 def label(files: SplitFiles, classes: tuple[str, ...], split: str, subset: bool) -> Samples:
     """Return the files of `split` as samples, their labels as indices of `classes`; with `subset`, others are left out.
 
-    Raises `DataError` for a class that train doesn't have, or a class of train without images.
+    Raises `DataError` for a class that train doesn't have.
     """
     index = {name: target for target, name in enumerate(classes)}
     if not subset and (unknown := sorted(set(files.names) - set(classes))):
@@ -111,18 +119,12 @@ def label(files: SplitFiles, classes: tuple[str, ...], split: str, subset: bool)
             "remove it, or name the classes to use in dataset.classes"
         )
     keep = [row for row, name in enumerate(files.labels) if name in index]
-    samples = Samples(
+    return Samples(
         items=tuple(files.items[row] for row in keep),
         targets=np.array([index[files.labels[row]] for row in keep], dtype=np.int64),
         classes=classes,
         pixels=None if files.pixels is None else files.pixels[keep],
     )
-    if split == "train" and (empty := absent_classes(samples)):
-        raise DataError(
-            f"{files.location}: no images of class {', '.join(map(repr, empty))}; add some, remove the "
-            "empty folder, or name the classes to use in dataset.classes"
-        )
-    return samples
 
 
 def absent_classes(samples: Samples) -> list[str]:
@@ -130,27 +132,25 @@ def absent_classes(samples: Samples) -> list[str]:
     return [name for name, count in zip(samples.classes, samples.counts(), strict=True) if not count]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files right in `folder` in natural order; hidden files (`.DS_Store`, `._1.jpg`) don't count."""
-    return [Path(path) for path in _list_names(folder)]
-
-
-def _list_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if _is_image(e.name) and e.is_file()]
-    start = str(folder / "x")[:-1]
-    return [start + name for name in sorted(names, key=natural_key)]
+def candidates(base: Path, layout: LayoutConfig) -> list[Path]:
+    """Return what is in `base` under one of the layout's names, of which a split is only one: folders `valid` and `val`."""
+    wanted = {name.casefold() for name in layout.names or ()}
+    folders = [folder for folder in subfolders(base) if folder.name.casefold() in wanted]
+    return [*folders, *(base / name for name in layout.files or () if (base / name).is_file())]
 
 
 def _folders_below(root: Path, layout: LayoutConfig) -> Iterator[Path]:
-    """Yield `root` and the folders up to DEPTH levels below it, breadth-first; none inside a folder that fits the layout."""
-    level = [root]
+    """Yield `root` and the folders up to DEPTH levels below it, breadth-first and each once; none inside one that fits."""
+    level, seen = [root], set[Path]()
     for depth in range(DEPTH + 1):
         deeper: list[Path] = []
-        for folder in level:
+        for folder in sorted(level, key=Path.is_symlink):  # a folder that a link leads to has a path of its own
+            if (real := folder.resolve()) in seen:
+                continue
+            seen.add(real)
             yield folder
             if depth < DEPTH and _find(folder, layout, probe=True) is None:
-                deeper += _subfolders(folder)
+                deeper += subfolders(folder)
         level = deeper
 
 
@@ -168,18 +168,34 @@ def _find(base: Path, layout: LayoutConfig, probe: bool = False) -> SplitFiles |
 def _find_folders(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
     """One subfolder per class, holding images."""
     for folder in _named(base, layout.names or ()):
-        classes = [f for f in _subfolders(folder) if folder != base or f.name.casefold() not in SPLIT_NAMES]
+        classes = _class_folders(folder, may_hold_splits=folder == base)
         # A folder that is not called "train" must mostly hold images: one folder of stray images is no class.
         needed = 1 if folder != base else max(2, len(classes) / 2)
-        if sum(_has_images(one) for one in classes) < needed:
+        if sum(has_images(one) for one in classes) < needed:
             continue
         if probe:
             return SplitFiles(folder)
-        files = {one.name: _list_names(one) for one in classes}
+        files = {one.name: list_names(one) for one in classes}
         items = tuple(item for name in sorted(files) for item in files[name])
         labels = tuple(name for name in sorted(files) for _ in files[name])
         return SplitFiles(folder, items, labels, tuple(sorted(files)))
     return None
+
+
+def _class_folders(folder: Path, may_hold_splits: bool) -> list[Path]:
+    """Return the folders in `folder` that are classes, not splits.
+
+    "train" beside class folders is a class where it has images and no class folders: of vehicles, say. Images in a "test"
+    beside them may well be unlabelled.
+    """
+    folders = subfolders(folder)
+    if not may_hold_splits:
+        return folders
+    classes = [one for one in folders if one.name.casefold() not in SPLIT_NAMES]
+    splits = [one for one in folders if one not in classes]
+    named = [one for one in splits if one.name.casefold() in TRAIN_NAMES]
+    trains = [one for one in named if has_images(one) and not any(map(has_images, subfolders(one)))]
+    return sorted(classes + trains) if len(classes) > 1 or trains == splits else classes
 
 
 def _find_flat(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
@@ -192,19 +208,19 @@ def _find_flat(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | No
     if "label" not in expression.groupindex:
         raise ConfigError(f"dataset.splits: pattern={pattern!r} needs a group (?P<label>...) that catches the class")
     for folder in _named(base, layout.names or ()):
-        if not _has_images(folder):
+        if not has_images(folder):
             continue
         if probe:
             return SplitFiles(folder)
-        files = list_images(folder)
-        matches = [expression.match(path.stem) for path in files]
-        if unmatched := [path.name for path, match in zip(files, matches, strict=True) if not match]:
+        files = list_names(folder)
+        matches = [expression.match(Path(path).stem) for path in files]
+        if unmatched := [path for path, match in zip(files, matches, strict=True) if not match]:
             raise DataError(
-                f"{folder / unmatched[0]}: the name doesn't fit the pattern {pattern!r} ({len(unmatched)} of "
+                f"{unmatched[0]}: the name doesn't fit the pattern {pattern!r} ({len(unmatched)} of "
                 f"{len(files)} files don't); change the pattern or move the file away"
             )
         labels = tuple(match["label"] for match in matches if match)
-        return SplitFiles(folder, tuple(str(path) for path in files), labels, tuple(sorted(set(labels))))
+        return SplitFiles(folder, tuple(files), labels, tuple(sorted(set(labels))))
     return None
 
 
@@ -234,7 +250,10 @@ def _table(path: Path, channels: int | None, changed: int) -> PixelTable:
 
 
 def _find_list(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | None:
-    """A CSV of `path,label`; paths are relative to the CSV's folder, and the header may be left out."""
+    """A CSV of `path,label`; paths are relative to the CSV's folder, and the header may be left out.
+
+    Columns are found by their names, whatever the case.
+    """
     listing = _first_file(base, layout.files or ())
     if listing is None or probe:
         return SplitFiles(listing) if listing else None
@@ -244,16 +263,25 @@ def _find_list(base: Path, layout: LayoutConfig, probe: bool) -> SplitFiles | No
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{listing}: can't be read as CSV ({error}); expected rows of path,label") from None
     wanted, columns = (layout.path_column, layout.label_column), (0, 1)
-    header = {name.strip(): i for i, name in enumerate(rows[0][1])} if rows else {}
-    if set(wanted) <= header.keys():
-        columns, rows = (header[wanted[0]], header[wanted[1]]), rows[1:]
+    exact = {name.strip(): i for i, name in enumerate(rows[0][1])} if rows else {}
+    header = {name.casefold(): i for name, i in exact.items()} | exact
+    if all(name in header or name.casefold() in header for name in wanted):
+        first, second = (header.get(name, header.get(name.casefold(), 0)) for name in wanted)
+        columns, rows = (first, second), rows[1:]
+    elif rows and not os.path.isfile(listing.parent / rows[0][1][0].strip()):  # noqa: PTH113, a cell may be too long for a name
+        raise DataError(
+            f"{listing}, line {rows[0][0]}: {','.join(rows[0][1])[:60]!r} names no file and has no columns {','.join(wanted)}; "
+            "correct the row, or name the columns by dataset.splits.train.path_column and label_column"
+        )
     items, labels = [], []
     for number, row in rows:
         if len(row) <= max(columns) or not row[columns[1]].strip():
             raise DataError(f"{listing}, line {number}: {','.join(row)[:60]!r}; expected {','.join(wanted)}")
         path = listing.parent / row[columns[0]].strip()
-        if not path.is_file():
-            raise DataError(f"{listing}, line {number}: there is no file {path}; correct the path or drop the line")
+        if not os.path.isfile(path):  # noqa: PTH113, as above
+            raise DataError(
+                f"{listing}, line {number}: there is no file {str(path)[:300]}; correct the path or drop the line"
+            )
         items.append(str(path))
         labels.append(row[columns[1]].strip())
     return SplitFiles(listing, tuple(items), tuple(labels), tuple(sorted(set(labels))))
@@ -270,7 +298,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], Callable[[Path, LayoutConfig, bool], Sp
 
 def _named(base: Path, names: Sequence[str]) -> Iterator[Path]:
     """Yield the folders in `base` that are called like one of `names`, ignoring case; "." is `base` itself."""
-    folders = {folder.name.casefold(): folder for folder in _subfolders(base)}
+    folders = {folder.name.casefold(): folder for folder in subfolders(base)}
     for name in names:
         if name == ".":
             yield base
@@ -278,28 +306,8 @@ def _named(base: Path, names: Sequence[str]) -> Iterator[Path]:
             yield folder
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [folder / name for name in sorted(e.name for e in entries if not _hidden(e.name) and e.is_dir())]
-
-
-def _has_images(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) for entry in entries)
-
-
 def _first_file(base: Path, files: Sequence[str]) -> Path | None:
     return next((base / name for name in files if (base / name).is_file()), None)
-
-
-def _is_image(name: str) -> bool:
-    return not _hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122, one call per file
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _plain(name: str) -> str:

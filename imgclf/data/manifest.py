@@ -104,7 +104,8 @@ class Exclusion:
             rows = _remaining(split, paths[split], quota)
             dropped += len(samples) - len(rows)
             kept[split] = samples.take(rows)
-        if gone := [classes[target] for target in np.flatnonzero(kept["train"].counts() == 0)]:
+        lost = (kept["train"].counts() == 0) & (splits["train"].counts() > 0)
+        if gone := [classes[target] for target in np.flatnonzero(lost)]:
             raise DataError(
                 f"{key}: no training images are left of {_few(gone)}; repair these files, or edit the list `exclude`"
             )

@@ -19,6 +19,7 @@ __all__ = ["PixelTable", "read_pixel_csv"]
 _LABEL_LENGTH = 80  # characters that the fast way keeps; longer labels take the slow one
 _VALUES = {str(value): value for value in range(256)}
 _WHOLE = re.compile(r"\s*\+?0*([0-9]{1,3})\s*", re.ASCII)
+_COLOURS = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
 _NUMBER_LABEL = re.compile(r"\+?([0-9]{1,18})(\.0*)?")
 
 
@@ -38,7 +39,8 @@ def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) ->
     number is both, so the width says which, and `channels` (1 or 3) only refuses the other. The first row is a header
     when it has a cell `label` or no number after its first cell. The label column is the one called `label`, else
     the first. Labels are any text; numbers among them lose leading zeros and a ".0". Pixels are whole numbers from 0 to
-    255: "12.0" is refused, since a file of floats may hold another scale. Blank lines are skipped.
+    255: "12.0" is refused, since a file of floats may hold another scale. Blank lines are skipped. Where a header numbers
+    the pixels ("pixel0", "r0"), they are read in the order of the numbers, whatever that of the columns.
 
     Raises `DataError` naming the file, the line, what came and what was expected.
     """
@@ -50,7 +52,9 @@ def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) ->
         with path.open(encoding="utf-8-sig", newline="") as file:
             start, first, header = _first_row(path, file)
             column = next((i for i, cell in enumerate(first) if _is_label(cell)), 0) if header else 0
+            _refuse_blank_ends(path, start, first)
             shape = _shape(path, start, len(first) - 1, channels)
+            order = _order(path, start, first[:column] + first[column + 1 :]) if header else None
             rows = _read_fast(path, header, column, len(first))
             rows = rows or _read_slowly(path, header, column, len(first))
     except UnicodeDecodeError as error:
@@ -60,6 +64,7 @@ def read_pixel_csv(path: str | os.PathLike[str], channels: int | None = None) ->
     except csv.Error as error:
         raise DataError(f"{path}: isn't CSV ({error}), expected rows of a label and pixels") from None
     pixels, labels, lines = rows
+    pixels = pixels if order is None else np.take(pixels, order, axis=1)
     if not len(pixels):
         raise DataError(f"{path}: line {start} is a header and no row follows, expected a label and pixels per row")
     names = {label: _label(path, label, lines, labels) for label in set(labels)}
@@ -105,6 +110,45 @@ def _first_row(path: Path, file: IO[str]) -> tuple[int, list[str], bool]:
     return line, cells, header
 
 
+def _refuse_blank_ends(path: Path, line: int, cells: list[str]) -> None:
+    """Raise `DataError` for the two columns that programs add without being asked."""
+    if not cells[0].strip() or cells[0].strip().lower().startswith("unnamed:"):
+        raise DataError(
+            f"{path}: line {line}: the first column has no name, as the index that pandas adds: write the file with "
+            "index=False, or call the column label"
+        )
+    if not cells[-1].strip():
+        raise DataError(f"{path}: line {line} ends with a comma: remove the comma at the end of every line")
+
+
+def _order(path: Path, line: int, names: list[str]) -> list[int] | None:
+    """Return the positions of the columns in the order of the pixels, by the numbers in their names; None as they are.
+
+    Programs that sort columns by text put "pixel10" before "pixel2". Names with two numbers may mean row and column or
+    column and row. Raises `DataError` where the names are in no order and don't give one.
+    """
+    parts = [re.split(r"([0-9]+)", name.strip().lower()) for name in names]
+    numbers = [tuple(map(int, part[1::2])) for part in parts]
+    if len(set(map(len, numbers))) > 1 or not numbers[0]:
+        return None  # not all of them are numbered
+    words = [re.findall("[a-z]+", "_".join(part[::2])) for part in parts]
+    colours = [tuple(_COLOURS[word] for word in some if word in _COLOURS) for some in words]
+    if set(colours) != {(0,), (1,), (2,)}:
+        colours = [()] * len(names)
+    keys = list(zip(numbers, colours, strict=True))
+    if keys in (sorted(keys), sorted(keys, key=lambda key: (key[0][::-1], key[1]))):
+        return None
+    templates = len({tuple(part[::2]) for part in parts}) == len(set(colours))
+    complete = len(set(keys)) == len(keys) == (max(keys)[0][0] - min(keys)[0][0] + 1) * len(set(colours))
+    if len(numbers[0]) == 1 and templates and complete:
+        return sorted(range(len(keys)), key=keys.__getitem__)
+    place = next(i for i in range(1, len(keys)) if keys[i] < keys[i - 1])
+    raise DataError(
+        f"{path}: line {line}: column {names[place].strip()!r} comes after {names[place - 1].strip()!r}; expected the pixels "
+        "from the top left, row by row: sort the columns"
+    )
+
+
 def _shape(path: Path, line: int, pixels: int, channels: int | None) -> tuple[int, int, int]:
     """Return (S, S, C) of a row with this number of pixels."""
     for count in (1, 3):
@@ -113,10 +157,12 @@ def _shape(path: Path, line: int, pixels: int, channels: int | None) -> tuple[in
             if channels in (None, count):
                 return side, side, count
             raise DataError(f"{path}: rows of {side} x {side} pixels with {count} channel(s), expected {channels}")
-    raise DataError(
-        f"{path}: line {line} has {pixels + 1} cells, expected a label and the pixels of a square "
-        f"(such as 1 + 28 * 28 = 785, or 1 + 3 * 28 * 28 in colour)"
-    )
+    hint = "such as 1 + 28 * 28 = 785, or 1 + 3 * 28 * 28 in colour"
+    for count in (1, 3):
+        side = math.isqrt(max(0, pixels - 1) // count)
+        if side > 1 and side * side * count == pixels - 1:
+            hint = "one cell less; is there an index besides the label, or a comma at the end? pandas: index=False"
+    raise DataError(f"{path}: line {line} has {pixels + 1} cells, expected a label and the pixels of a square ({hint})")
 
 
 def _read_fast(path: Path, header: bool, column: int, width: int) -> tuple[np.ndarray, list[str], np.ndarray] | None:
@@ -158,7 +204,7 @@ def _read_slowly(path: Path, header: bool, column: int, width: int) -> tuple[np.
             next(rows)
         for line, cells in rows:
             if len(cells) != width:
-                _refuse_width(path, line, len(cells), width, last=next(rows, None) is None)
+                _refuse_width(path, line, cells, width, last=next(rows, None) is None)
             labels.append(cells.pop(column))
             lines.append(line)
             values = list(map(_VALUES.get, cells))
@@ -174,9 +220,10 @@ def _read_slowly(path: Path, header: bool, column: int, width: int) -> tuple[np.
     return np.array(pixels, np.uint8).reshape(shape), labels, np.array(lines, np.int64)
 
 
-def _refuse_width(path: Path, line: int, cells: int, width: int, *, last: bool) -> NoReturn:
-    cut = " (the last line: the file is cut off, download it again)" if last and cells < width else ""
-    raise DataError(f"{path}: line {line} has {cells} cells, expected {width} as in the first row{cut}")
+def _refuse_width(path: Path, line: int, cells: list[str], width: int, *, last: bool) -> NoReturn:
+    cut = " (the last line: the file is cut off, download it again)" if last and len(cells) < width else ""
+    comma = " (it ends with a comma: remove it)" if len(cells) == width + 1 and not cells[-1].strip() else ""
+    raise DataError(f"{path}: line {line} has {len(cells)} cells, expected {width} as in the first row{cut}{comma}")
 
 
 def _label(path: Path, label: str, lines: np.ndarray, labels: list[str]) -> str:

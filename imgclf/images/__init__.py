@@ -4,8 +4,19 @@ import PIL
 
 from imgclf.images.decode import as_pixels, decode, describe, read_image, read_start
 from imgclf.images.pixels import fit
+from imgclf.images.suffixes import IMAGE_SUFFIXES, SUFFIXES, unused_reason
 
-__all__ = ["as_pixels", "decode", "describe", "fit", "read_image", "read_start"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "SUFFIXES",
+    "as_pixels",
+    "decode",
+    "describe",
+    "fit",
+    "read_image",
+    "read_start",
+    "unused_reason",
+]
 
 # Part of every cache key: raise the number whenever decoding changes any pixel, so that caches are made again.
 __version__ = f"1, Pillow {PIL.__version__}"

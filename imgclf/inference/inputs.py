@@ -14,10 +14,12 @@ import cv2
 import numpy as np
 import torch
 
-from imgclf.data.layouts import list_images
+from imgclf.data.folders import walk
 from imgclf.data.pixel_csv import read_pixel_csv
+from imgclf.data.samples import natural_key
 from imgclf.errors import ConfigError, DataError, ImageError, one_line
 from imgclf.fetch import fetch_image, is_url
+from imgclf.images import unused_reason
 
 __all__ = [
     "InputImage",
@@ -31,6 +33,12 @@ __all__ = [
 ]
 
 _READ_BYTES = 1 << 16  # about a thousand paths
+_NO_IMAGES = (
+    unused_reason(""),
+    "video: ",
+    "archive: ",
+    "array: ",
+)  # how reasons begin for files that hold no single image
 
 
 class RemoteImage:
@@ -188,12 +196,25 @@ def _named_inputs(path: str | os.PathLike[str]) -> Iterator[InputImage]:
     if not os.path.isdir(path):  # noqa: PTH112
         yield InputImage(str(path), path)
         return
-    folders = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
-    files = [file for folder in folders for file in list_images(folder)]
-    if not files:
+    inputs = list(_folder_inputs(path))
+    if not inputs:
         message = f"{path}: no images in this folder or below it; expected files such as .jpg or .png"
-        yield InputImage(str(path), ImageError(message))
-    yield from (InputImage(str(file), file) for file in files)
+        inputs = [InputImage(str(path), ImageError(message))]
+    yield from inputs
+
+
+def _folder_inputs(path: Path) -> Iterator[InputImage]:
+    """Yield the images in a folder and below it by their paths; formats that aren't read and broken links too, whose reader
+    names them.
+    """
+    for folder in sorted(walk(path), key=lambda folder: Path(folder.path)):
+        if folder.error:
+            error = ImageError(f"{folder.path}: the folder can't be opened ({folder.error}); make it readable")
+            yield InputImage(folder.path, error)
+        for name in sorted([*folder.files, *folder.broken], key=natural_key):
+            if not unused_reason(name).startswith(_NO_IMAGES):
+                file = Path(folder.path, name)
+                yield InputImage(str(file), file)
 
 
 def _csv_inputs(path: Path, known: set[str], label_names: Mapping[str, str]) -> list[InputImage]:

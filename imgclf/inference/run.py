@@ -1,6 +1,5 @@
 """A run in Python: its results, plots, report and classifier, each read from the files of its folder when it is asked for."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from imgclf.config import RunConfig
 from imgclf.errors import ConfigError, DataError, RunError, one_line
 from imgclf.evaluation.classification import format_accuracy
 from imgclf.files.run_folder import find_run, finished_epochs
-from imgclf.report.tables import read_history_csv
+from imgclf.report.tables import read_confusion_csv, read_history_csv, read_predictions_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,10 +108,9 @@ class Run:
         from imgclf.report.confusion import confusion_figure  # here, because it loads matplotlib
 
         path = self._file(f"confusion_{split}.csv")
-        header, rows = _read_rows(path)
+        classes, matrix = read_confusion_csv(path)
         try:
-            matrix = np.array([row[1:] for row in rows], dtype=np.int64)
-            return confusion_figure(matrix, header[1:])
+            return confusion_figure(matrix, classes)
         except ValueError as error:
             raise DataError(f"{path}: can't be read as counts ({one_line(error, 160)})") from None
 
@@ -246,21 +244,10 @@ class _Tested:
     @classmethod
     def read(cls, path: Path) -> "_Tested":
         """Read the file; raises `DataError`."""
-        header, rows = _read_rows(path)
-        classes = header[3:]
+        classes, rows = read_predictions_csv(path)
         try:
             targets = np.array([classes.index(row[1]) for row in rows], dtype=np.int64)
             probabilities = np.array([row[3:] for row in rows], dtype=np.float32).reshape(len(rows), len(classes))
         except (ValueError, IndexError) as error:
             raise DataError(f"{path}: can't be read as predictions ({one_line(error, 160)})") from None
         return cls([row[0] for row in rows], targets, probabilities, classes)
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a CSV file; raises `DataError`."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row]
-    except (ValueError, csv.Error, OSError) as error:
-        raise DataError(f"{path}: can't be read ({one_line(error, 160)})") from None
-    return header, rows

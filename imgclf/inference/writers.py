@@ -23,6 +23,7 @@ from imgclf.inference.inputs import InputImage, RemoteImage
 from imgclf.inference.prediction import Prediction
 from imgclf.inference.predictor import Predictor
 from imgclf.report.page import shrunk
+from imgclf.report.tables import predictions_header, text_cell
 
 if TYPE_CHECKING:
     from imgclf.figures.grid import Tile
@@ -105,20 +106,20 @@ class TableWriter(LineWriter):
 
 
 class CSVWriter(LineWriter):
-    """Prints CSV: file, predicted, then the probability of each class."""
+    """Prints CSV: file, predicted, then the probability of each class; names as `text_cell` writes them."""
 
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         super().__init__(classes, top, threshold)
         if isinstance(sys.stdout, io.TextIOWrapper) and _is_utf8(sys.stdout):
             sys.stdout.reconfigure(errors="surrogateescape")  # names of files that aren't text keep their bytes
         self.rows = csv.writer(sys.stdout, lineterminator="\n")
-        self.rows.writerow(["file", "predicted", *classes])
+        self.rows.writerow(["file", *predictions_header(classes)])
 
     def write(self, prediction: Prediction) -> None:
         """Print the row."""
         values = [f"{value:.7g}" for value in prediction.probabilities.tolist()]
         predicted = predicted_class(prediction, self.classes, self.threshold)
-        self.rows.writerow([prediction.image.name, predicted, *values])
+        self.rows.writerow([text_cell(prediction.image.name), text_cell(predicted), *values])
 
 
 class JSONWriter(LineWriter):

@@ -8,15 +8,13 @@ should not change without need. Near duplicates are searched among the images th
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from imgclf.data.layouts import IMAGE_SUFFIXES, list_images
+from imgclf.data.layouts import absent_classes
 from imgclf.data.manifest import FORMAT, read_exclusion, relative_paths
-from imgclf.data.samples import Samples
+from imgclf.data.unused import what_is_there
 from imgclf.quality.notes import Note, class_notes, file_notes
 from imgclf.quality.scan import ImageInfo, Indices, Scan, copies_of, exact_groups, near_groups
 
@@ -39,6 +37,11 @@ __all__ = [
 # Kind of a finding -> its title, what happens to the images, and what a verdict says of it.
 KINDS = {
     "unreadable": ("Unreadable files", "excluded", "{number} file{s} can't be read"),
+    "empty": (
+        "Classes without training images",
+        "nothing to exclude: add images, remove the folder, or leave the class out of dataset.classes",
+        "{number} class{es} without training images",
+    ),
     "stray": (
         "Unused files in class folders",
         "not excluded, because they aren't read: move or remove them",
@@ -71,8 +74,6 @@ NOT_CHECKED = (
     "near duplicates, and equal images in unequal files",
     "sizes and colour modes",
 )
-# Files that a file manager leaves behind.
-LITTER = frozenset({"thumbs.db", "desktop.ini"})
 # An image of a group; "excluded" only where true.
 ImageEntry = TypedDict("ImageEntry", {"split": str, "path": str, "class": str, "excluded": bool}, total=False)
 
@@ -148,7 +149,11 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
         return {"images": images, "message": info.removeprefix(f"{items[rows[0]]}: ")}
 
     described = {kind: [describe_group(rows) for rows in groups[kind]] for kind in KINDS}
-    described["stray"] = list(_stray_files(splits, data.root))
+    described["empty"] = [_without_images(data, name) for name in absent_classes(splits["train"])]
+    described["stray"] = [
+        {"images": [{"split": stray.split, "path": stray.path, "class": stray.name}], "message": stray.why}
+        for stray in data.unused.strays
+    ]
     findings = [_finding(kind, described[kind]) for kind in KINDS if kind != "near" and described[kind]]
     notes: list[Note] = [{"kind": "counts", "text": text} for text in data.notes]
     notes += [*class_notes(splits), *file_notes(scan, paths)]
@@ -177,9 +182,9 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
 
 def data_key(data: "ImageDataModule") -> str:
     """Return a digest of the files that are checked, with their sizes and times of change; reads none of them."""
-    digest = hashlib.blake2b(
-        repr((data.name, str(data.root), data.notes, data.settings.exclude)).encode(), digest_size=16
-    )
+    # Files elsewhere below the root, such as those of runs, don't count.
+    notes = [note for note in data.notes if note != data.unused.line]
+    digest = hashlib.blake2b(repr((data.name, str(data.root), notes, data.settings.exclude)).encode(), digest_size=16)
     for split, samples in data.samples.items():
         digest.update(repr((split, samples.classes)).encode() + samples.targets.tobytes())
         if samples.pixels is not None:
@@ -191,7 +196,7 @@ def data_key(data: "ImageDataModule") -> str:
                 digest.update(repr((item, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
             except OSError:
                 digest.update(repr(item).encode())
-    digest.update(repr(list(_stray_files(data.samples, data.root))).encode())
+    digest.update(repr(data.unused.strays).encode())
     return digest.hexdigest()
 
 
@@ -208,7 +213,16 @@ def _describe_finding(finding: Finding) -> str:
     noun = "pair" if all(len(group["images"]) == 2 for group in groups) else "group"
     number, s = f"{len(groups):,}", "s" * (len(groups) != 1)
     sets = f"{'near-' * kind.startswith('near')}duplicate {noun}{s}"
-    return KINDS[kind][2].format(number=number, s=s, sets=sets)
+    return KINDS[kind][2].format(number=number, s=s, es="es" * bool(s), sets=sets)
+
+
+def _without_images(data: "ImageDataModule", name: str) -> Group:
+    """The folder of a class that has no training images, with what it has instead."""
+    path = relative_paths([str(data.train_location / name)], data.root)[0]
+    return {
+        "images": [{"split": "train", "path": path, "class": name}],
+        "message": f"no images{what_is_there(data.train_location / name)}",
+    }
 
 
 def _excluded_before(data: "ImageDataModule") -> list[dict[str, str]]:
@@ -277,29 +291,3 @@ def _summarise_files(scan: Scan) -> FileSummary:
         "different_sizes": len(sizes),
         "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in sizes.most_common(20)],
     }
-
-
-def _stray_files(splits: Mapping[str, Samples], root: Path) -> Iterator[Group]:
-    """Files and folders in class folders that are not read; hidden ones are ignored."""
-    seen = set()
-    for split, samples in splits.items():
-        if samples.pixels is not None:
-            continue
-        for item, target in zip(samples.items, samples.targets.tolist(), strict=True):
-            folder, name = item.rpartition(os.sep)[0], samples.classes[target]
-            if folder in seen or folder.rpartition(os.sep)[2] != name:
-                continue
-            seen.add(folder)
-            with os.scandir(folder) as iterator:
-                entries = sorted((e for e in iterator if not e.name.startswith(".")), key=lambda e: e.name)
-            for entry in entries:
-                if message := _why_unused(entry):
-                    path = relative_paths([entry.path], root)[0]
-                    yield {"images": [{"split": split, "path": path, "class": name}], "message": message}
-
-
-def _why_unused(entry: "os.DirEntry[str]") -> str | None:
-    if entry.is_dir() and entry.name != "__MACOSX" and list_images(Path(entry.path)):
-        return "a folder with images inside a class folder"
-    is_read = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES or entry.name.lower() in LITTER
-    return "no suffix of an image file" if entry.is_file() and not is_read else None

@@ -9,6 +9,7 @@ import numpy as np
 
 from imgclf.data.manifest import file_size
 from imgclf.data.samples import Samples
+from imgclf.images import SUFFIXES
 from imgclf.quality.scan import ImageInfo, Scan
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ TINY = 10
 IMBALANCE = 5
 # Share of all files from which on a size or mode is the usual one.
 COMMON = 0.5
-JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".mpo"}
-SUFFIXES = {"JPEG": JPEG_SUFFIXES, "MPO": JPEG_SUFFIXES, "PNG": {".png"}, "WEBP": {".webp"}, "GIF": {".gif"}}
-SUFFIXES |= {"BMP": {".bmp"}, "TIFF": {".tif", ".tiff"}}
 
 
 class Note(TypedDict, total=False):

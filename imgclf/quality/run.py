@@ -41,7 +41,7 @@ def check_data(config: CheckConfig, folder: Path, words: Sequence[str] = ()) -> 
     began = time.perf_counter()
     silence_library_logs()
     require_unused(folder)
-    data = build_data(config.dataset, config.data_dir, config.seed)
+    data = build_data(config.dataset, config.data_dir, config.seed, empty_classes=True)
     splits = list(data.samples.values())
     with progress_bar("checking", sum(map(len, splits))) as advance:
         scanned = quick_scan(splits, advance) if config.quick else scan(splits, config.workers, advance)

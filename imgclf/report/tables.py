@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imgclf.errors import DataError
+from imgclf.errors import DataError, one_line
 from imgclf.evaluation.classification import ClassScores, averages, per_class
 from imgclf.files.atomic import write_atomically
 
@@ -31,15 +32,23 @@ __all__ = [
     "per_class_csv",
     "per_class_table",
     "predictions_csv",
+    "predictions_header",
+    "read_confusion_csv",
     "read_history_csv",
+    "read_predictions_csv",
     "report_files",
     "score_rows",
+    "text_cell",
     "write_csv",
     "write_evaluation",
     "write_history",
 ]
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
+
+# Text that a spreadsheet takes for a formula (full-width signs too), also behind apostrophes. Source: OWASP, CSV Injection.
+_FORMULA = re.compile("'*[=+@\\-\t\r\n\uff1d\uff0b\uff20\uff0d].", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
 
 Array = NDArray[Any]
 StrPath = str | os.PathLike[str]
@@ -68,6 +77,15 @@ def confusion_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:
     """Write the counts of a matrix [K, K]: a row for each true class, a column for each predicted class."""
     counts = np.asarray(matrix).tolist()
     write_csv(path, ["true \\ predicted", *classes], [[name, *row] for name, row in zip(classes, counts, strict=True)])
+
+
+def read_confusion_csv(path: StrPath) -> tuple[list[str], NDArray[np.int64]]:
+    """Read a file of `confusion_csv`: the K classes, and the counts int64 [K, K]; raises `DataError`."""
+    header, rows = _read_rows(path)
+    try:
+        return [_original(name) for name in header[1:]], np.array([row[1:] for row in rows], dtype=np.int64)
+    except ValueError as error:
+        raise DataError(f"{os.fspath(path)}: can't be read as counts ({one_line(error, 160)})") from None
 
 
 def per_class_csv(path: StrPath, classes: Sequence[str], matrix: Array) -> None:
@@ -119,7 +137,7 @@ def metrics_json(path: StrPath, metrics: Mapping[str, Mapping[str, object]]) -> 
 def predictions_csv(
     path: StrPath, files: Sequence[StrPath], targets: Array | None, probabilities: Array, classes: Sequence[str]
 ) -> None:
-    """Write file, true, predicted, and the probability of each class in a column of its name.
+    """Write file, true, predicted, and the probability of each class in a column called p(<class>).
 
     Without targets the column "true" is empty. Seven significant digits are all that float32 holds, so that a row still
     sums to 1. Raises ValueError where the lengths differ or a target is no class.
@@ -133,7 +151,26 @@ def predictions_csv(
         [os.fspath(file), name, classes[best], *(f"{p:.7g}" for p in row.tolist())]
         for file, name, best, row in zip(files, true, predicted.tolist(), probabilities, strict=True)
     )
-    write_csv(path, ["file", "true", "predicted", *classes], rows)
+    write_csv(path, ["file", "true", *predictions_header(classes)], rows)
+
+
+def predictions_header(classes: Sequence[str]) -> list[str]:
+    """Return the names of the columns for the predicted class and the probabilities: a class may be called "true" or "file"."""
+    return ["predicted", *(f"p({name})" for name in classes)]
+
+
+def read_predictions_csv(path: StrPath) -> tuple[list[str], list[list[str]]]:
+    """Read a file of `predictions_csv`: the K classes, and the rows as text [N, 3 + K]; raises `DataError`.
+
+    Columns are told by their position: earlier versions called those of the probabilities by the bare names of the classes.
+    """
+    header, rows = _read_rows(path)
+    name, columns = os.fspath(path), header[3:]
+    if header[:3] != ["file", "true", "predicted"] or any(len(row) != len(header) for row in rows):
+        raise DataError(f"{name}: can't be read as predictions; expected file, true, predicted and the probabilities")
+    if all(column.startswith("p(") and column.endswith(")") for column in columns):
+        return [column[2:-1] for column in columns], [[*map(_original, row[:3]), *row[3:]] for row in rows]
+    return columns, rows
 
 
 def _names_of(targets: Array, count: int, classes: Sequence[str]) -> list[str]:
@@ -209,12 +246,39 @@ def _write_json(path: StrPath, value: object) -> None:
 
 
 def write_csv(path: StrPath, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write UTF-8 with "\\n" line ends; bytes of a file name that aren't text are written with backslashes."""
+    """Write UTF-8 with "\\n" line ends; bytes of a file name that aren't text are written with backslashes.
+
+    Text that a spreadsheet would run as a formula is written as by `text_cell`.
+    """
     lines = _Lines()
     writer = csv.writer(lines)
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows(map(text_cell, row) for row in (header, *rows))
     write_atomically(path, lines.text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def text_cell(value: object) -> object:
+    """Return the value of a cell; text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    That is text of two characters or more that begins with =, +, -, @, a tab or a line end, and is no number. Apostrophes
+    before it are doubled by one more, so that the readers of these files get the very text back.
+    """
+    odd = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if odd else value
+
+
+def _original(cell: str) -> str:
+    """Return the text that `text_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _read_rows(path: StrPath) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a CSV file; raises `DataError`."""
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = [row for row in csv.reader(file) if row]
+    except (ValueError, csv.Error, OSError) as error:
+        raise DataError(f"{os.fspath(path)}: can't be read ({one_line(error, 160)})") from None
+    return header, rows
 
 
 class _Lines:

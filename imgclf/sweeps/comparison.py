@@ -1,6 +1,5 @@
 """Several runs side by side: their settings, their results, and whether the difference is significant."""
 
-import csv
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from imgclf.config import RunConfig
 from imgclf.errors import CheckpointError, DataError
 from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.evaluation.classification import format_accuracy
-from imgclf.report.tables import read_history_csv, write_csv
+from imgclf.report.tables import read_history_csv, read_predictions_csv, write_csv
 from imgclf.schema import flatten
 
 __all__ = ["Comparison", "McNemarResult", "RunResults", "compare_runs", "mcnemar", "read_run", "write_comparisons"]
@@ -315,8 +314,7 @@ def _read_predictions(path: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     """Return the folder that the files share, and {path below it: (true, predicted)}; both empty without the file."""
     if not path.is_file():
         return "", {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = {row["file"]: (row["true"], row["predicted"]) for row in csv.DictReader(file)}
+    rows = {file: (true, predicted) for file, true, predicted, *_ in read_predictions_csv(path)[1]}
     root = os.path.commonpath({str(Path(name).parent) for name in rows}) if rows else ""
     return root, {name[len(root) :]: row for name, row in rows.items()}
 

@@ -25,7 +25,7 @@ import torch
 from imgclf.cli.malloc import tune_malloc
 from imgclf.config import CacheConfig, ModelConfig, RunConfig, SchedulerConfig
 from imgclf.data.datasets import SportsDataModule
-from imgclf.data.layouts import list_images
+from imgclf.data.folders import list_images
 from imgclf.data.manifest import fingerprint
 from imgclf.data.pixel_cache import pixel_cache
 from imgclf.data.samples import Samples

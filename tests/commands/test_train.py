@@ -68,11 +68,11 @@ def test_metrics_have_their_schema_and_agree_with_history_and_predictions(tiny_r
     assert float(rows[-1]["train_accuracy"]) == pytest.approx(metrics["train"]["accuracy"])
     assert max(float(row["val_accuracy"]) for row in rows) == pytest.approx(metrics["val"]["accuracy"])
     predictions = read_rows(tiny_run / "predictions_test.csv")
-    assert list(predictions[0]) == ["file", "true", "predicted", *COLOURS]
+    assert list(predictions[0]) == ["file", "true", "predicted", *(f"p({name})" for name in COLOURS)]
     true = [row["true"] for row in predictions]
     predicted = [row["predicted"] for row in predictions]
     assert all(row["true"] in row["file"] for row in predictions)
-    probabilities = np.array([[float(row[name]) for name in COLOURS] for row in predictions])
+    probabilities = np.array([[float(row[f"p({name})"]) for name in COLOURS] for row in predictions])
     assert metrics["test"]["accuracy"] == pytest.approx(accuracy_score(true, predicted))
     assert metrics["test"]["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro"))
     probabilities /= probabilities.sum(axis=1, keepdims=True)  # they are written with seven digits

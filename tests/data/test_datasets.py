@@ -49,7 +49,7 @@ def test_cards_have_their_published_counts_and_classes(cards: Path) -> None:
     data = CardsDataModule(cards)
     assert counts(data) == (7_624, 265, 265)
     assert data.classes == tuple(sorted(CARDS))
-    assert data.notes == []
+    assert data.notes == ["not used: 1 other file (cards.csv)"]
 
 
 def test_rock_paper_scissors_reads_its_flat_validation_folder(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_rock_paper_scissors_reads_its_flat_validation_folder(tmp_path: Path) ->
     assert counts(data) == (2_520, 33, 372)
     assert data.classes == ("paper", "rock", "scissors")
     assert data.samples["val"].counts().tolist() == [11, 11, 11]
-    assert data.notes == []
+    assert data.notes == ["ignored: 1 .DS_Store, 1 ._*"]
 
 
 def test_asl_alphabet_holds_out_test_and_validation_images(tmp_path: Path) -> None:
@@ -173,7 +173,8 @@ def test_root_may_be_the_demo_or_where_the_data_set_lies(
 ) -> None:
     demo = SportsDataModule("demo", classes=["golf", "tennis"])
     assert demo.classes == ("golf", "tennis") and [len(demo.samples[split]) for split in SPLITS] == [60, 10, 10]
-    assert demo.notes == [], "the drawn edition is small on purpose"
+    others = "519 images of classes that dataset.classes doesn't name"
+    assert demo.notes == [f"not used: 1 other file (sports.csv), {others}"], "the drawn edition is small on purpose"
     with pytest.raises(ConfigError, match="custom"):
         ImageDataModule("demo").setup()
     (tmp_path / "cards").symlink_to(cards)

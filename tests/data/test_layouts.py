@@ -122,6 +122,15 @@ def test_flat_layout_takes_the_class_from_the_file_name(tmp_path: Path) -> None:
             ImageDataModule(tmp_path, splits={"train": {"kind": "flat", "names": ["."], "pattern": pattern}}).setup()
 
 
+@pytest.mark.parametrize("numbering", [" ({})", "({})", "_{}", "-{:03}", " {}", "{}", "_{} (2)", "-1 ({})"])
+def test_flat_layout_takes_any_numbering_off_the_class(tmp_path: Path, numbering: str) -> None:
+    for name in ("cat", "dog", "big cat"):
+        for number in range(1, 11):
+            (tmp_path / f"{name}{numbering.format(number)}.jpg").touch()
+    data = data_of(composed("dataset=flat", f"data_dir='{tmp_path}'"))
+    assert data.classes == ("big cat", "cat", "dog") and sum(counts(data)) == 30
+
+
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (5, 3)])
 def test_pixel_csv_layout_sorts_numeric_labels_and_reads_the_pixels(tmp_path: Path, side: int, channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, side * side * channels))
@@ -151,6 +160,37 @@ def test_list_layout_reads_path_and_label_and_names_the_line_of_an_error(tmp_pat
     (tmp_path / "labels.csv").write_text("\n".join([*lines, "images"]))
     with pytest.raises(DataError, match=r"labels\.csv, line 31: 'images'; expected path,label"):
         data_of(composed("dataset=list", f"data_dir='{tmp_path}'"))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("Path,Label", "{path},{label}"),
+        ("LABEL,PATH", "{label},{path}"),
+        ("id,Label, path ", "7,{label}, {path} "),
+        ("Path,path,label", "-,{path},{label}"),
+    ],
+)
+def test_list_layout_finds_its_columns_whatever_their_case(tmp_path: Path, header: str, row: str, mark: str) -> None:
+    draw_tree(tmp_path, {"images": 10})
+    files = [(f"images/{label}/{number:03}.png", label) for label in COLOURS for number in range(10)]
+    lines = [header, *(row.format(path=path, label=label) for path, label in files)]
+    (tmp_path / "labels.csv").write_text(mark + "\n".join(lines), encoding="utf-8")
+    data = data_of(composed("dataset=list", f"data_dir='{tmp_path}'"))
+    assert counts(data) == [21, 6, 3] and data.classes == tuple(COLOURS)
+
+
+@pytest.mark.parametrize("header", ["file,class", "path,class", "filename", "path;label", f"{'x' * 5000},label"])
+def test_list_without_its_columns_is_refused_by_what_its_first_line_lacks(tmp_path: Path, header: str) -> None:
+    draw_tree(tmp_path, {"images": 1})
+    (tmp_path / "labels.csv").write_text(f"{header}\nimages/red/000.png,red\n")
+    with pytest.raises(DataError) as caught:
+        data_of(composed("dataset=list", f"data_dir='{tmp_path}'"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'labels.csv'}, line 1: {header[:60]!r} names no file and has no columns path,label; correct the row, "
+        "or name the columns by dataset.splits.train.path_column and label_column"
+    )
 
 
 def test_missing_folder_raises_data_error_with_the_ways_to_get_the_data(tmp_path: Path) -> None:

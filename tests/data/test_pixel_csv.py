@@ -101,6 +101,96 @@ def test_malformed_csv_raises_data_error_with_the_line(tmp_path: Path, text: str
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.trust("pixel columns in another order than that of the pixels", "a scrambled image")
+@pytest.mark.parametrize(("name", "start"), [("pixel{}", 0), ("pixel{}", 1), ("{}", 0), ("Px_{:03}", 7)])
+@pytest.mark.parametrize("order", ["text", "reversed", "shuffled", "right"])
+@pytest.mark.parametrize("label", [0, 70, 144])
+def test_numbered_pixels_are_read_in_the_order_of_their_numbers(
+    tmp_path: Path, name: str, start: int, order: str, label: int
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 144))
+    names = [name.format(start + i) for i in range(144)]
+    columns = list(range(144))
+    if order == "text":
+        columns.sort(key=lambda i: names[i])
+    elif order == "reversed":
+        columns.reverse()
+    elif order == "shuffled":
+        np.random.default_rng(1).shuffle(columns)
+    head = [names[i] for i in columns]
+    rows = [[str(row[i]) for i in columns] for row in pixels]
+    for number, row in enumerate(rows):
+        row.insert(label, f"c{number}")
+    lines = [",".join([*head[:label], "label", *head[label:]]), *(",".join(row) for row in rows)]
+    table = read_pixel_csv(write(tmp_path, "\n".join(lines)))
+    assert table.pixels.flags.c_contiguous and table.labels == ["c0", "c1", "c2"]
+    np.testing.assert_array_equal(table.pixels.reshape(3, 144), pixels)
+
+
+@pytest.mark.parametrize("name", ["{}{}", "{}_{}", "pixel_{}_{}"])
+@pytest.mark.parametrize("order", ["planes", "bgr", "text", "right"])
+def test_numbered_colours_are_read_as_r_g_b_of_each_pixel(tmp_path: Path, name: str, order: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3))
+    columns = [(i, channel) for i in range(144) for channel in range(3)]
+    names = {(i, channel): name.format("rgb"[channel], i) for i, channel in columns}
+    keys = {
+        "planes": lambda key: (key[1], key[0]),
+        "bgr": lambda key: (key[0], -key[1]),
+        "text": names.__getitem__,
+        "right": lambda key: key,
+    }
+    columns.sort(key=keys[order])
+    lines = ["label," + ",".join(map(names.__getitem__, columns))]
+    lines.append("7," + ",".join(str(pixels.reshape(144, 3)[key]) for key in columns))
+    np.testing.assert_array_equal(read_pixel_csv(write(tmp_path, "\n".join(lines))).pixels[0], pixels)
+
+
+@pytest.mark.parametrize("name", ["{row}x{column}", "x{column}_y{row}"])
+def test_names_by_row_and_column_are_read_in_their_order_and_refused_in_another(tmp_path: Path, name: str) -> None:
+    names = [name.format(row=row, column=column) for row in range(12) for column in range(12)]
+    row = ",".join(map(str, range(144)))
+    table = read_pixel_csv(write(tmp_path, f"label,{','.join(names)}\n1,{row}"))
+    assert table.pixels.reshape(-1).tolist() == list(range(144))
+    with pytest.raises(DataError, match=r"line 1: column '\w+' comes after '\w+'; expected .* sort the columns$"):
+        read_pixel_csv(write(tmp_path, f"label,{','.join(sorted(names))}\n1,{row}"))
+
+
+@pytest.mark.parametrize("names", ["p1,p9,p2,p3", "p2,p1,p1,p3", "a1,q2,a3,a2"])
+def test_numbers_that_give_no_order_are_refused(tmp_path: Path, names: str) -> None:
+    with pytest.raises(DataError, match=r"line 1: column '.*' comes after '.*'; expected the pixels from the top left"):
+        read_pixel_csv(write(tmp_path, f"label,{names}\n1,2,3,4,5"))
+
+
+INDEX = "line 1: the first column has no name, as the index that pandas adds: write the file with index=False, or call"
+ONE_LESS = (
+    r"line 1 has 6 cells, expected .* \(one cell less; is there an index besides the label, or a comma at the end\?"
+)
+
+
+@pytest.mark.trust("an index column or a comma at the end, in CSV files of pixels", "another image, or an unclear line")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (",label,p1,p2,p3,p4\n0,3,1,2,3,4", INDEX),
+        ("Unnamed: 0,label,p1,p2,p3,p4\n0,3,1,2,3,4", INDEX),
+        (",p1,p2,p3,p4\n0,1,2,3,4\n1,1,2,3,4", INDEX),
+        (",0,1,2,3\n0,1,2,3,4\n1,1,2,3,4", INDEX),
+        ("0,3,1,2,3,4\n1,3,1,2,3,4", ONE_LESS),
+        ("id,label,p1,p2,p3,p4\n0,3,1,2,3,4", ONE_LESS),
+        ("label,p1,p2,p3,p4,\n3,1,2,3,4,", "line 1 ends with a comma: remove the comma at the end of every line"),
+        ("3,1,2,3,4,\n3,1,2,3,4,", "line 1 ends with a comma"),
+        (
+            "3,1,2,3,4\n3,1,2,3,4,",
+            r"line 2 has 6 cells, expected 5 as in the first row \(it ends with a comma: remove it\)$",
+        ),
+    ],
+)
+def test_index_column_and_trailing_comma_have_a_sentence_of_their_own(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
+        read_pixel_csv(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
 def test_folder_or_missing_file_raises_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a folder"):
         read_pixel_csv(tmp_path)

@@ -1,6 +1,8 @@
 """Inputs of a prediction: what is one image and what are several, and how they are named and sampled."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +57,53 @@ def test_folder_without_images_yields_an_image_error_with_its_name(tmp_path: Pat
     (image,) = list_inputs([str(tmp_path)])
     assert isinstance(image.source, ImageError) and str(image.source).startswith(
         f"{tmp_path}: no images in this folder"
+    )
+
+
+@pytest.mark.trust(
+    "folders with links in circles, litter and locked or odd files, listed for predict", "a hang, or a lost image"
+)
+def test_folder_with_links_in_circles_and_odd_files_lists_each_image_once(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for name in ("2.png", "10.jfif", "b/1.JPG", "a/1.heic", "b/c/x.jxl", "b/movie.mp4", "b/list.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name in (".thumbs/1.png", "@eaDir/2.png/SMALL.jpg", "__MACOSX/._2.png", "b/.3.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "far.png").touch()
+    links = {
+        "a/up": "..",
+        "b/c/self": ".",
+        "b/again": "c",
+        "z": "../outside",
+        "loop.png": "loop.png",
+        "gone.png": "nowhere",
+    }
+    for place, target in links.items():
+        (root / place).symlink_to(target)
+    names = [str(Path(image.name).relative_to(root)) for image in list_inputs([str(root)])]
+    top = ["2.png", "10.jfif", "gone.png", "loop.png"]
+    assert names == [*top, "a/1.heic", "b/1.JPG", "b/c/x.jxl", "z/far.png"]
+
+
+def test_a_folder_that_cannot_be_opened_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.png", "locked/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    first, second = list_inputs([str(tmp_path)])
+    assert first.name == str(tmp_path / "a" / "1.png")
+    assert (
+        str(second.source) == f"{tmp_path / 'locked'}: the folder can't be opened (Permission denied); make it readable"
     )
 
 

@@ -97,7 +97,7 @@ def test_evaluation_with_tta_writes_the_probabilities_of_predict_proba(
     evaluate_checkpoint(settings, tmp_path / "out")
     rows = read_rows(tmp_path / "out" / "predictions_test.csv")
     files = [row["file"] for row in rows]
-    written = np.array([[float(row[name]) for name in sorted(COLOURS)] for row in rows])
+    written = np.array([[float(row[f"p({name})"]) for name in sorted(COLOURS)] for row in rows])
     assert np.allclose(written, imgclf.load(path, tta=True).predict_proba(files), atol=1e-6)
     assert not np.allclose(written, imgclf.load(path).predict_proba(files), atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_loaded_checkpoint_predicts_every_kind_of_input_as_the_run_did(
     assert [row["epoch"] for row in classifier.history][:1] == [1]
     rows = read_rows(tiny_run / "predictions_test.csv")
     files = [row["file"] for row in rows]
-    expected = np.array([[float(row[name]) for name in COLOURS] for row in rows], dtype=np.float32)
+    expected = np.array([[float(row[f"p({name})"]) for name in COLOURS] for row in rows], dtype=np.float32)
     probabilities = classifier.predict_proba(files)
     assert probabilities.dtype == np.float32
     assert np.allclose(probabilities, expected, atol=1e-6)

@@ -148,13 +148,13 @@ def test_run_reads_its_results_from_files_alone(trained: imgclf.Run, monkeypatch
 
 def test_top_losses_are_the_test_images_with_the_least_probability_of_their_class(trained: imgclf.Run) -> None:
     rows = read_rows(trained.folder / "predictions_test.csv")
-    own = np.array([float(row[row["true"]]) for row in rows])
+    own = np.array([float(row[f"p({row['true']})"]) for row in rows])
     top = trained.top_losses(4)
     assert [row.path for row in top] == [rows[index]["file"] for index in np.argsort(own, kind="stable")[:4]]
     assert [row.loss for row in top] == pytest.approx(sorted(-np.log(own))[:-5:-1], rel=1e-5)
     first = next(row for row in rows if row["file"] == top[0].path)
     assert (top[0].actual, top[0].predicted) == (first["true"], first["predicted"])
-    assert top[0].probability == pytest.approx(max(float(first[name]) for name in COLOURS))
+    assert top[0].probability == pytest.approx(max(float(first[f"p({name})"]) for name in COLOURS))
     texts = [text.get_text() for text in top.figure.texts]
     assert len(texts) == 4 and f"loss {top[0].loss:.2f}" in texts[0]
     assert repr(top).count("\n") == 3 and top[0].path in repr(top)

@@ -198,6 +198,33 @@ def test_unusual_images_are_notes_and_stray_files_are_findings(clean: Path, tmp_
     assert report["exclude"] == []
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_an_empty_class_is_a_finding_beside_all_others(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quick: bool
+) -> None:
+    (clean / "train" / "emu").mkdir()
+    (clean / "train" / "yak" / "old").mkdir(parents=True)
+    shutil.copy(clean / "train" / "cat" / "00.png", clean / "train" / "yak" / "old")
+    (clean / "train" / "cat" / "bad.jpg").write_bytes(b"")
+    shutil.copy(clean / "valid" / "cat" / "00.png", clean / "train" / "cat" / "leak.png")
+    code, report = check(clean, tmp_path / "out", f"quick={quick}".lower())
+    assert code == 1 and paths(report, "empty") == [["train/emu"], ["train/yak"]]
+    assert paths(report, "unreadable") == [["train/cat/bad.jpg"]] and len(paths(report, "leaks")) == 1
+    messages = [
+        group["message"] for finding in report["findings"] for group in finding["groups"] if finding["kind"] == "empty"
+    ]
+    nested = "no images (its images are in old below it: classes are read one level deep)"
+    assert messages == ["no images", nested] and report["counts"]["train"]["emu"] == 0
+    printed = capsys.readouterr().out
+    assert "\n  train/emu: no images\n" in printed and "2 classes without training images" in printed
+    assert "note: not used: 1 image in folders inside a class folder (train/yak/old; " in printed
+    assert "train/emu" in (tmp_path / "out" / "check.html").read_text()
+    assert [entry["path"] for entry in report["exclude"]] == ["train/cat/bad.jpg", "train/cat/leak.png"]
+    exclude = f"dataset.exclude='{tmp_path / 'out' / 'check.json'}'"
+    code, report = check(clean, tmp_path / "again", exclude)
+    assert code == 1 and [finding["kind"] for finding in report["findings"]] == ["empty", "stray"]
+
+
 def test_quick_notes_name_small_and_unequal_classes_and_empty_files(clean: Path) -> None:
     for number in range(10):
         (clean / "train" / "dog" / f"{number:02}.png").unlink()

