@@ -25,7 +25,7 @@ FEW_PIXELS = 48
 BESIDE = 20
 # Characters of a file name that stay in sight, or else the last ones of the path.
 NAME, TAIL = 14, 10
-WITHOUT_IMAGES = ("unreadable", "stray")
+WITHOUT_IMAGES = ("unreadable", "stray", "range")
 
 Pixels = NDArray[np.uint8]
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from imgclf.data.samples import Samples
 from imgclf.errors import ImageError, RunError
-from imgclf.images import decode, describe
+from imgclf.images import decode, describe, peak
 from imgclf.signals import exit_with_parent
 from imgclf.threads import available_cpus
 
@@ -61,13 +61,16 @@ Indices = npt.NDArray[np.int64]
 
 
 class ImageInfo(NamedTuple):
-    """Header of an image file; of a row of pixels, the format is "row" and the mode L or RGB."""
+    """Header of an image file, and `peak`, the largest number of 16-bit grey; of a row of pixels, the format is "row" and the
+    mode L or RGB.
+    """
 
     format: str
     mode: str
     width: int
     height: int
     notes: tuple[str, ...] = ()
+    peak: int | None = None
 
 
 # Of n samples: infos or errors, digests of 16 bytes each, thumbnails [n, SIDE, SIDE, 3].
@@ -147,8 +150,8 @@ def _scan_chunk(items: Sequence[str]) -> _Part:
             pixels = decode(item)
             info = describe(item)
             digest, thumbnails[row] = digest_of(pixels), _thumbnail(pixels)
-            size = info["width"], info["height"]
-            infos.append(ImageInfo(info["format"], info["mode"], *size, tuple(info["notes"])))
+            size, most = (info["width"], info["height"]), peak(item) if info["mode"].startswith("I") else None
+            infos.append(ImageInfo(info["format"], info["mode"], *size, tuple(info["notes"]), most))
         except ImageError as error:
             infos.append(str(error))
         digests.append(digest)
