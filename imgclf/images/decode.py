@@ -246,7 +246,7 @@ def _open(data: bytes) -> _Opened:
     if kind == "PNG" and image.mode == "P" and not image.palette:
         raise ImageError("is a PNG of palette colours without its palette: copy or download it again")
     if png:
-        image.info |= png.info
+        image.info.update(png.info)
     divisor = formats.check_cost(image, data)
     if divisor > 1:
         image.draft(None, (image.width // divisor, image.height // divisor))
