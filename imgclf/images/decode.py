@@ -234,6 +234,7 @@ def _open(data: bytes) -> _Opened:
         data = png.data
     elif kind == "TIFF":
         formats.check_tiff(data)
+        formats.silence_libtiff()
     # Below 1 MiB no header can hold enough to matter, and metering takes a tenth of a small JPEG's time.
     file = io.BytesIO(data)
     if len(data) > _SMALL:

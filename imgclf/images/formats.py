@@ -3,16 +3,29 @@
 Each check raises an `ImageError` without the file's name; `imgclf.images.decode` adds it.
 """
 
+import ctypes
 import io
 import struct
 import zlib
+from contextlib import suppress
+from functools import cache
 from typing import NamedTuple
 
 from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from imgclf.errors import ImageError
 
-__all__ = ["HEADER_BYTES", "MeteredBytes", "StrippedPNG", "check_cost", "check_png", "check_tiff", "sniff", "strip_png"]
+__all__ = [
+    "HEADER_BYTES",
+    "MeteredBytes",
+    "StrippedPNG",
+    "check_cost",
+    "check_png",
+    "check_tiff",
+    "silence_libtiff",
+    "sniff",
+    "strip_png",
+]
 
 # Bytes that may precede the pixels, profiles and previews included.
 HEADER_BYTES = 16 * 2**20
@@ -180,6 +193,18 @@ def check_png(image: Image.Image, chunks: dict[bytes, list[memoryview]]) -> None
     missing -= len(inflate.flush()) if missing > 0 else 0
     if missing > 0:
         raise ImageError(f"lacks {missing:,} bytes of its pixels: copy or download it again")
+
+
+@cache
+def silence_libtiff() -> None:
+    """Keep libtiff from printing to stderr, once per process: its lines name no file, and Pillow raises what matters.
+
+    Where Pillow has libtiff built in, the function isn't found, and libtiff prints as before.
+    """
+    with suppress(OSError, AttributeError):
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
 
 
 def check_tiff(data: bytes) -> None:

@@ -33,7 +33,7 @@ _CONVERT = "convert it to PNG or JPEG"
 REMEDIES = {
     "AVIF": _UPDATE,
     "JPEG 2000": _UPDATE,
-    "HEIC": f"needs the extra heic: {install_hint('heic')}",
+    "HEIC": f"needs the extra heic; {install_hint('heic')}",
     "JPEG XL": _CONVERT,
     "PDF": "export its pages as images",
     "SVG": "export it as PNG",
