@@ -12,7 +12,7 @@ from imgclf.data.samples import Samples
 from imgclf.errors import ImageError
 from imgclf.images import peak
 
-__all__ = ["describe_range", "sampled_range", "significant_bits"]
+__all__ = ["LITTLE", "describe_range", "sampled_range", "significant_bits"]
 
 # Largest number of 16-bit images that is worth a remark: a quarter of the range.
 LITTLE = 2**14 - 1
