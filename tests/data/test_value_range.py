@@ -12,10 +12,12 @@ from support.image_files import SIZE_TAGS, assert_close, encoded, grey3, png, ti
 
 import imgclf
 from imgclf.data.datamodule import ImageDataModule
+from imgclf.data.samples import Samples
 from imgclf.data.value_range import describe_range
 from imgclf.errors import ConfigError
 from imgclf.images import as_pixels, decode, fit, peak
 from imgclf.preprocess import Preprocess
+from imgclf.quality.scan import exact_groups, near_groups, scan
 from imgclf.training.build import data_of
 
 Run = Callable[..., Path]
@@ -110,13 +112,14 @@ def test_images_without_16_bit_grey_keep_all_bits(colours: Path) -> None:
 @pytest.mark.trust(
     "12-bit images in 16-bit files trained on with dataset.range=auto", "val, test or predict scaled otherwise"
 )
-def test_all_splits_and_predictions_are_scaled_alike(
+def test_all_splits_and_predictions_of_a_resumed_run_are_scaled_alike(
     microscope: Path, run_tiny: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run_tiny(f"data_dir='{microscope}'", "dataset.range=auto")
+    folder = run_tiny(f"data_dir='{microscope}'", "dataset.range=auto", "trainer.max_epochs=1")
     printed = capsys.readouterr().out
     assert "note: dataset.range=auto: 4,095 is white in 16-bit grey (12 bits are used)" in printed
     assert "of its range" not in printed
+    run_tiny(f"resume='{folder}'", "trainer.max_epochs=2", folder=folder)
     run = imgclf.open_run(folder)
     classifier = imgclf.load(folder)
     assert classifier.model.preprocess.bits == 12
@@ -136,17 +139,15 @@ def test_all_splits_and_predictions_are_scaled_alike(
     assert float(correct.mean()) == pytest.approx(run.metrics["test"]["accuracy"])
 
 
-def test_a_resumed_run_keeps_the_bits_of_its_first_data(microscope: Path, run_tiny: Run) -> None:
-    folder = run_tiny(f"data_dir='{microscope}'", "dataset.range=auto", "trainer.max_epochs=1")
-    again = run_tiny(f"resume='{folder}'", "trainer.max_epochs=2", folder=folder)
-    assert imgclf.load(again).model.preprocess.bits == 12
+def test_caches_hold_no_pixels_of_another_range(microscope: Path) -> None:
+    def mean(bits: int) -> float:
+        data = data_of(composed(*words(microscope)))
+        data.connect(Preprocess(size=16, bits=bits))
+        loader = data.loader("train")
+        assert loader.options.num_workers == 0
+        return float(np.mean([np.mean(batch.images.numpy()) for batch in loader]))
 
-
-def test_caches_hold_no_pixels_of_another_range(microscope: Path, run_tiny: Run) -> None:
-    dark = run_tiny(f"data_dir='{microscope}'")
-    bright = run_tiny(f"data_dir='{microscope}'", "dataset.range=auto")
-    means = [imgclf.open_run(folder).data.loader("train").images(0, np.arange(8)).mean() for folder in (dark, bright)]
-    assert means[1] > 10 * means[0]
+    assert mean(12) == mean(12) > 10 * mean(16)
 
 
 def test_training_notes_values_that_use_little_of_their_range(
@@ -175,6 +176,19 @@ def test_check_finds_values_that_use_little_of_their_range(
     assert code == 0 and report["findings"] == []
     code, report = check(microscope, tmp_path / "quick", "quick=true")
     assert code == 0 and [note["kind"] for note in report["notes"]] == ["range"]
+
+
+@pytest.mark.trust("different 16-bit images that 8 bits don't tell apart, checked", "duplicates that are none")
+def test_different_dark_images_are_no_duplicates(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 120, (24, 24)).astype(np.uint16)
+    items = []
+    for number, image in enumerate((values, values[::-1], values)):
+        items.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(image).save(items[-1])
+    assert decode(items[0]).max() == decode(items[1]).max() == 0
+    scanned = scan([Samples(tuple(items), np.zeros(3, np.int64), ("a", "b"))], workers=0)
+    assert [group.tolist() for group in exact_groups(scanned.digests, scanned.readable)] == [[0, 2]]
+    assert [group.tolist() for group in near_groups(scanned.thumbnails, scanned.readable)] == [[0, 2]]
 
 
 @pytest.mark.parametrize(("most", "little"), [(0, True), (255, True), (16383, True), (16384, False), (65535, False)])
