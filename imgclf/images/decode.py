@@ -1,7 +1,8 @@
 """Decode a file or its bytes to uint8 RGB pixels: strict, of bounded cost, the same for training and prediction.
 
-JPEG (of an MPO the first image), PNG, WebP, GIF, BMP and TIFF are read, recognised by content and never by file name. Any
-other or damaged file raises an `ImageError` of one line that begins with the file's name. The pixels:
+JPEG (of an MPO the first image), PNG, WebP, GIF, BMP and TIFF are read, AVIF and JPEG 2000 where Pillow has their decoders,
+and HEIC where pillow-heif is installed; all are recognised by content and never by file name. Any other or damaged file
+raises an `ImageError` of one line that begins with the file's name. The pixels:
 
 orientation   EXIF's 1-8 is applied in every format that has it; EXIF that can't be read counts as 1
 transparency  blended over `BACKGROUND`: alpha, a palette's tRNS, one transparent colour, the area around a GIF's first frame
@@ -10,6 +11,7 @@ animation     the first frame
 16-bit colour keeps its high bytes, as in Pillow
 32-bit grey   0-255 unchanged, else 0-65535 as 16-bit grey, else stretched from the image's minimum to its maximum
 float grey    0-1 times 255, else 0-255 unchanged, else stretched in the same way; NaN and infinity are refused
+size          above 300 MB of memory, a JPEG is read at 1/2, 1/4 or 1/8 of its size, the largest that takes less
 ICC profiles  ignored, as in the pipelines that trained the pretrained weights; Pillow converts CMYK, YCCK and LAB to RGB
 
 The checksums of a PNG are verified, and only the chunks that make pixels reach Pillow, so that compressed text can't fill
@@ -23,6 +25,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
@@ -60,8 +63,11 @@ MAX_BYTES = 128 * 2**20
 # Bytes of a file whose header needs no meter.
 _SMALL = 2**20
 
+# Formats whose headers Pillow reads apart from the pixels.
+_METERED = ("BMP", "GIF", "JPEG", "PNG")
+
 # Importing a plugin registers it; otherwise Image.open would import all of Pillow's to find TIFF.
-for _plugin in ("Bmp", "Gif", "Png", "Tiff", "WebP"):
+for _plugin in ("Avif", "Bmp", "Gif", "Jpeg2K", "Png", "Tiff", "WebP"):
     import_module(f"PIL.{_plugin}ImagePlugin")
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
@@ -235,10 +241,12 @@ def _open(data: bytes) -> _Opened:
     elif kind == "TIFF":
         formats.check_tiff(data)
         formats.silence_libtiff()
+    elif kind == "HEIF":
+        _register_heif()
     # Below 1 MiB no header can hold enough to matter, and metering takes a tenth of a small JPEG's time.
     file = io.BytesIO(data)
     if len(data) > _SMALL:
-        file = formats.MeteredBytes(data, math.inf if kind in ("TIFF", "WEBP") else formats.HEADER_BYTES)
+        file = formats.MeteredBytes(data, formats.HEADER_BYTES if kind in _METERED else math.inf)
     with ignore_warnings():
         # Image.open refuses 179 megapixels and more, which are not too many for a JPEG that is scaled.
         image = JpegImagePlugin.jpeg_factory(file) if kind == "JPEG" else Image.open(file, formats=(kind,))
@@ -253,6 +261,14 @@ def _open(data: bytes) -> _Opened:
         image.draft(None, (image.width // divisor, image.height // divisor))
     # Pillow turns a TIFF upright while it loads.
     return _Opened(image, 1 if kind == "TIFF" else orientation_of(image), png, divisor)
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC with pillow-heif, which applies its own turns and crops."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
-from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, _imaging
 
 from imgclf.errors import ImageError
+from imgclf.images.codestreams import avif_memory, brands, heif_memory, jpeg2000_memory
+from imgclf.images.suffixes import MISSING, REMEDIES
 
 __all__ = [
     "HEADER_BYTES",
@@ -47,6 +49,25 @@ _MAGIC = {
     b"MM\0*": "TIFF",
     # BigTIFF; Pillow misreads the big-endian one.
     b"II+\0": "TIFF",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+}
+# Brands of an ISO media file, of which the first that is found names its format.
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"heim": "HEIF", b"heis": "HEIF"}
+_BRANDS |= {b"mif1": "HEIF", b"msf1": "HEIF"}
+# First bytes of what is not read -> its name in `REMEDIES`.
+_OTHERS = {
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "Photoshop",
+    b"<svg": "SVG",
+    b"\0\0\1\0": "icon",
+    b"PK\3\4": "archive",
+    b"\x1f\x8b": "archive",
+    b"\x93NUMPY": "array",
+    b"\x89HDF": "array",
 }
 _TIFF_CODECS = {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate"}
 _TIFF_CODECS |= {"packbits", "zstd", "webp"}
@@ -95,12 +116,24 @@ class MeteredBytes(io.BytesIO):
 
 
 def sniff(data: bytes) -> str:
-    """Pillow's name of the format, by the first bytes of a file."""
+    """Pillow's name of the format, by the first bytes of a file; raises with the remedy for one that isn't read."""
+    name = _format_of(data)
+    if name in MISSING:
+        raise ImageError(f"is {MISSING[name]}: {REMEDIES[MISSING[name]]}")
+    return name
+
+
+def _format_of(data: bytes) -> str:
     for magic, name in _MAGIC.items():
         if data.startswith(magic):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if found := brands(data):
+        for brand, name in _BRANDS.items():
+            if brand in found:
+                return name
+        raise ImageError(f"is video: {REMEDIES['video']}")
     if not data:
         raise ImageError("is empty (0 bytes): copy or download it again")
     start = data[:512].lstrip().lower()
@@ -108,6 +141,15 @@ def sniff(data: bytes) -> str:
         raise ImageError("is a Git LFS pointer, not the image: run `git lfs pull`")
     if start.startswith((b"<!doctype html", b"<html")):
         raise ImageError("is a web page, not an image: download the image itself")
+    for magic, name in _OTHERS.items():
+        if data.startswith(magic) or start.startswith(magic):
+            raise ImageError(f"is {name}: {REMEDIES[name]}")
+    if b"<svg" in start and start.startswith(b"<"):
+        raise ImageError(f"is SVG: {REMEDIES['SVG']}")
+    if data[128:132] == b"DICM":
+        raise ImageError(f"is DICOM: {REMEDIES['DICOM']}")
+    if data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3] in b" \t\r\n":
+        raise ImageError(f"is NetPBM: {REMEDIES['NetPBM']}")
     raise ImageError(f"begins with {data[:8]!r}: expected JPEG, PNG, WebP, GIF, BMP or TIFF, so convert or remove it")
 
 
@@ -202,7 +244,7 @@ def silence_libtiff() -> None:
     Where Pillow has libtiff built in, the function isn't found, and libtiff prints as before.
     """
     with suppress(OSError, AttributeError):
-        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
         set_handler(None)
 
@@ -246,7 +288,7 @@ def check_cost(image: ImageFile.ImageFile, data: bytes) -> int:
         divisors = [1, 2, 4, 8] if frame in _SCALABLE and area <= MAX_SCALED else [1]
         costs = [_jpeg_bytes_per_pixel(image, in_one_scan, divisor) for divisor in divisors]
     else:
-        costs = [_bytes_per_pixel(image)]
+        costs = [_bytes_per_pixel(image, data)]
     memory, copies = 0.0, 1 if image.format in ("JPEG", "MPO") else 2
     for divisor, cost in zip(divisors, costs, strict=True):
         memory = copies * len(data) + area * cost
@@ -297,9 +339,16 @@ def _jpeg_bytes_per_pixel(image: JpegImagePlugin.JpegImageFile, in_one_scan: boo
     return max(coefficients + stored / divisor**2, (stored + 3) / divisor**2)
 
 
-def _bytes_per_pixel(image: ImageFile.ImageFile) -> float:
+def _bytes_per_pixel(image: ImageFile.ImageFile, data: bytes) -> float:
     """Peak memory of decoding, measured: Pillow's pixels, and the codec's buffers or the result, whichever is more."""
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    area = image.width * image.height
+    if image.format == "AVIF":
+        return avif_memory(data, area, image.mode == "RGBA") / area
+    if image.format == "HEIF":
+        return heif_memory(area, image.info, image.mode != "L") / area
+    if image.format == "JPEG2000":
+        return jpeg2000_memory(data, stored) / area
     if image.format == "WEBP":
         # Two canvases, a copy as bytes, Pillow's pixels.
         return 16.5
