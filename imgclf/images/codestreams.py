@@ -116,7 +116,7 @@ def _av1_sequence(bits: _Bits) -> tuple[int, int, int]:
     return profile, bits.read(width_bits) + 1, bits.read(height_bits) + 1
 
 
-def heif_memory(pixels: int, info: Mapping[str, Any], has_colours: bool) -> float:
+def heif_memory(pixels: int, info: Mapping[Any, Any], has_colours: bool) -> float:
     """Bytes that decoding an HEIC takes, by what pillow-heif tells of it: its planes, and its colours in two forms.
 
     libheif refuses an image that is larger than its container states.
