@@ -86,6 +86,9 @@ class DatasetConfig(Settings):
     num_workers: int | None = overridable(None, "DataLoader workers; null: by the number of cores.", low=0)
     timeout_seconds: float = overridable(300.0, "A worker that is silent for so long ends the run.", above=0)
     flips: list[str] | None = changeable(None, "Flips that keep the class: horizontal, vertical; null: known ones.")
+    range: str = setting(
+        "full", "White in 16-bit grey; auto: the largest value of train, as a power of two.", choices=("auto", "full")
+    )
     exclude: str | list[str] | None = changeable(None, "Path of a check.json, whose excluded files are left out.")
 
 

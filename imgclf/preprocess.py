@@ -18,7 +18,8 @@ class Preprocess:
 
     `mean` and `std` hold one number a channel: three for RGB, one for grey. `resize` is "squash" (both sides to `size`),
     "crop" (the shorter side to `size / crop_pct`, then the centre) or "letterbox" (the longer side to `size`, the rest
-    filled with `mean`). Raises `ConfigError` for values outside these.
+    filled with `mean`). `bits`: 2**bits - 1 is white in 16-bit grey images; 12 where a microscope's 12 bits lie in 16-bit
+    files. Raises `ConfigError` for values outside these.
     """
 
     size: int = 224
@@ -27,6 +28,7 @@ class Preprocess:
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
     resize: str = "squash"
+    bits: int = 16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -42,6 +44,8 @@ class Preprocess:
             raise ConfigError(f"mean={self.mean} std={self.std}: expected one or three numbers each, std above 0")
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct={self.crop_pct}: expected a number above 0, up to 1")
+        if not (isinstance(self.bits, int) and 1 <= self.bits <= 16):
+            raise ConfigError(f"bits={self.bits!r}: expected a whole number from 1 to 16")
 
     @property
     def channels(self) -> int:

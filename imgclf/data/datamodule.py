@@ -20,6 +20,7 @@ from imgclf.data.pixel_cache import CachedRows, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.data.show import show_classes
 from imgclf.data.unused import Unused, find_unused, refuse_empty
+from imgclf.data.value_range import significant_bits
 from imgclf.errors import ConfigError, DataError
 from imgclf.images import decode
 from imgclf.preprocess import Preprocess
@@ -96,7 +97,8 @@ class ImageDataModule(LightningDataModule):
         augment = self.settings.augment or AugmentConfig()
         self.augment = Augment(**vars(augment)) if augment != AugmentConfig() else None
         self.batch_size = self.settings.batch_size
-        self.preprocess, self.cache = preprocess or Preprocess(), cache or CacheConfig()
+        self._preprocess, self.cache = preprocess or Preprocess(), cache or CacheConfig()
+        self._measured = self.settings.range == "full"
         self.views, self.seed, self.check_counts, self.empty_classes = views, seed, check_counts, empty_classes
         self.notes: list[str] = []
         self.unused, self.train_location = Unused(), self.root
@@ -117,7 +119,20 @@ class ImageDataModule(LightningDataModule):
         """Prepare images as a model needs them, replace them by `features` where these are given, and end the filling of
         caches early when `stop` returns true.
         """
-        self.preprocess, self._features, self._stop = preprocess, features, stop
+        self._preprocess, self._features, self._stop, self._measured = preprocess, features, stop, True
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of the images; with `range="auto"`, its `bits` are measured on the training images first.
+
+        That of a model, after `connect`, has the bits of the images that the model was trained on.
+        """
+        if not self._measured:
+            self.setup()
+            bits = significant_bits(self.samples["train"], self.settings.timeout_seconds)
+            self._preprocess, self._measured = replace(self._preprocess, bits=bits), True
+            self.notes.append(f"dataset.range=auto: {2**bits - 1:,} is white in 16-bit grey ({bits} bits are used)")
+        return self._preprocess
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -248,7 +263,9 @@ class ImageDataModule(LightningDataModule):
     def image(self, split: str, index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return one sample as it is on disk, at its own size: uint8 [H, W, 3 or 1]."""
         samples = self.samples[split]
-        return decode(samples.items[index]) if samples.pixels is None else samples.pixels[index]
+        if samples.pixels is not None:
+            return samples.pixels[index]
+        return decode(samples.items[index], bits=self.preprocess.bits)
 
     def show_classes(self, n: int = 6) -> "Figure":
         """Return a figure with a row of `n` training images for each class; see `imgclf.show_classes`."""

@@ -157,7 +157,7 @@ def pixel_cache(
         return None
     # Normalisation isn't in the pixels, but a letterbox is filled with the mean.
     mean = preprocess.mean if preprocess.resize == "letterbox" else None
-    fitted = (shape, preprocess.resize, preprocess.interpolation, preprocess.crop_pct, mean)
+    fitted = (shape, preprocess.resize, preprocess.interpolation, preprocess.crop_pct, mean, preprocess.bits)
     description = {"root": str(root), "images": f"{' x '.join(map(str, shape))}, {preprocess.resize}"}
     spec = RowSpec("pixels", name, ("pixels", str(root), fitted, decoder), shape, "uint8", description)
     store = open_store(cache, spec, len(samples))

@@ -1,14 +1,17 @@
 """Decode a file or its bytes to uint8 RGB pixels: strict, of bounded cost, the same for training and prediction.
 
-JPEG (of an MPO the first image), PNG, WebP, GIF, BMP and TIFF are read, recognised by content and never by file name. Any
-other or damaged file raises an `ImageError` of one line that begins with the file's name. The pixels:
+JPEG (of an MPO the first image), PNG, WebP, GIF, BMP and TIFF are read, AVIF and JPEG 2000 where Pillow has their decoders,
+and HEIC where pillow-heif is installed; all are recognised by content and never by file name. Any other or damaged file
+raises an `ImageError` of one line that begins with the file's name. The pixels:
 
 orientation   EXIF's 1-8 is applied in every format that has it; EXIF that can't be read counts as 1
 transparency  blended over `BACKGROUND`: alpha, a palette's tRNS, one transparent colour, the area around a GIF's first frame
 animation     the first frame
-16-bit grey   value * 255 / 65535, rounded; 16-bit colour keeps its high bytes, as in Pillow
+16-bit grey   value * 255 / 65535, rounded; with `bits`, value * 255 / (2**bits - 1), at most 255
+16-bit colour keeps its high bytes, as in Pillow
 32-bit grey   0-255 unchanged, else 0-65535 as 16-bit grey, else stretched from the image's minimum to its maximum
 float grey    0-1 times 255, else 0-255 unchanged, else stretched in the same way; NaN and infinity are refused
+size          above 300 MB of memory, a JPEG is read at 1/2, 1/4 or 1/8 of its size, the largest that takes less
 ICC profiles  ignored, as in the pipelines that trained the pretrained weights; Pillow converts CMYK, YCCK and LAB to RGB
 
 The checksums of a PNG are verified, and only the chunks that make pixels reach Pillow, so that compressed text can't fill
@@ -22,26 +25,49 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from imgclf.errors import ImageError
 from imgclf.images import formats
-from imgclf.images.pixels import NUMERIC, Pixels, apply_orientation, fit, ignore_warnings, orientation_of, to_rgb
+from imgclf.images.pixels import (
+    NUMERIC,
+    Pixels,
+    apply_orientation,
+    fit,
+    ignore_warnings,
+    largest_value,
+    orientation_of,
+    to_rgb,
+)
 from imgclf.preprocess import Preprocess
 
-__all__ = ["MAX_BYTES", "Description", "FileStart", "as_pixels", "decode", "describe", "read_image", "read_start"]
+__all__ = [
+    "MAX_BYTES",
+    "Description",
+    "FileStart",
+    "as_pixels",
+    "decode",
+    "describe",
+    "peak",
+    "read_image",
+    "read_start",
+]
 
 # Of a file.
 MAX_BYTES = 128 * 2**20
 # Bytes of a file whose header needs no meter.
 _SMALL = 2**20
 
+# Formats whose headers Pillow reads apart from the pixels.
+_METERED = ("BMP", "GIF", "JPEG", "PNG")
+
 # Importing a plugin registers it; otherwise Image.open would import all of Pillow's to find TIFF.
-for _plugin in ("Bmp", "Gif", "Jpeg", "Png", "Tiff", "WebP"):
+for _plugin in ("Avif", "Bmp", "Gif", "Jpeg2K", "Png", "Tiff", "WebP"):
     import_module(f"PIL.{_plugin}ImagePlugin")
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
@@ -67,21 +93,23 @@ class FileStart(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """Image with its header read and its cost checked; `png` is the file as Pillow got it."""
+    """Image with its header read and its cost checked, at 1/`divisor` of its size; `png` is the file as Pillow got it."""
 
     image: ImageFile.ImageFile
     orientation: int
     png: formats.StrippedPNG | None
+    divisor: int
 
 
-def decode(source: Source, name: str | None = None) -> Pixels:
+def decode(source: Source, name: str | None = None, bits: int = 16) -> Pixels:
     """uint8 [H, W, 3] of a path or of a file's bytes, by the rules above.
 
-    Messages of an `ImageError` begin with `name`, or with the path.
+    Messages of an `ImageError` begin with `name`, or with the path. `bits` are those of 16-bit grey that are used: see
+    `Preprocess`.
     """
     with _named_errors(source, name):
-        image, orientation, png = _open(_read(source))
-        pixels = to_rgb(image)
+        image, orientation, png, _ = _open(_read(source))
+        pixels = to_rgb(image, bits)
         if png:
             formats.check_png(image, png.chunks)
         # Frees the image's memory before its pixels are copied.
@@ -91,18 +119,25 @@ def decode(source: Source, name: str | None = None) -> Pixels:
 
 def read_image(source: Source, preprocess: Preprocess, name: str | None = None) -> Pixels:
     """uint8 [S, S, C]: `decode`, then `fit`."""
-    return fit(decode(source, name), preprocess)
+    return fit(decode(source, name, preprocess.bits), preprocess)
+
+
+def peak(source: Source, name: str | None = None) -> int | None:
+    """Largest number of a 16-bit grey image, 0 to 65535; None for all other images. Raises `ImageError` as `decode`."""
+    with _named_errors(source, name):
+        return largest_value(_open(_read(source)).image)
 
 
 def describe(source: Source, name: str | None = None) -> Description:
     """Read the header alone; raises `ImageError` for every header that `decode` refuses."""
     with _named_errors(source, name):
-        image, orientation, png = _open(_read(source))
-        with ignore_warnings():
-            frames = (png.frames if png else 0) or int(getattr(image, "n_frames", 1))
+        image, orientation, png, divisor = _open(_read(source))
+        frames = png.frames if png and png.frames else _count_frames(image)
         width, height = image.size if orientation <= 4 else image.size[::-1]
         notes = {
             f"animated or several images: only the first of {frames} is used": frames > 1,
+            "its later images are damaged: only the first is used": not frames,
+            f"too large to decode whole: read at 1/{divisor} of its size": divisor > 1,
             f"EXIF orientation {orientation} is applied": orientation > 1,
             "transparent: blended over the background": "transparency" in image.info or image.mode[-1] in "Aa",
             f"{image.mode} values are scaled to 8 bits": image.mode.startswith(NUMERIC),
@@ -114,9 +149,18 @@ def describe(source: Source, name: str | None = None) -> Description:
             mode=image.mode,
             width=width,
             height=height,
-            frames=frames,
+            frames=max(1, frames),
             notes=[note for note, applies in notes.items() if applies],
         )
+
+
+def _count_frames(image: ImageFile.ImageFile) -> int:
+    """Images in a file; 0 where those behind the first, which decoding never reads, are damaged."""
+    try:
+        with _named_errors(b"", ""), ignore_warnings():
+            return int(getattr(image, "n_frames", 1))
+    except ImageError:
+        return 0
 
 
 def read_start(path: str | os.PathLike[str], count: int = 4096) -> FileStart:
@@ -127,15 +171,15 @@ def read_start(path: str | os.PathLike[str], count: int = 4096) -> FileStart:
         return FileStart(formats.sniff(data), size, data)
 
 
-def as_pixels(image: Any) -> Pixels:
-    """uint8 [H, W, 3] of an image in memory: a PIL image, by the rules above, a NumPy array or a torch tensor.
+def as_pixels(image: Any, bits: int = 16) -> Pixels:
+    """uint8 [H, W, 3] of an image in memory: a PIL image, by the rules of `decode`, a NumPy array or a torch tensor.
 
     Arrays are [H, W] or [H, W, C], tensors [H, W] or [C, H, W], with C of 1, 3 or 4; uint8, or floats from 0 to 1.
     Anything else raises `ImageError`.
     """
     with _named_errors(b"", f"image of type {type(image).__name__}"):
         if isinstance(image, Image.Image):
-            return apply_orientation(to_rgb(image), orientation_of(image))
+            return apply_orientation(to_rgb(image, bits), orientation_of(image))
         if hasattr(image, "detach") and hasattr(image, "numpy"):  # a tensor, recognised without importing torch
             array = np.asarray(image.detach().cpu().numpy())
             array = array.transpose(1, 2, 0) if array.ndim == 3 else array
@@ -196,19 +240,35 @@ def _open(data: bytes) -> _Opened:
         data = png.data
     elif kind == "TIFF":
         formats.check_tiff(data)
+        formats.silence_libtiff()
+    elif kind == "HEIF":
+        _register_heif()
     # Below 1 MiB no header can hold enough to matter, and metering takes a tenth of a small JPEG's time.
     file = io.BytesIO(data)
     if len(data) > _SMALL:
-        file = formats.MeteredBytes(data, math.inf if kind in ("TIFF", "WEBP") else formats.HEADER_BYTES)
+        file = formats.MeteredBytes(data, formats.HEADER_BYTES if kind in _METERED else math.inf)
     with ignore_warnings():
-        image = Image.open(file, formats=(kind,))
+        # Image.open refuses 179 megapixels and more, which are not too many for a JPEG that is scaled.
+        image = JpegImagePlugin.jpeg_factory(file) if kind == "JPEG" else Image.open(file, formats=(kind,))
     if isinstance(file, formats.MeteredBytes):
         file.bytes_left = math.inf
     if kind == "PNG" and image.mode == "P" and not image.palette:
         raise ImageError("is a PNG of palette colours without its palette: copy or download it again")
-    formats.check_cost(image, data, file.tell())
+    if png:
+        image.info.update(png.info)
+    divisor = formats.check_cost(image, data)
+    if divisor > 1:
+        image.draft(None, (image.width // divisor, image.height // divisor))
     # Pillow turns a TIFF upright while it loads.
-    return _Opened(image, 1 if kind == "TIFF" else orientation_of(image), png)
+    return _Opened(image, 1 if kind == "TIFF" else orientation_of(image), png, divisor)
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC with pillow-heif, which applies its own turns and crops."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 @contextmanager
@@ -221,7 +281,7 @@ def _named_errors(source: Source, name: str | None) -> Iterator[None]:
             name = f"image of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
         name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
         what = str(error) or type(error).__name__
-        if isinstance(error, (UnidentifiedImageError, struct.error)):
+        if isinstance(error, (UnidentifiedImageError, SyntaxError, struct.error)):
             what = "begins like an image, but its header is damaged or cut off: copy or download it again"
         elif not isinstance(error, ImageError):
             what = f"can't be decoded ({' '.join(what.split())[:160]}): replace or remove it"

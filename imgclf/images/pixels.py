@@ -18,7 +18,16 @@ from PIL import Image
 from imgclf.errors import ImageError
 from imgclf.preprocess import Preprocess
 
-__all__ = ["BACKGROUND", "NUMERIC", "apply_orientation", "fit", "ignore_warnings", "orientation_of", "to_rgb"]
+__all__ = [
+    "BACKGROUND",
+    "NUMERIC",
+    "apply_orientation",
+    "fit",
+    "ignore_warnings",
+    "largest_value",
+    "orientation_of",
+    "to_rgb",
+]
 
 # RGB under transparent pixels.
 BACKGROUND = (255, 255, 255)
@@ -39,12 +48,15 @@ Key: TypeAlias = int | Pixels | None
 Scale: TypeAlias = Callable[[Numbers], Pixels]
 
 
-def to_rgb(image: Image.Image) -> Pixels:
-    """uint8 [H, W, 3] of an image as stored, not turned upright; large images are converted in bands."""
+def to_rgb(image: Image.Image, bits: int = 16) -> Pixels:
+    """uint8 [H, W, 3] of an image as stored, not turned upright; large images are converted in bands.
+
+    `bits`: 2**bits - 1 is white in 16-bit grey, and larger values are too.
+    """
     key, frame = _transparent_key(image), _first_frame(image)
     with ignore_warnings() if image.format == "TIFF" else nullcontext():
         image.load()
-    scale = _scale(image) if image.mode.startswith(NUMERIC) else None
+    scale = _scale(image, bits) if image.mode.startswith(NUMERIC) else None
     if image.mode == "RGB" and key is None and image.width * image.height <= _SMALL:
         # The same result as below, in less time.
         pixels = np.array(image)
@@ -129,38 +141,61 @@ def _blend(image: Image.Image) -> Pixels:
     return np.asarray(canvas)
 
 
-def _scale(image: Image.Image) -> Scale:
+def _scale(image: Image.Image, white_bits: int) -> Scale:
     """Return the function that maps the numbers of mode I;16, I or F to uint8, by the rules of `imgclf.images.decode`."""
-    tags = getattr(image, "tag_v2", {})
-    bits, kind = (value[0] if isinstance(value, tuple) else value for value in (tags.get(258, 16), tags.get(339, 1)))
-    # Pillow reads uint32 as int32.
-    unsigned = image.mode == "I" and 258 in tags and kind == 1
-    # A TIFF may hold 12 bits.
-    low, high = 0.0, 2.0**bits - 1
+    bits, unsigned = _numbers_of(image)
+    # A TIFF may hold 12 bits, and say so.
+    low, high = 0.0, 2.0 ** (white_bits if bits == 16 else bits) - 1
     if not image.mode.startswith("I;16"):
-        low, high = _range_of(image, unsigned)
-    factor = 255 / (high - low) if high > low else 0.0
+        low, high = _range_of(image, unsigned, white_bits)
+    factor, inverted = 255 / (high - low) if high > low else 0.0, getattr(image, "tag_v2", {}).get(262) == 0
 
     def to_uint8(values: Numbers) -> Pixels:
         values = values.view(np.uint32) if unsigned else values
-        grey = np.rint((values.astype(np.float64) - low) * factor).astype(np.uint8)
+        scaled = (values.astype(np.float64) - low) * factor
+        grey = np.rint(np.minimum(scaled, 255, out=scaled)).astype(np.uint8)
         # TIFF's WhiteIsZero, which Pillow ignores above 8 bits.
-        return 255 - grey if tags.get(262) == 0 else grey
+        return 255 - grey if inverted else grey
 
     return to_uint8
 
 
-def _range_of(image: Image.Image, unsigned: bool) -> tuple[float, float]:
+def _numbers_of(image: Image.Image) -> tuple[int, bool]:
+    """Bits of each number, and whether it is a uint32, which Pillow reads as int32; only a TIFF states them."""
+    tags = getattr(image, "tag_v2", {})
+    bits, kind = (value[0] if isinstance(value, tuple) else value for value in (tags.get(258, 16), tags.get(339, 1)))
+    return bits, image.mode == "I" and 258 in tags and kind == 1
+
+
+def _range_of(image: Image.Image, unsigned: bool, white_bits: int) -> tuple[float, float]:
     """The numbers that become 0 and 255: a customary range that holds all values, else their minimum and maximum."""
-    arrays = (np.asarray(band) for _, band in _bands(image))
-    limits = [(a.min(), a.max()) for a in (a.view(np.uint32) if unsigned else a for a in arrays)]
-    least, most = float(min(low for low, _ in limits)), float(max(high for _, high in limits))
+    least, most = _extremes(image, unsigned)
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ImageError("holds NaN or infinite values: replace them and save it again")
+    if image.mode == "I" and white_bits < 16 and least >= 0 and most <= 65535:
+        return 0.0, 2.0**white_bits - 1
     for top in (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0):
         if least >= 0 and most <= top:
             return 0.0, top
     return least, most
+
+
+def _extremes(image: Image.Image, unsigned: bool) -> tuple[float, float]:
+    arrays = (np.asarray(band) for _, band in _bands(image))
+    limits = [(a.min(), a.max()) for a in (a.view(np.uint32) if unsigned else a for a in arrays)]
+    return float(min(low for low, _ in limits)), float(max(high for _, high in limits))
+
+
+def largest_value(image: Image.Image) -> int | None:
+    """Largest number of a grey image whose white is 65,535; None for any other image."""
+    bits, unsigned = _numbers_of(image)
+    if image.mode != "I" and not (image.mode.startswith("I;16") and bits == 16):
+        return None
+    with ignore_warnings():
+        image.load()
+    least, most = _extremes(image, unsigned)
+    is_small = image.mode == "I" and most <= 255
+    return int(most) if least >= 0 and most <= 65535 and not is_small else None
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -11,7 +11,7 @@ from PIL import features
 
 from imgclf.errors import install_hint
 
-__all__ = ["IMAGE_SUFFIXES", "REMEDIES", "SUFFIXES", "unused_reason"]
+__all__ = ["IMAGE_SUFFIXES", "MISSING", "REMEDIES", "SUFFIXES", "unused_reason"]
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo")
 # Format by Pillow's name -> suffixes of its files.
@@ -33,7 +33,7 @@ _CONVERT = "convert it to PNG or JPEG"
 REMEDIES = {
     "AVIF": _UPDATE,
     "JPEG 2000": _UPDATE,
-    "HEIC": f"needs the extra heic: {install_hint('heic')}",
+    "HEIC": f"needs the extra heic; {install_hint('heic')}",
     "JPEG XL": _CONVERT,
     "PDF": "export its pages as images",
     "SVG": "export it as PNG",
@@ -63,8 +63,8 @@ _OTHERS = {
     "archive": ".zip .tar .gz .tgz .bz2 .xz .7z .rar .zst",
     "array": ".npy .npz .mat .h5 .hdf5 .pkl .parquet .tfrecord",
 }
-# Formats that are read only where their decoder is installed, by Pillow's name.
-_MISSING = {
+# Formats that aren't read here, because their decoder isn't installed: Pillow's name -> the name in `REMEDIES`.
+MISSING = {
     name: label
     for name, label, there in (
         ("AVIF", "AVIF", features.check("avif")),
@@ -74,9 +74,9 @@ _MISSING = {
     if not there
 }
 # Suffixes, in lower case, of the files that are taken for images.
-IMAGE_SUFFIXES = frozenset(suffix for name, some in SUFFIXES.items() if name not in _MISSING for suffix in some)
+IMAGE_SUFFIXES = frozenset(suffix for name, some in SUFFIXES.items() if name not in MISSING for suffix in some)
 _NAMES = {suffix: label for label, some in _OTHERS.items() for suffix in some.split()}
-_NAMES |= {suffix: label for name, label in _MISSING.items() for suffix in SUFFIXES[name]}
+_NAMES |= {suffix: label for name, label in MISSING.items() for suffix in SUFFIXES[name]}
 
 
 def unused_reason(name: str) -> str:

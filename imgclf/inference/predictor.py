@@ -234,7 +234,7 @@ class Predictor:
                 return read_image(source.read(), preprocess, image.name)
             if isinstance(source, (str, os.PathLike, bytes)):
                 return read_image(source, preprocess, image.name)
-            return fit(as_pixels(source), preprocess)
+            return fit(as_pixels(source, preprocess.bits), preprocess)
         except ImageError as error:
             return error
 

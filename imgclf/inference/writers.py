@@ -266,7 +266,7 @@ def _make_tile(prediction: Prediction, predictor: Predictor, threshold: float, w
         assert prediction.pixels is not None
         pixels, saliency = prediction.pixels, _saliency_map(predictor, prediction)
     else:
-        pixels, saliency = shrunk(_original_pixels(prediction.image), TILE_SIDE), None
+        pixels, saliency = shrunk(_original_pixels(prediction.image, predictor.model.preprocess.bits), TILE_SIDE), None
     predicted = predicted_class(prediction, predictor.classes, threshold)
     return Tile(pixels, predicted, float(prediction.probabilities.max()), prediction.image.true_class, saliency)
 
@@ -279,12 +279,12 @@ def _saliency_map(predictor: Predictor, prediction: Prediction) -> NDArray[np.ui
     return overlay(prediction.pixels, explain(predictor.model, images, target)[0])
 
 
-def _original_pixels(image: InputImage) -> NDArray[np.uint8]:
+def _original_pixels(image: InputImage, bits: int) -> NDArray[np.uint8]:
     """Return the image at its own size: uint8 [H, W, 3]."""
     source = image.source
     if isinstance(source, (str, Path, bytes)):
-        return decode(source, image.name)
-    return decode(source.read(), image.name) if isinstance(source, RemoteImage) else as_pixels(source)
+        return decode(source, image.name, bits)
+    return decode(source.read(), image.name, bits) if isinstance(source, RemoteImage) else as_pixels(source, bits)
 
 
 def _unused_path(folder: Path, name: str) -> Path:

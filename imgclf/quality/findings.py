@@ -8,6 +8,7 @@ should not change without need. Near duplicates are searched among the images th
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -15,7 +16,8 @@ import numpy as np
 from imgclf.data.layouts import absent_classes
 from imgclf.data.manifest import FORMAT, read_exclusion, relative_paths
 from imgclf.data.unused import what_is_there
-from imgclf.quality.notes import Note, class_notes, file_notes
+from imgclf.data.value_range import describe_range
+from imgclf.quality.notes import Note, class_notes, file_notes, range_notes
 from imgclf.quality.scan import ImageInfo, Indices, Scan, copies_of, exact_groups, near_groups
 
 if TYPE_CHECKING:
@@ -46,6 +48,11 @@ KINDS = {
         "Unused files in class folders",
         "not excluded, because they aren't read: move or remove them",
         "{number} unused file{s} in class folders",
+    ),
+    "range": (
+        "16-bit values that use little of their range",
+        "not excluded: dataset.range=auto makes the largest value white",
+        "16-bit images that use little of their range",
     ),
     "labels": ("Duplicates with different labels", "all are excluded", "{number} {sets} with different labels"),
     "leaks": ("Duplicates in several splits", "the copies in train are excluded", "{number} {sets} across splits"),
@@ -154,9 +161,12 @@ def examine(data: "ImageDataModule", scan: Scan) -> Report:
         {"images": [{"split": stray.split, "path": stray.path, "class": stray.name}], "message": stray.why}
         for stray in data.unused.strays
     ]
+    if data.settings.range == "full":
+        peaks = [getattr(info, "peak", None) for info in scan.infos[: len(splits["train"])]]
+        described["range"] = list(_little_range(peaks, describe_image))
     findings = [_finding(kind, described[kind]) for kind in KINDS if kind != "near" and described[kind]]
     notes: list[Note] = [{"kind": "counts", "text": text} for text in data.notes]
-    notes += [*class_notes(splits), *file_notes(scan, paths)]
+    notes += [*class_notes(splits), *(range_notes(data) if scan.quick else ()), *file_notes(scan, paths)]
     counts = {split: samples.counts().tolist() for split, samples in splits.items()}
     return {
         "format": FORMAT,
@@ -291,3 +301,11 @@ def _summarise_files(scan: Scan) -> FileSummary:
         "different_sizes": len(sizes),
         "sizes": [{"width": w, "height": h, "images": count} for (w, h), count in sizes.most_common(20)],
     }
+
+
+def _little_range(peaks: Sequence[int | None], describe_image: Callable[[int], ImageEntry]) -> Iterator[Group]:
+    """The image with the largest value, if 16-bit training images use little of their range."""
+    values = {row: value for row, value in enumerate(peaks) if value is not None}
+    if values and (message := describe_range(max(values.values()))):
+        row = max(values, key=lambda row: values[row])
+        yield {"images": [describe_image(row)], "message": f"{message} ({len(values):,} training images)"}

@@ -9,13 +9,14 @@ import numpy as np
 
 from imgclf.data.manifest import file_size
 from imgclf.data.samples import Samples
+from imgclf.data.value_range import sampled_range
 from imgclf.images import SUFFIXES
 from imgclf.quality.scan import ImageInfo, Scan
 
 if TYPE_CHECKING:
     from imgclf.data.datamodule import ImageDataModule
 
-__all__ = ["TINY", "Note", "class_notes", "file_notes", "quick_notes"]
+__all__ = ["TINY", "Note", "class_notes", "file_notes", "quick_notes", "range_notes"]
 
 # Training images below which a class is too small to learn.
 TINY = 10
@@ -70,6 +71,12 @@ def file_notes(scan: Scan, paths: Sequence[str]) -> Iterator[Note]:
         yield {"kind": kind, "text": text, "files": some}
 
 
+def range_notes(data: "ImageDataModule") -> Iterator[Note]:
+    """A note on 16-bit training images that use little of their range, by a few of them."""
+    if data.settings.range == "full" and (text := sampled_range(data.samples["train"])):
+        yield {"kind": "range", "text": text}
+
+
 def _usual(scan: Scan, key: Callable[[ImageInfo], str]) -> str | None:
     """The value of `key` that most readable images have; None if no value is that common."""
     values = Counter(key(info) for info in scan.infos if isinstance(info, ImageInfo))
@@ -86,8 +93,10 @@ def _first(names: Sequence[str]) -> str:
 
 
 def quick_notes(data: "ImageDataModule") -> list[str]:
-    """Notes that need no decoding, one line each: small and unequal classes, empty files, number and size of the files."""
-    notes = [note["text"] for note in class_notes(data.samples)]
+    """Notes that need next to no decoding, one line each: small and unequal classes, the range of 16-bit images, empty files,
+    number and size of the files.
+    """
+    notes = [note["text"] for note in (*class_notes(data.samples), *range_notes(data))]
     files = [item for samples in data.samples.values() if samples.pixels is None for item in samples.items]
     sizes = [max(0, file_size(item)) for item in files]
     if empty := [item for item, size in zip(files, sizes, strict=True) if not size]:

@@ -25,7 +25,6 @@ FEW_PIXELS = 48
 BESIDE = 20
 # Characters of a file name that stay in sight, or else the last ones of the path.
 NAME, TAIL = 14, 10
-WITHOUT_IMAGES = ("unreadable", "empty", "stray")
 
 Pixels = NDArray[np.uint8]
 
@@ -45,7 +44,7 @@ class Shown:
 def shown_images(report: Report) -> Iterator[tuple[str, str]]:
     """(split, path) of the images that `check_page` shows in groups; their number is bounded."""
     for finding in (*report["findings"], *report["near"]):
-        if finding["kind"] not in WITHOUT_IMAGES:
+        if "message" not in finding["groups"][0]:
             for group in finding["groups"][:GROUPS]:
                 yield from ((image["split"], image["path"]) for image in group["images"][:IMAGES])
 
@@ -101,7 +100,7 @@ def _section(finding: Finding, images: Mapping[tuple[str, str], Pixels]) -> str:
     groups, kind = finding["groups"], finding["kind"]
     action = f'<p class="quiet">With <code>dataset.exclude</code>: {escape(finding["action"])}.</p>'
     head = f'<section id="{kind}"><h2>{escape(finding["title"])}</h2>{action}'
-    if kind in WITHOUT_IMAGES:
+    if "message" in groups[0]:
         lines = (
             f"<li>{_path(group['images'][0]['path'])}<span>{escape(group['message'])}</span></li>"
             for group in groups[:LINES]

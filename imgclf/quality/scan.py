@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from imgclf.data.samples import Samples
+from imgclf.data.value_range import LITTLE
 from imgclf.errors import ImageError, RunError
-from imgclf.images import decode, describe
+from imgclf.images import decode, describe, peak
 from imgclf.signals import exit_with_parent
 from imgclf.threads import available_cpus
 
@@ -61,13 +62,16 @@ Indices = npt.NDArray[np.int64]
 
 
 class ImageInfo(NamedTuple):
-    """Header of an image file; of a row of pixels, the format is "row" and the mode L or RGB."""
+    """Header of an image file, and `peak`, the largest number of 16-bit grey; of a row of pixels, the format is "row" and the
+    mode L or RGB.
+    """
 
     format: str
     mode: str
     width: int
     height: int
     notes: tuple[str, ...] = ()
+    peak: int | None = None
 
 
 # Of n samples: infos or errors, digests of 16 bytes each, thumbnails [n, SIDE, SIDE, 3].
@@ -144,11 +148,14 @@ def _scan_chunk(items: Sequence[str]) -> _Part:
     for row, item in enumerate(items):
         digest = bytes(16)
         try:
-            pixels = decode(item)
             info = describe(item)
-            digest, thumbnails[row] = digest_of(pixels), _thumbnail(pixels)
+            most = peak(item) if info["mode"].startswith("I") else None
+            # Dark 16-bit images are compared by the bits that they use: in the highest 8 alone, different ones are equal.
+            bits = 16 if most is None or most > LITTLE else max(1, most.bit_length())
+            pixels = decode(item, bits=bits)
+            digest, thumbnails[row] = digest_of(pixels, bits), _thumbnail(pixels)
             size = info["width"], info["height"]
-            infos.append(ImageInfo(info["format"], info["mode"], *size, tuple(info["notes"])))
+            infos.append(ImageInfo(info["format"], info["mode"], *size, tuple(info["notes"]), most))
         except ImageError as error:
             infos.append(str(error))
         digests.append(digest)
@@ -164,10 +171,10 @@ def _scan_rows(pixels: Pixels) -> Generator[_Part, None, None]:
         yield [info] * len(rows), b"".join(map(digest_of, rows)), np.stack([_thumbnail(row) for row in rows])
 
 
-def digest_of(pixels: Pixels) -> bytes:
-    """16 bytes that only equal pixels in the same shape share."""
-    shape = repr(pixels.shape).encode()
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16, salt=shape[:16]).digest()
+def digest_of(pixels: Pixels, bits: int = 16) -> bytes:
+    """16 bytes that only equal pixels in the same shape, decoded with the same `bits`, share."""
+    shape, kind = repr(pixels.shape).encode(), b"" if bits == 16 else b"%d" % bits
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16, salt=shape[:16], person=kind).digest()
 
 
 def _thumbnail(pixels: Pixels) -> Pixels:

@@ -107,7 +107,7 @@ def build_classifier(config: RunConfig, data: ImageDataModule) -> ImageClassifie
         preprocess, keywords = replace(own.preprocess, **chosen), _keywords_of(own)
     else:
         preprocess, keywords = describe_weights(model.backbone, model.weights, **chosen)
-    preprocess = preprocess.with_channels(channels)
+    preprocess = replace(preprocess.with_channels(channels), bits=data.preprocess.bits)
     model = replace(model, backbone_kwargs={**model.backbone_kwargs, **keywords})
     data.connect(preprocess)
     if not model.weights and not model.pretrained:  # the training set alone tells how pixels are distributed

@@ -3,7 +3,11 @@
 import ast
 import io
 import os
+import struct
+import subprocess
+import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +90,80 @@ def test_exif_orientation_is_applied_as_by_pillow(kind: str, orientation: int) -
     info = describe(data)
     size = (WIDTH, HEIGHT) if orientation > 4 else (HEIGHT, WIDTH)
     assert (info["height"], info["width"]) == expected.shape[:2] == size
+
+
+def raw_profile(data: bytes) -> bytes:
+    """EXIF as ImageMagick writes it into a text chunk of a PNG: a blank line, the kind, the length, rows of 36 bytes."""
+    digits = data.hex()
+    lines = [digits[start : start + 72] for start in range(0, len(digits), 72)]
+    return "\n".join(["", "exif", f"{len(data):8}", *lines, ""]).encode()
+
+
+def text_chunk(kind: str, keyword: bytes, text: bytes) -> bytes:
+    """A tEXt, zTXt or iTXt chunk; "packed" is a compressed iTXt."""
+    if kind == "zTXt":
+        return chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(text))
+    if kind == "tEXt":
+        return chunk(b"tEXt", keyword + b"\0" + text)
+    flags, text = (b"\1\0", zlib.compress(text)) if kind == "packed" else (b"\0\0", text)
+    return chunk(b"iTXt", keyword + b"\0" + flags + b"en\0" + keyword + b"\0" + text)
+
+
+def with_chunks(data: bytes, *chunks: bytes, last: bool = False) -> bytes:
+    """The PNG with more chunks behind its header, or before its end."""
+    place = len(data) - 12 if last else 33
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+
+
+@pytest.mark.trust("PNGs with the orientation in a text chunk decoded", "an image with the wrong orientation")
+@pytest.mark.parametrize("last", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "packed"])
+@pytest.mark.parametrize("source", ["exif", "xmp"])
+def test_orientation_in_a_text_chunk_of_a_png_is_applied_as_by_pillow(source: str, kind: str, last: bool) -> None:
+    for orientation in range(1, 9):
+        keyword, text = b"XML:com.adobe.xmp", XMP.format(orientation).encode()
+        if source == "exif":
+            keyword, text = b"Raw profile type exif", raw_profile(exif(orientation))
+        data = with_chunks(encoded(Image.fromarray(SCENE), "PNG"), text_chunk(kind, keyword, text), last=last)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        assert expected.shape[0] == (WIDTH if orientation > 4 else HEIGHT)
+        assert_close(decode(data), expected, 0)
+        assert (f"EXIF orientation {orientation} is applied" in describe(data)["notes"]) == (orientation > 1)
+
+
+def test_the_exif_chunk_of_a_png_goes_before_its_text() -> None:
+    profile = text_chunk("tEXt", b"Raw profile type exif", raw_profile(exif(3)))
+    xmp = text_chunk("iTXt", b"XML:com.adobe.xmp", XMP.format(6).encode())
+    plain, own = encoded(Image.fromarray(SCENE), "PNG"), encoded(Image.fromarray(SCENE), "PNG", exif=exif(2))
+    for data, turned in (
+        (with_chunks(own, profile, xmp), SCENE[:, ::-1]),
+        (with_chunks(plain, xmp, profile), SCENE[::-1, ::-1]),
+    ):
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            assert (np.asarray(ImageOps.exif_transpose(image)) == turned).all()
+        assert_close(decode(data), np.ascontiguousarray(turned), 0)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        text_chunk("tEXt", b"Raw profile type exif", b"\nexif\n 9\nno digits"),
+        text_chunk("tEXt", b"Raw profile type exif", b""),
+        text_chunk("zTXt", b"Raw profile type exif", raw_profile(exif(3)) + b"0" * 2**21),
+        text_chunk("zTXt", b"Raw profile type exif", raw_profile(exif(3)))[:-9] + bytes(9),
+        chunk(b"zTXt", b"Raw profile type exif\0\0no deflate"),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0"),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en"),
+    ],
+)
+def test_damaged_or_endless_text_of_a_png_leaves_the_pixels_unchanged(damaged: bytes) -> None:
+    assert_close(decode(with_chunks(encoded(Image.fromarray(SCENE), "PNG"), damaged)), SCENE, 0)
 
 
 def test_anything_but_a_regular_file_raises_image_error(tmp_path: Path) -> None:
@@ -264,6 +342,55 @@ def test_mutated_files_decode_or_raise_image_error(record_property: Callable[[st
 
 def test_mutated_files_are_described_or_raise_image_error() -> None:
     assert sum(outcomes(mutants(500, seed=1), describe).values()) == 500
+
+
+@pytest.mark.trust("mutated image files that decode described too", "a file that training reads and check refuses")
+def test_what_decodes_is_described(record_property: Callable[[str, object], None]) -> None:
+    readable = 0
+    for data in mutants(3000, seed=2):
+        try:
+            decode(data)
+        except ImageError:
+            continue
+        describe(data)
+        readable += 1
+    record_property("tried", readable)
+    assert readable > 300
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF"])
+def test_damaged_later_images_are_a_note(kind: str) -> None:
+    first, later = Image.fromarray(SCENE).quantize(16), Image.fromarray(SCENE[::-1]).quantize(16)
+    data = bytearray(encoded(first, kind, save_all=True, append_images=[later]))
+    if kind == "TIFF":  # the offset of the second directory leads outside the file
+        (start,) = struct.unpack_from("<I", data, 4)
+        (count,) = struct.unpack_from("<H", data, start)
+        struct.pack_into("<I", data, start + 2 + 12 * count, len(data) + 1000)
+    else:
+        del data[len(encoded(first, kind)) + 20 :]
+    assert_close(decode(bytes(data)), SCENE, 2)
+    info = describe(bytes(data))
+    assert info["frames"] == 1 and "its later images are damaged: only the first is used" in info["notes"]
+
+
+def test_damaged_tiffs_print_nothing() -> None:
+    code = """
+import sys
+from imgclf.images import decode
+from imgclf.errors import ImageError
+try:
+    decode(sys.stdin.buffer.read(), "some.tif")
+except ImageError as error:
+    print(error)
+"""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "group4"):
+        image = Image.fromarray(pixels).convert("1" if compression == "group4" else "RGB")
+        data = bytearray(encoded(image, "TIFF", compression=compression))
+        data[300:900] = bytes(value ^ 255 for value in data[300:900])
+        done = subprocess.run([sys.executable, "-c", code], input=bytes(data), capture_output=True)
+        assert done.returncode == 0 and done.stderr == b"", (compression, done.stderr)
+        assert compression == "group4" or done.stdout.startswith(b"some.tif: can't be decoded")
 
 
 def test_decoding_in_threads_keeps_the_warning_filters() -> None:

@@ -1,7 +1,6 @@
 """Damaged, truncated, misnamed and hostile files: each raises an `ImageError` of one line, within bounded memory."""
 
 import struct
-import subprocess
 import sys
 import zlib
 from functools import cache
@@ -10,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.decode_memory import measured
 from support.image_files import GREY, HEIGHT, SCENE, SIZE_TAGS, assert_refused, chunk, encoded, exif, png, tiff
-
-import imgclf
 
 
 @pytest.mark.parametrize(
@@ -21,9 +19,19 @@ import imgclf
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"\n <!DOCTYPE html><html>", "web page"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "expected JPEG, PNG"),
-        (b"P6 2 2 255 123456789012", "expected JPEG, PNG"),
-        (b"\0\0\0\x1cftypavif", "expected JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is PostScript: export it as PNG$"),
+        (b"P6 2 2 255 123456789012", "is NetPBM: convert it to PNG or JPEG$"),
+        (b"%PDF-1.7\n", "is PDF: export its pages as images$"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "is SVG: export it as PNG$"),
+        (b" <svg/>", "is SVG: export it as PNG$"),
+        (b"\xff\x0a\xfa\x1f", "is JPEG XL: convert it to PNG or JPEG$"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is JPEG XL: convert it to PNG or JPEG$"),
+        (b"8BPS\0\1", "is Photoshop: export it as PNG$"),
+        (bytes(128) + b"DICM", "is DICOM: export it as 16-bit PNG$"),
+        (b"PK\3\4", "is archive: unpack it$"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0isomiso2avc1mp41", "is video: extract its frames as images$"),
+        (b"\0\0\0\x1cftypavif", "can't be decoded|header"),
+        (b"begins so", "expected JPEG, PNG, WebP"),
         (encoded(Image.fromarray(SCENE), "PNG")[:-15], "ends after"),
         (encoded(Image.fromarray(SCENE), "JPEG")[:-200], "truncated"),
         (encoded(Image.fromarray(SCENE), "BMP")[:-10], "truncated"),
@@ -60,7 +68,7 @@ def bombs() -> dict[str, bytes]:
     text = [chunk(b"zTXt", b"k%d\0\0" % i + zeros) for i in range(200)]
     jpeg = header(Image.new("RGB", (16, 16)), "JPEG", progressive=True)
     frame = jpeg.index(b"\xff\xc2")
-    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 8000, 8000)
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 16000, 16000)
     webp = header(Image.new("RGBA", (16, 16), (1, 2, 3, 4)), "WEBP", exif=exif(1))
     webp[24:30] = (16000).to_bytes(3, "little") * 2
     gif = header(Image.new("P", (9, 9)), "GIF", transparency=0, disposal=2)
@@ -94,41 +102,6 @@ def bombs() -> dict[str, bytes]:
         "TIFF tags": tiff({**tile, 339: (3, [1] * 9_000_000)}, b"\0" * 99),
         "TIFF samples": tiff({**tile, 277: (3, [65535]), 258: (3, [8] * 65535)}, b"\0" * 99),
     }
-
-
-MEASURE = """
-import os, sys
-from pathlib import Path
-from imgclf.images import decode
-from imgclf.errors import ImageError
-
-def peak():  # not getrusage: its maximum survives exec, so it would be this test process's own
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-
-for path in sys.argv[1:]:
-    if os.fork():
-        assert os.wait()[1] == 0
-        continue
-    data = Path(path).read_bytes()  # in a process of its own, where no file before has left memory behind
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
-    before = peak()
-    try:
-        outcome = decode(data, "bomb").shape
-    except ImageError as error:
-        outcome = error
-    print((peak() - before) / 1024, outcome, flush=True)
-    os._exit(0)
-"""
-
-
-def measured(paths: list[Path]) -> dict[str, tuple[float, str]]:
-    """{file name: (megabytes at the peak of decoding it, shape or error)}."""
-    command = [sys.executable, "-W", "error", "-c", MEASURE, *map(str, paths)]
-    root = Path(imgclf.__file__).parents[1]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
-    assert done.returncode == 0 and not done.stderr, (done.stdout, done.stderr)
-    lines = [line.partition(" ") for line in done.stdout.splitlines()]
-    return {path.name: (float(line[0]), line[2]) for path, line in zip(paths, lines, strict=True)}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

@@ -67,7 +67,7 @@ def fabricate(classes: int, quick: bool = False) -> str:
                 {"split": "val", "path": f"valid/{NASTY}/1.jpg", "class": names[0]},
             ]
         }
-        if kind in ("unreadable", "empty", "stray"):
+        if kind in ("unreadable", "empty", "stray", "range"):
             pair = {"images": pair["images"][:1], "message": "is empty (0 bytes): copy or download it again"}
         size = len(pair["images"])
         findings.append(
