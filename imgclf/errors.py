@@ -12,7 +12,10 @@ import importlib.util
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from imgclf.names import printable
+
 __all__ = [
+    "EMPTY",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -25,6 +28,8 @@ __all__ = [
     "require_package",
 ]
 
+# Ends a message about a path or a name that is empty: `resume=$RUN` must not begin a new run.
+EMPTY = "the value is empty; give a path or a name, or leave it out (is a variable of the shell unset?)"
 _LISTED = 12  # names that a message lists when none is near
 
 
@@ -32,6 +37,10 @@ class ImgclfError(Exception):
     """An error that the user can act upon, in one line: what came, what was expected, what to do next."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the line, whatever the names in it hold."""
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that a notebook shows in place of a traceback."""
@@ -79,5 +88,8 @@ def require_package(package: str, extra: str, setting: str) -> None:
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """Return an error's text on one line of at most `limit` characters; the name of its type where it has no text."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    """Return an error's text on one line of at most `limit` characters; the name of its type where it has no text.
+
+    The text may come from a server: what a terminal would obey is escaped.
+    """
+    return printable(" ".join(str(error).split()))[:limit] or type(error).__name__

@@ -3,7 +3,6 @@ run, or in Python.
 """
 
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from imgclf.cli.compose import CONF, compose_config
 from imgclf.cli.python_call import literal
 from imgclf.config import CheckConfig, DatasetConfig
+from imgclf.console import shell_joined
 from imgclf.errors import ConfigError
 
 __all__ = ["check_commands", "config_folder"]
@@ -43,7 +43,7 @@ def check_commands(dataset: DatasetConfig, data_dir: str | None, seed: int) -> t
     if isinstance(dataset.exclude, str):
         words.append(_word("dataset.exclude", dataset.exclude))
     words = ["imgclf", "check", *flags, *words, f"hydra.run.dir={place}"]
-    return shlex.join(words), f"dataset.exclude={place}/check.json"
+    return shell_joined(words), f"dataset.exclude={place}/check.json"
 
 
 def _choice(dataset: DatasetConfig, flags: Sequence[str]) -> list[str]:

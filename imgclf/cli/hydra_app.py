@@ -31,7 +31,7 @@ from imgclf.cli.compose import (
     to_settings,
 )
 from imgclf.config import KNOWN
-from imgclf.console import replace_unprintable
+from imgclf.console import print_message, print_text, replace_unprintable
 from imgclf.errors import ConfigError, ImgclfError, RunError
 from imgclf.files.run_folder import find_checkpoint, find_run
 from imgclf.schema import quoted
@@ -105,7 +105,7 @@ def run_app(
         if positional:
             sys.argv[1:] = _with_key(sys.argv[1:], positional)
         if (overrides := _help_wanted(sys.argv[1:])) is not None:
-            print(help_text(command, overrides))
+            print_text(help_text(command, overrides))
         else:
             sys.argv[1:] = check_overrides(command, sys.argv[1:])
             _run(command, task, after_sweep, results)
@@ -169,7 +169,7 @@ def _without_note() -> Iterator[None]:
 def fail(message: str, code: int) -> None:
     """Print `message` to stderr as the last line, and exit with `code`."""
     sys.stdout.flush()
-    print(f"imgclf: {message}", file=sys.stderr, flush=True)
+    print_message(message)
     sys.exit(code)
 
 

@@ -55,7 +55,7 @@ def trial_folder(overrides: str, sweep: str = "", constant: str = "") -> str:
     """Return the folder name of a trial with these `overrides` (joined by commas): that of its folder in `sweep`, else a
     readable one without the keys in `constant`; different overrides have different names.
     """
-    digest = hashlib.blake2b(overrides.encode(), digest_size=5).hexdigest()
+    digest = hashlib.blake2b(overrides.encode(errors="surrogatepass"), digest_size=5).hexdigest()
     if sweep and (known := sorted(Path(sweep).glob(f"*-{digest}"))):
         return known[0].name
     short = []

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -13,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from imgclf.console import shell_quoted
+from imgclf.console import print_text, shell_joined, shell_quoted
 from imgclf.errors import CheckpointError, RunError
 from imgclf.files.atomic import delete_leftovers, write_atomically
+from imgclf.names import as_json, printable
 from imgclf.threads import available_cpus
 
 __all__ = [
@@ -109,7 +109,7 @@ def mark_latest(folder: Path) -> None:
             temporary.replace(LATEST)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        print(f"{LATEST}: not renewed, `latest` isn't this run ({error.strerror or error})", flush=True)
+        print_text(f"{LATEST}: not renewed, `latest` isn't this run ({error.strerror or error})")
 
 
 def _locate(text: str | Path) -> Path:
@@ -143,7 +143,7 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], resumin
 
     Raises `RunError` when the folder holds a run already, unless that is resumed: of two that start at once, one wins.
     """
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    text = _as_yaml(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if resuming:
@@ -157,9 +157,26 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], resumin
     except OSError as error:
         raise RunError(f"{folder}: cannot write there ({error.strerror}); pass another hydra.run.dir") from None
     if not resuming:
-        write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+        write_atomically(folder / "overrides.yaml", _as_yaml(overrides))
     for part in (folder, folder / "checkpoints"):
         delete_leftovers(part)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text that isn't `printable` into quotes, with YAML's escapes: without quotes PyYAML loses a U+0085."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        style = None if printable(text) == text else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _as_yaml(values: Plain | list[str]) -> str:
+    """Return plain data as YAML, in its order, which is read back exactly as it is."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def describe_environment() -> Plain:
@@ -168,7 +185,7 @@ def describe_environment() -> Plain:
 
     cuda = torch.cuda.is_available()
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": shell_joined([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -191,7 +208,7 @@ def write_environment(folder: Path, seconds: dict[str, float], epochs: int, forw
         "seconds": {key: round(value, 3) for key, value in seconds.items()},
         **({} if forwards is None else {"forwards": {"images": forwards}}),
     }
-    write_atomically(folder / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "environment.json", as_json(values, indent=2) + "\n")
 
 
 def finished_epochs(folder: Path) -> int | None:
@@ -231,7 +248,7 @@ def read_record(folder: Path) -> TrialRecord | None:
 
 def write_record(folder: Path, record: TrialRecord) -> None:
     """Replace the record in `folder`."""
-    write_atomically(folder / _TRIAL, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / _TRIAL, as_json(asdict(record), indent=2) + "\n")
 
 
 def find_trials(folder: Path) -> list[tuple[Path, TrialRecord]]:

@@ -18,6 +18,7 @@ from imgclf.config import RunConfig
 from imgclf.errors import ConfigError, DataError, RunError, one_line
 from imgclf.evaluation.classification import format_accuracy
 from imgclf.files.run_folder import find_run, finished_epochs
+from imgclf.names import unescaped
 from imgclf.report.tables import read_history_csv
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of a CSV file; raises `DataError`."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row]
+            header, *rows = [[unescaped(cell) for cell in row] for row in csv.reader(file) if row]
     except (ValueError, csv.Error, OSError) as error:
         raise DataError(f"{path}: can't be read ({one_line(error, 160)})") from None
     return header, rows

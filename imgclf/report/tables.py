@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from imgclf.errors import DataError
 from imgclf.evaluation.classification import ClassScores, averages, per_class
 from imgclf.files.atomic import write_atomically
+from imgclf.names import as_json, escaped, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +81,7 @@ def per_class_table(classes: Sequence[str], matrix: Array) -> "Table":
         table.add_column(score, justify="right", no_wrap=True)
     for number, (name, row, cells) in enumerate(score_rows(classes, matrix, digits=3), start=1):
         # Text, because a class named "[red]" is a name and not markup.
-        table.add_row(Text(name), *cells, str(row["support"]), end_section=number == len(classes))
+        table.add_row(Text(printable(name)), *cells, str(row["support"]), end_section=number == len(classes))
     return table
 
 
@@ -189,26 +189,13 @@ def _number(value: Any) -> Any:
 
 
 def _write_json(path: StrPath, value: object) -> None:
-    write_atomically(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(path, as_json(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: StrPath, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write UTF-8 with "\\n" line ends; bytes of a file name that aren't text are written with backslashes."""
-    lines = _Lines()
-    writer = csv.writer(lines)
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, lines.text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-class _Lines:
-    """Turn the "\r\n" at the end of csv's lines into "\n".
-
-    csv quotes a cell only for the characters of its own line end: with "\n" it would leave a lone "\r" unreadable.
-    """
-
-    def __init__(self) -> None:
-        self.text = io.StringIO(newline="")
-
-    def write(self, line: str) -> int:
-        return self.text.write(line.removesuffix("\r\n") + "\n")
+    """Write UTF-8 with "\\n" line ends; names in it are `escaped`, and `unescaped` gives them back."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for row in (header, *rows):
+        writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
+    write_atomically(path, text.getvalue())

@@ -17,6 +17,7 @@ from imgclf.config import RunConfig
 from imgclf.errors import CheckpointError, DataError
 from imgclf.evaluation.calibration import accuracy_interval
 from imgclf.evaluation.classification import format_accuracy
+from imgclf.names import unescaped
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.schema import flatten
 
@@ -316,7 +317,10 @@ def _read_predictions(path: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     if not path.is_file():
         return "", {}
     with path.open(encoding="utf-8", newline="") as file:
-        rows = {row["file"]: (row["true"], row["predicted"]) for row in csv.DictReader(file)}
+        rows = {
+            unescaped(row["file"]): (unescaped(row["true"]), unescaped(row["predicted"]))
+            for row in csv.DictReader(file)
+        }
     root = os.path.commonpath({str(Path(name).parent) for name in rows}) if rows else ""
     return root, {name[len(root) :]: row for name, row in rows.items()}
 

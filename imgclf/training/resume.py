@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from imgclf.config import RunConfig
-from imgclf.console import shell_quoted
+from imgclf.console import print_text, shell_quoted
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
@@ -153,7 +153,7 @@ def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
         if points:
             break
     for reason in skipped:
-        print(f"skipped {reason}", flush=True)
+        print_text(f"skipped {reason}")
     if not points:
         problem = "none of the checkpoints can be read (see above)" if skipped else "there is no checkpoint"
         raise CheckpointError(

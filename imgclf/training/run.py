@@ -11,7 +11,14 @@ from typing import Any
 
 from imgclf.cli.data_words import check_commands
 from imgclf.config import RunConfig
-from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
+from imgclf.console import (
+    lines_of_model,
+    print_line,
+    print_lines_to_copy,
+    print_text,
+    shell_path,
+    silence_library_logs,
+)
 from imgclf.data.loader import worker_failure
 from imgclf.data.location import locate
 from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, one_line
@@ -50,7 +57,7 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
     check_names(plan.config)
     if plan.finished and plan.resume:
         if is_first_process():
-            print(plan.finished, flush=True)
+            print_text(plan.finished)
             _print_end(folder)
         return plan.resume.best_value
     with _stoppable(folder) as signals, _unreadable(plan):
@@ -130,9 +137,9 @@ def _announce(run: Run) -> None:
     print_network(run.classifier.network, run.classifier.preprocess)
     if run.features:
         print_line(run.features.describe())
-    print(f"run folder: {shell_path(plan.folder)}", flush=True)
+    print_text(f"run folder: {shell_path(plan.folder)}")
     if plan.resume:
-        print(plan.resume.describe(plan.config.trainer.max_epochs), flush=True)
+        print_text(plan.resume.describe(plan.config.trainer.max_epochs))
 
 
 def _fit(run: Run) -> None:
@@ -197,7 +204,7 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
         write_report(folder, inputs)
         clock.lap("report")
         write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, forwards)
-    print(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)", flush=True)
+    print_text(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)")
     _print_end(folder)
 
 
@@ -233,6 +240,6 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
     last = "test" if "test" in evaluations else "val"
     if last in evaluations:
         print_per_class(last, evaluations[last].matrix, best.classes)
-    print(f"best epoch: {best_epoch}")
+    print_text(f"best epoch: {best_epoch}")
     print_metrics(metrics)
     return best, evaluations
