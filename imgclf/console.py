@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imgclf.errors import EMPTY, ConfigError, ImgclfError
+from imgclf.errors import ConfigError, ImgclfError, require_value
 from imgclf.jupyter import in_notebook, notebook_bar
 from imgclf.names import ERRORS, printable
 
@@ -81,11 +81,13 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse's own signature has overloads
         """Return the options; exits with 2 and one line for wrong ones."""
         words = sys.argv[1:] if args is None else list(args)
-        for above, word in pairwise(["", *words]):
-            flag, equals, value = word.partition("=")
-            if not word.strip() or (flag.startswith("--") and equals and not value.strip()):
-                named = word.strip() or above.startswith("--")
-                self.error(f"{(flag.strip() or above) if named else 'an argument'}: {EMPTY}")
+        try:
+            for above, word in pairwise(["", *words]):
+                flag, equals, value = word.partition("=")
+                require_value(above if above.startswith("--") else "an argument", word)
+                require_value(flag, value if flag.startswith("--") and equals else None)
+        except ConfigError as error:
+            self.error(str(error))
         return self.parse_intermixed_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:

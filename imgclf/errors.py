@@ -15,7 +15,6 @@ from difflib import get_close_matches
 from imgclf.names import printable
 
 __all__ = [
-    "EMPTY",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -26,10 +25,9 @@ __all__ = [
     "nearest",
     "one_line",
     "require_package",
+    "require_value",
 ]
 
-# Ends a message about a path or a name that is empty: `resume=$RUN` must not begin a new run.
-EMPTY = "the value is empty; give a path or a name, or leave it out (is a variable of the shell unset?)"
 _LISTED = 12  # names that a message lists when none is near
 
 
@@ -85,6 +83,12 @@ def require_package(package: str, extra: str, setting: str) -> None:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:  # a folder of that name, such as the files of a tracker, is no package
         raise ConfigError(f"{setting}: the package {package} isn't installed; {install_hint(extra)}")
+
+
+def require_value(name: str, value: object) -> None:
+    """Raise `ConfigError` for an empty text as the value of `name`: `resume=$RUN` must not begin a new run if RUN is unset."""
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{name}: the value is empty; give one, or leave it out (is a variable of the shell unset?)")
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -169,7 +169,7 @@ def _predict_images(
     Their errors are printed at the end, or, if `live`, where they come.
     """
     errors: list[str] = []
-    count = 0
+    count = unread = 0
     sys.stdout.flush()  # the header of a CSV needs no image
     for images in groups:
         count += len(images)
@@ -181,13 +181,15 @@ def _predict_images(
                         writer.write(prediction)
                     continue
                 errors.append(str(prediction.error))
+                unread += prediction.pixels is None
                 if line_writer.prints_errors:
                     line_writer.write(prediction)
                 if live:
                     print_message(errors[-1])
         sys.stdout.flush()
-    unread = [f"{len(errors):,} of {count:,} images could not be read"] if errors and count > 1 else []
-    for line in (*([] if live else errors), *unread, *(writer.finish() for writer in collectors)):
+    failed = {"read": unread, "classified": len(errors) - unread}
+    summary = [f"{n:,} of {count:,} images could not be {what}" for what, n in failed.items() if n and count > 1]
+    for line in (*([] if live else errors), *summary, *(writer.finish() for writer in collectors)):
         if line:
             print_message(line)
     return 1 if errors else 0

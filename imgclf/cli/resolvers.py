@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imgclf.errors import CheckpointError, ConfigError
+from imgclf.errors import ConfigError
 from imgclf.files.run_folder import find_run, find_trials
 
 __all__ = ["new_stamp", "register_resolvers", "trial_folder"]
@@ -84,9 +83,7 @@ def _stamp() -> str:
 def _run_folder(resume: str | None, dataset: str, model: str) -> str:
     if not resume:
         return f"outputs/{dataset}/{model}/{_stamp()}"
-    with suppress(CheckpointError):  # nothing has that name, and the command says so
-        resume = str(find_run(resume))
-    return str(Path(resume).expanduser().absolute())
+    return str(find_run(resume).absolute())
 
 
 def _missing_trials(folder: str, trials: int) -> int:

@@ -19,7 +19,7 @@ from imgclf.data.manifest import fingerprint, read_exclusion
 from imgclf.data.pixel_cache import CachedRows, pixel_cache
 from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.data.show import show_classes
-from imgclf.errors import ConfigError, DataError
+from imgclf.errors import ConfigError, DataError, require_value
 from imgclf.images import decode
 from imgclf.preprocess import Preprocess
 from imgclf.threads import available_cpus
@@ -81,6 +81,7 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         silence_advertisements()
+        require_value("root", root)
         given = settings or DatasetConfig(name=type(self).name)
         self.settings = DatasetConfig.from_dict({**vars(given), **changes})
         self.name = self.settings.name

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from imgclf.console import print_text, shell_joined, shell_quoted
-from imgclf.errors import CheckpointError, RunError
+from imgclf.errors import CheckpointError, RunError, require_value
 from imgclf.files.atomic import delete_leftovers, write_atomically
 from imgclf.names import as_json, printable
 from imgclf.threads import available_cpus
@@ -24,6 +24,7 @@ __all__ = [
     "create_run_folder",
     "describe_environment",
     "find_checkpoint",
+    "find_resumable",
     "find_run",
     "find_trials",
     "finished_epochs",
@@ -63,6 +64,15 @@ def find_run(text: str | Path) -> Path:
     if path.absolute().name == "checkpoints":
         path = path.parent if path.name else path.absolute().parent
     return path
+
+
+def find_resumable(text: str | Path) -> Path:
+    """Return what a resumed run is named by: the folder that `find_run` finds, or the checkpoint file itself.
+
+    Raises `CheckpointError` where nothing of that name exists.
+    """
+    path = _locate(text)
+    return path if path.is_file() else find_run(text)
 
 
 def find_checkpoint(text: str | Path) -> Path:
@@ -113,7 +123,10 @@ def mark_latest(folder: Path) -> None:
 
 
 def _locate(text: str | Path) -> Path:
-    """Return the file or folder called `text`, or what `latest` leads to; raises `CheckpointError` for none."""
+    """Return the file or folder called `text`, or what `latest` leads to; raises `CheckpointError` for none, and `ConfigError`
+    for an empty text, which would be the current folder.
+    """
+    require_value("the run or checkpoint", text)
     path = Path(os.path.expanduser(text))  # noqa: PTH111, like os.path.exists, never raises: there may be no such user or name
     if str(text) == "latest" and not os.path.exists(path):  # noqa: PTH110
         if not os.path.lexists(LATEST):
@@ -127,7 +140,8 @@ def _locate(text: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: no such file or folder{moved}; expected a run's folder, a checkpoint file, or latest"
         )
-    return path
+    # `..` behind a link is another folder for the system than for whoever shortens the text, as Hydra does.
+    return path.resolve() if ".." in path.parts else path
 
 
 def require_unused(folder: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 
+from imgclf.cli.data_words import word_of
 from imgclf.config import RunConfig
-from imgclf.console import print_text, shell_quoted
+from imgclf.console import print_text, shell_joined, shell_quoted
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
-from imgclf.files.run_folder import find_checkpoint, find_run, finished_epochs, require_unused
+from imgclf.files.run_folder import find_checkpoint, find_resumable, find_run, finished_epochs, require_unused
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.schema import flatten
 
@@ -122,6 +123,8 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
         config = _load_run_config(config, folder, overrides)
     config = _with_absolute_paths(config)
     point = find_resume_point(config.ckpt_path, folder)
+    if point and config.resume:
+        _require_newest(find_resumable(config.resume), point, folder)
     if config.ckpt_path != "last" and first_process:
         require_unused(folder)
     if point:
@@ -162,6 +165,24 @@ def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
     return max(points, key=lambda point: point.checkpoint["global_step"])
 
 
+def _require_newest(named: Path, newest: ResumePoint, folder: Path) -> None:
+    """Raise `CheckpointError` if the checkpoint file `named` isn't the run's newest state: going back would overwrite what
+    came after it.
+    """
+    if not named.is_file() or _read(named).checkpoint["global_step"] == newest.checkpoint["global_step"]:
+        return
+    try:
+        words = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
+        words = [str(word) for word in words if not str(word).startswith(("ckpt_path=", "++ckpt_path="))]
+    except (OSError, yaml.YAMLError, TypeError):
+        words = ["<the run's settings>"]
+    again = shell_joined(["imgclf", "train", *words, word_of("ckpt_path", str(named.absolute()))])
+    raise CheckpointError(
+        f"{named}: a run is resumed from its newest checkpoint, which is {newest.path.name}; pass the run's folder for that, "
+        f"or begin a new run from this one: {again}"
+    )
+
+
 def resume_command(folder: Path) -> str:
     """Return the command that resumes the run in `folder`, quoted for the shell."""
     if not any((folder / "checkpoints").glob("*.ckpt")):
@@ -186,7 +207,7 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
 
     Raises `ConfigError` for an override that may not change, `RunError` when `folder` holds no run.
     """
-    if find_run(config.resume or "").absolute() != folder.absolute():
+    if find_run(config.resume or "").resolve() != folder.resolve():
         raise ConfigError(f"resume={config.resume}: a run is resumed in its own folder; leave out hydra.run.dir and -m")
     overridable = RunConfig.keys_with("on_resume")
     typed = {text.lstrip("+~").partition("=")[0]: text for text in overrides}

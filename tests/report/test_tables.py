@@ -127,7 +127,7 @@ def test_predictions_csv_survives_odd_names(tmp_path: Path) -> None:
     written = np.array([[float(cell) for cell in row[3:]] for row in rows])
     np.testing.assert_allclose(written, probabilities, rtol=1e-6)
     np.testing.assert_allclose(written.sum(axis=1), 1, atol=1e-5)
-    assert (tmp_path / "p.csv").read_bytes().endswith(b"\n") and b"\r\n" in (tmp_path / "p.csv").read_bytes()
+    assert (tmp_path / "p.csv").read_bytes().endswith(b"\n") and (tmp_path / "p.csv").read_bytes().count(b"\n") == 6
 
 
 def test_predictions_csv_without_targets(tmp_path: Path) -> None:
