@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from imgclf.console import CommandParser, run_command
+from imgclf.console import CommandParser, print_message, print_text, run_command
 from imgclf.errors import ConfigError
 from imgclf.files import cache_folder
 from imgclf.files.row_store import list_stores
@@ -49,10 +49,10 @@ def _list_or_clear(action: str, names: Sequence[str]) -> int:
         cleared = [_clear(name, folder, size) for name, (folder, _, size) in chosen.items()]
         return 0 if all(cleared) else 1
     for name, (_, metadata, size) in chosen.items():
-        print(f"{size / 1e6:>9,.1f} MB  {name}")
-        print(f"{'':>14}{metadata.get('images', '?')}, from {metadata.get('root', '?')}")
+        print_text(f"{size / 1e6:>9,.1f} MB  {name}")
+        print_text(f"{'':>14}{metadata.get('images', '?')}, from {metadata.get('root', '?')}")
     total = sum(size for _, _, size in chosen.values())
-    print(f"{total / 1e6:>9,.1f} MB  in {root}")
+    print_text(f"{total / 1e6:>9,.1f} MB  in {root}")
     return 0
 
 
@@ -62,12 +62,12 @@ def _clear(name: str, folder: Path, size: int) -> bool:
         with FileLock(f"{folder}.lock", timeout=0):
             shutil.rmtree(folder)
     except Timeout:
-        print(f"imgclf: {name} is in use by a run; try again after it has ended", file=sys.stderr)
+        print_message(f"{name} is in use by a run; try again after it has ended")
         return False
     except OSError as error:
-        print(f"imgclf: {name} cannot be cleared ({error.strerror}); delete {folder} by hand", file=sys.stderr)
+        print_message(f"{name} cannot be cleared ({error.strerror}); delete {folder} by hand")
         return False
-    print(f"cleared {name}, {size / 1e6:,.1f} MB")
+    print_text(f"cleared {name}, {size / 1e6:,.1f} MB")
     return True
 
 

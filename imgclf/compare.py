@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imgclf.console import CommandParser, make_console, print_table, run_command
+from imgclf.console import CommandParser, make_console, print_table, print_text, run_command
 from imgclf.errors import DataError
 from imgclf.files.run_folder import find_run
 
@@ -45,7 +45,7 @@ def _compare(names: Sequence[str], out: Path | None) -> int:
     comparisons = compare_runs([find_run(name) for name in names])
     console = make_console(WIDE)
     for comparison in comparisons:
-        print(comparison.title)
+        print_text(comparison.title)
         print_table(["run", "validation (95 %)", "test (95 %)", "epochs"], comparison.results)
         if comparison.keys:
             rows = [["setting", *comparison.names], *comparison.settings]
@@ -57,7 +57,7 @@ def _compare(names: Sequence[str], out: Path | None) -> int:
         for result in comparison.tests:
             console.print(str(result), markup=False)
     if out:
-        print(f"{out}: {' and '.join(write_comparisons(comparisons, out))}")
+        print_text(f"{out}: {' and '.join(write_comparisons(comparisons, out))}")
     if len(comparisons) > 1:
         first, *others = comparisons
         reasons = "; ".join(dict.fromkeys(first.difference(other) for other in others))

@@ -1,5 +1,7 @@
 """Console output that commands share: errors as one line, tables, progress bars, and silence from other libraries.
 
+Names of files and classes, and texts of servers, may hold what a terminal obeys: all that is printed here is `printable`.
+
 rich is imported inside functions: it takes a tenth of a second, which `--help` need not wait for.
 """
 
@@ -18,11 +20,13 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.errors import ConfigError, ImgclfError, require_value
 from imgclf.jupyter import in_notebook, notebook_bar
+from imgclf.names import ERRORS, printable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -34,10 +38,13 @@ __all__ = [
     "make_console",
     "print_line",
     "print_lines_to_copy",
+    "print_message",
     "print_table",
+    "print_text",
     "progress_bar",
     "replace_unprintable",
     "run_command",
+    "shell_joined",
     "shell_path",
     "shell_quoted",
     "silence_advertisements",
@@ -69,7 +76,24 @@ _NOISY_WARNINGS = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argparse parser whose help a pipe may close: `--help | head`."""
+    """An argparse parser that takes options between paths, refuses empty words, and whose help a pipe may close."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse's own signature has overloads
+        """Return the options; exits with 2 and one line for wrong ones."""
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            for above, word in pairwise(["", *words]):
+                flag, equals, value = word.partition("=")
+                require_value(above if above.startswith("--") else "an argument", word)
+                require_value(flag, value if flag.startswith("--") and equals else None)
+        except ConfigError as error:
+            self.error(str(error))
+        return self.parse_intermixed_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message, which may have any words of the command line, as one line, and exit with 2."""
+        replace_unprintable()
+        self.exit(2, printable(f"imgclf: {message} ({self.prog} --help lists the options)") + "\n")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help."""
@@ -97,15 +121,15 @@ def run_command(task: Callable[[], int]) -> int:
         message, code = "interrupted by SIGINT", 130
     except OSError as error:
         message, code = f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code
-    print(f"imgclf: {message}", file=sys.stderr)
+    print_message(message)
     return code
 
 
 def replace_unprintable() -> None:
-    """Let stdout and stderr write what their encoding lacks, such as a file name that isn't text, as an escape."""
+    """Let stdout and stderr write what their encoding lacks as `imgclf.names` escapes it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not a notebook's
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ERRORS)
 
 
 def make_console(width: int = 120) -> Console:
@@ -114,11 +138,20 @@ def make_console(width: int = 120) -> Console:
     In a notebook it prints plain text: rich would make an output of its own of each line.
     """
     from rich.console import Console
+    from rich.segment import Segment
+
+    class PlainConsole(Console):
+        """Escapes what a terminal would obey in any text; the codes of rich itself come after it."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            """Yield the pieces of what is printed."""
+            for piece in super().render(renderable, options):
+                yield piece if piece.control else Segment(printable(piece.text, lines=True), piece.style)
 
     if in_notebook():
-        return Console(highlight=False, width=min(width, 100), force_terminal=False, force_jupyter=False)
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=width)
+        return PlainConsole(highlight=False, width=min(width, 100), force_terminal=False, force_jupyter=False)
+    console = PlainConsole(highlight=False)
+    return console if console.is_terminal else PlainConsole(highlight=False, width=width)
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -128,26 +161,36 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table()
     for name in names:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(Text(printable(name)), overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     make_console(160).print(table)
 
 
 def print_line(text: str, error: bool = False) -> None:
     """Print one line to stdout, or to stderr for an `error`; a narrow terminal gets several, broken between words."""
-    stream = sys.stderr if error else sys.stdout
+    stream, text = sys.stderr if error else sys.stdout, printable(text)
     if stream.isatty():
         width = shutil.get_terminal_size().columns
         text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     print(text, file=stream, flush=True)
 
 
+def print_text(text: str) -> None:
+    """Print a text as it is laid out, of one line or of several."""
+    print(printable(text, lines=True), flush=True)
+
+
+def print_message(message: str) -> None:
+    """Print to stderr what went wrong, or how a command ended, as one line that is never broken."""
+    print(f"imgclf: {printable(message)}", file=sys.stderr, flush=True)
+
+
 def print_lines_to_copy(lines: Mapping[str, str]) -> None:
     """Print each text after its label, in one column and never broken: paths, links and commands to copy."""
     width = max(map(len, lines), default=0)
     for label, text in lines.items():
-        print(f"{label:<{width}}  {text}", flush=True)
+        print_text(f"{label:<{width}}  {printable(text)}")
 
 
 def lines_of_model(checkpoint: Path, report: Path) -> dict[str, str]:
@@ -169,8 +212,25 @@ def shell_path(path: Path) -> str:
 
 
 def shell_quoted(text: str) -> str:
-    """Return a word of a command as the system's shell takes it: POSIX, or on Windows cmd and PowerShell."""
-    return subprocess.list2cmdline([text]) if os.name == "nt" else shlex.quote(text)
+    r"""Return a word of a command as the system's shell takes it: POSIX, or on Windows cmd and PowerShell.
+
+    One with control characters or bytes that aren't text is written as bash, zsh and ksh take it: `$'caf\xe9'`.
+    """
+    if os.name == "nt":
+        return subprocess.list2cmdline([text])
+    if printable(text) == text:
+        return shlex.quote(text)
+    # Bytes that aren't text are held as lone surrogates; any other lone surrogate is in no name of a file.
+    parts = (
+        char.encode("utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass") for char in text
+    )
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in b"".join(parts))
+    return f"$'{''.join(plain)}'"
+
+
+def shell_joined(words: Sequence[str]) -> str:
+    """Return a command of these words, to be copied as it is."""
+    return " ".join(map(shell_quoted, words))
 
 
 @contextmanager
@@ -189,7 +249,7 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
     columns = TextColumn(text, markup=False), BarColumn(bar_width=20), TimeRemainingColumn(compact=True)
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task(label, total=total)
+        task = progress.add_task(printable(label), total=total)
         yield lambda count: progress.advance(task, count)
 
 

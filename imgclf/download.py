@@ -2,6 +2,7 @@
 
 from imgclf.cli.hydra_app import run_app
 from imgclf.config import DownloadConfig
+from imgclf.console import print_text
 from imgclf.errors import ConfigError
 
 __all__ = ["main"]
@@ -16,8 +17,8 @@ def main(config: DownloadConfig) -> None:
     datamodule = datamodule_class(name)
     if datamodule.handle is None:
         raise ConfigError(f"dataset={name}: no Kaggle handle is known for it; pass data_dir=<its folder> to train")
-    print(f"{name}: {datamodule.handle} on Kaggle, licence {datamodule.licence}")
-    print(f"{name} is in {download_dataset(name, datamodule.handle)}")
+    print_text(f"{name}: {datamodule.handle} on Kaggle, licence {datamodule.licence}")
+    print_text(f"{name} is in {download_dataset(name, datamodule.handle)}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import importlib.util
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from imgclf.names import printable
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -23,6 +25,7 @@ __all__ = [
     "nearest",
     "one_line",
     "require_package",
+    "require_value",
 ]
 
 _LISTED = 12  # names that a message lists when none is near
@@ -32,6 +35,10 @@ class ImgclfError(Exception):
     """An error that the user can act upon, in one line: what came, what was expected, what to do next."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the line, whatever the names in it hold."""
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """Return the lines that a notebook shows in place of a traceback."""
@@ -78,6 +85,15 @@ def require_package(package: str, extra: str, setting: str) -> None:
         raise ConfigError(f"{setting}: the package {package} isn't installed; {install_hint(extra)}")
 
 
+def require_value(name: str, value: object) -> None:
+    """Raise `ConfigError` for an empty text as the value of `name`: `resume=$RUN` must not begin a new run if RUN is unset."""
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{name}: the value is empty; give one, or leave it out (is a variable of the shell unset?)")
+
+
 def one_line(error: object, limit: int = 300) -> str:
-    """Return an error's text on one line of at most `limit` characters; the name of its type where it has no text."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    """Return an error's text on one line of at most `limit` characters; the name of its type where it has no text.
+
+    The text may come from a server: what a terminal would obey is escaped.
+    """
+    return printable(" ".join(str(error).split()))[:limit] or type(error).__name__

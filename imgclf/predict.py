@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from imgclf.cli.malloc import tune_malloc
 from imgclf.config import ENGINES
-from imgclf.console import CommandParser, progress_bar, run_command
+from imgclf.console import CommandParser, print_message, progress_bar, run_command
 from imgclf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _list_paths(words: Sequence[str]) -> Iterator[list[str]]:
         yield paths
     if len(paths) < len(words):
         if sys.stdin and sys.stdin.isatty():
-            _note(HINT)
+            print_message(HINT)
         yield from read_lines(sys.stdin)
 
 
@@ -169,7 +169,7 @@ def _predict_images(
     Their errors are printed at the end, or, if `live`, where they come.
     """
     errors: list[str] = []
-    count = 0
+    count = unread = 0
     sys.stdout.flush()  # the header of a CSV needs no image
     for images in groups:
         count += len(images)
@@ -181,20 +181,18 @@ def _predict_images(
                         writer.write(prediction)
                     continue
                 errors.append(str(prediction.error))
+                unread += prediction.pixels is None
                 if line_writer.prints_errors:
                     line_writer.write(prediction)
                 if live:
-                    _note(errors[-1])
+                    print_message(errors[-1])
         sys.stdout.flush()
-    unread = [f"{len(errors):,} of {count:,} images could not be read"] if errors and count > 1 else []
-    for line in (*([] if live else errors), *unread, *(writer.finish() for writer in collectors)):
+    failed = {"read": unread, "classified": len(errors) - unread}
+    summary = [f"{n:,} of {count:,} images could not be {what}" for what, n in failed.items() if n and count > 1]
+    for line in (*([] if live else errors), *summary, *(writer.finish() for writer in collectors)):
         if line:
-            _note(line)
+            print_message(line)
     return 1 if errors else 0
-
-
-def _note(line: str) -> None:
-    print(f"imgclf: {line}", file=sys.stderr, flush=True)
 
 
 def _predict_camera(predictor: Predictor, camera: str, writer: LineWriter) -> int:

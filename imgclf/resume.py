@@ -15,7 +15,7 @@ HELP = """Continue a run with its own settings, from its newest checkpoint.
 
 usage: imgclf resume RUN [key=value ...]
 
-RUN is the run's folder, a checkpoint in it, or latest (the newest run that
+RUN is the run's folder, its newest checkpoint, or latest (the newest run that
 finished here).
 
 Examples:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from imgclf.errors import ConfigError, nearest
+from imgclf.errors import ConfigError, nearest, require_value
 
 __all__ = ["Settings", "flatten", "quoted", "setting"]
 
@@ -243,6 +243,8 @@ def _expected(options: Sequence[Any]) -> str:
 
 
 def _check_limits(value: Any, item: Field[Any], key: str) -> None:
+    for text in value if isinstance(value, list) else [value]:
+        require_value(key, text)
     choices = item.metadata.get("choices")
     word = str(value).lower() if isinstance(value, bool) else value
     if choices and value is not None and word not in choices:

@@ -22,6 +22,7 @@ from imgclf.cli.hydra_app import (
 from imgclf.cli.malloc import tune_malloc
 from imgclf.cli.python_call import compose_run
 from imgclf.config import RunConfig
+from imgclf.console import print_message
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
 from imgclf.signals import Interrupted
@@ -90,7 +91,7 @@ class _Callable(ModuleType):
             _train(config, folder, overrides)
         except Interrupted as stop:
             if stop.signum != signal.SIGINT:  # the process was asked to end, not only the run
-                print(f"imgclf: {stop}", file=sys.stderr, flush=True)
+                print_message(str(stop))
                 signal.raise_signal(stop.signum)
             raise KeyboardInterrupt(str(stop)) from None
         from imgclf.inference.run import Run  # here, because it loads torch

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
@@ -33,7 +34,7 @@ from imgclf.config import (
     RunConfig,
     TrainerConfig,
 )
-from imgclf.errors import ConfigError, install_hint, nearest
+from imgclf.errors import ConfigError, ImgclfError, install_hint, nearest, require_value
 from imgclf.schema import Settings, default_of, flatten, group_of, quoted
 
 __all__ = ["CONF", "FLAGS_WITH_VALUE", "check_overrides", "compose_config", "explain_error", "help_text", "to_settings"]
@@ -89,7 +90,12 @@ def to_settings(command: str, config: DictConfig) -> Settings:
 
 
 def split_flags(command: str, words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with `--flag=value` as two words; raises `ConfigError` for an unknown flag."""
+    """Return the words of a command line with `--flag=value` as two words; raises `ConfigError` for an unknown flag, and for an
+    empty word or value.
+    """
+    for above, word in pairwise(["", *words]):
+        require_value(above if above in FLAGS_WITH_VALUE else "an argument", word)
+        _require_value_of(word)
     for position, word in enumerate(words):
         follows_flag = position > 0 and words[position - 1] in FLAGS_WITH_VALUE
         if word.startswith("-") and not follows_flag and word.partition("=")[0] not in (*FLAGS_WITH_VALUE, *_FLAGS):
@@ -122,12 +128,20 @@ def check_overrides(command: str, words: Sequence[str]) -> list[str]:
                 raise ConfigError(
                     f"{word}: expected key=value, such as dataset=cards; imgclf {command} --help lists the keys"
                 )
+            _require_value_of(word)
             word = _check_override(COMMANDS[command], word, sweeps)
             overrides.append(word)
         checked.append(word)
     if sweeps:
         _check_sweep(command, overrides)
     return checked
+
+
+def _require_value_of(word: str) -> None:
+    """Raise `ConfigError` for `key=`, `key=''` and `--flag=`."""
+    key, equals, value = word.partition("=")
+    if equals and re.fullmatch(r"(hydra/)?[\w.@:/+~-]+", key) and "/" not in key.removeprefix("hydra/"):
+        require_value(f"{key.lstrip('+')}=", value.strip().strip("'\""))
 
 
 def _check_sweep(command: str, words: Sequence[str]) -> None:
@@ -165,7 +179,8 @@ def _check_override(schema: type[Settings], word: str, sweeps: bool) -> str:
         override = OverridesParser.create().parse_override(word)
     except HydraException:  # Hydra's own message points at the character
         key, equals, value = word.partition("=")
-        text = equals and "text" in (schema.expected(key.lstrip("+")) or "")
+        is_folder = re.fullmatch(r"hydra\.(run|sweep)\.\w+", key)
+        text = equals and (is_folder or "text" in (schema.expected(key.lstrip("+")) or ""))
         return f"{key.lstrip('+')}={quoted(value)}" if text else word
     key = override.key_or_group.partition("@")[0]
     if override.is_sweep_override() and not sweeps:
@@ -217,6 +232,11 @@ def _locate(schema: type[Settings], key: str) -> str | None:
 def explain_error(command: str, error: BaseException) -> str:
     """Return what Hydra or OmegaConf found wrong as one line that names the key and what was expected."""
     schema, cause = COMMANDS[command], error.__cause__ or error.__context__ or error
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, ImgclfError):  # of a value that imgclf computes, such as the folder of the run to resume
+            return str(link)
+        link = link.__cause__ or link.__context__
     key = str(getattr(error, "full_key", "") or getattr(cause, "full_key", "") or "")
     text = str(error)
     if merging := re.match(r"Error merging override (\S+?)=(.*)", text):

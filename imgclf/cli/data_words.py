@@ -3,7 +3,6 @@ run, or in Python.
 """
 
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from imgclf.cli.compose import CONF, compose_config
 from imgclf.cli.python_call import literal
 from imgclf.config import CheckConfig, DatasetConfig
+from imgclf.console import shell_joined
 from imgclf.errors import ConfigError
 
-__all__ = ["check_commands", "config_folder"]
+__all__ = ["check_commands", "config_folder", "word_of"]
 
 # What decides which files are in which split.
 _FIELDS = ("name", "splits", "classes", "holdout", "val_fraction", "test_fraction", "split_seed", "fraction")
@@ -37,13 +37,13 @@ def check_commands(dataset: DatasetConfig, data_dir: str | None, seed: int) -> t
     words = _choice(dataset, flags)
     if data_dir:
         near = Path(data_dir).is_relative_to(Path.cwd())
-        words.append(_word("data_dir", str(Path(data_dir).relative_to(Path.cwd())) if near else data_dir))
+        words.append(word_of("data_dir", str(Path(data_dir).relative_to(Path.cwd())) if near else data_dir))
     if dataset.fraction < 1 and seed:
         words.append(f"seed={seed}")
     if isinstance(dataset.exclude, str):
-        words.append(_word("dataset.exclude", dataset.exclude))
+        words.append(word_of("dataset.exclude", dataset.exclude))
     words = ["imgclf", "check", *flags, *words, f"hydra.run.dir={place}"]
-    return shlex.join(words), f"dataset.exclude={place}/check.json"
+    return shell_joined(words), f"dataset.exclude={place}/check.json"
 
 
 def _choice(dataset: DatasetConfig, flags: Sequence[str]) -> list[str]:
@@ -51,7 +51,7 @@ def _choice(dataset: DatasetConfig, flags: Sequence[str]) -> list[str]:
     folders = [Path(folder) for folder in flags[1:]]
     search = [f"hydra.searchpath=[{folder.absolute().as_uri()}]" for folder in folders]
     names = [path.stem for folder in (*folders, CONF) for path in sorted((folder / "dataset").glob("*.yaml"))]
-    layout = [_word(f"dataset.splits.{split}", value) for split, value in dataset.to_dict()["splits"].items()]
+    layout = [word_of(f"dataset.splits.{split}", value) for split, value in dataset.to_dict()["splits"].items()]
     found = [["dataset=base", *layout, *_differing(dataset, DatasetConfig(splits=dataset.splits))]]
     for name in sorted(dict.fromkeys(names), key=lambda name: name != dataset.name):
         try:
@@ -60,7 +60,7 @@ def _choice(dataset: DatasetConfig, flags: Sequence[str]) -> list[str]:
         except ConfigError:
             continue
         if known.splits == dataset.splits:
-            found.append([_word("dataset", name), *_differing(dataset, known)])
+            found.append([word_of("dataset", name), *_differing(dataset, known)])
         if len(found[-1]) == 1:
             break
     return min(found, key=len)
@@ -79,10 +79,11 @@ def _outside_hydra() -> Iterator[None]:
 
 def _differing(dataset: DatasetConfig, known: DatasetConfig) -> list[str]:
     values = {name: getattr(dataset, name) for name in _FIELDS}
-    return [_word(f"dataset.{name}", value) for name, value in values.items() if value != getattr(known, name)]
+    return [word_of(f"dataset.{name}", value) for name, value in values.items() if value != getattr(known, name)]
 
 
-def _word(key: str, value: object) -> str:
+def word_of(key: str, value: object) -> str:
+    """Return `key=value` as one word of a command line, without the shell's quotes."""
     plain = isinstance(value, str) and re.fullmatch(
         r"(?!(true|false|null|nan|inf)$)[A-Za-z_/][\w./+-]*", value, re.I | re.A
     )

@@ -31,9 +31,9 @@ from imgclf.cli.compose import (
     to_settings,
 )
 from imgclf.config import KNOWN
-from imgclf.console import replace_unprintable
+from imgclf.console import print_message, print_text, replace_unprintable
 from imgclf.errors import ConfigError, ImgclfError, RunError
-from imgclf.files.run_folder import find_checkpoint, find_run
+from imgclf.files.run_folder import find_checkpoint, find_resumable
 from imgclf.schema import quoted
 from imgclf.signals import Interrupted
 
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-_FIND = {"resume": find_run, "checkpoint": find_checkpoint}  # key -> what its words mean
+_FIND = {"resume": find_resumable, "checkpoint": find_checkpoint}  # key -> what its words mean
 
 
 class OutputFolders(Callback):
@@ -105,7 +105,7 @@ def run_app(
         if positional:
             sys.argv[1:] = _with_key(sys.argv[1:], positional)
         if (overrides := _help_wanted(sys.argv[1:])) is not None:
-            print(help_text(command, overrides))
+            print_text(help_text(command, overrides))
         else:
             sys.argv[1:] = check_overrides(command, sys.argv[1:])
             _run(command, task, after_sweep, results)
@@ -169,7 +169,7 @@ def _without_note() -> Iterator[None]:
 def fail(message: str, code: int) -> None:
     """Print `message` to stderr as the last line, and exit with `code`."""
     sys.stdout.flush()
-    print(f"imgclf: {message}", file=sys.stderr, flush=True)
+    print_message(message)
     sys.exit(code)
 
 
@@ -185,7 +185,9 @@ def _with_key(words: list[str], key: str) -> list[str]:
     if len(given) > 1 or not (given or options):
         came = f"{' and '.join(given)} came" if given else f"no {'run' if key == 'resume' else 'model'} is given"
         raise ConfigError(f"{came}; expected one: a run's folder, a checkpoint file, or latest")
-    return [f"{key}={quoted(str(_FIND[key](word)))}" if word in found else word for word in words]
+    paths = {word: str(_FIND[key](word)) for word in found}
+    values = {word: f"./{path}" if path.startswith("~") else path for word, path in paths.items()}  # no user's home
+    return [f"{key}={quoted(values[word])}" if word in values else word for word in words]
 
 
 def _require_dataset(command: str, words: Sequence[str]) -> None:

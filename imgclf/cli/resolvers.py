@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from imgclf.errors import CheckpointError, ConfigError
+from imgclf.errors import ConfigError
 from imgclf.files.run_folder import find_run, find_trials
 
 __all__ = ["new_stamp", "register_resolvers", "trial_folder"]
@@ -55,7 +54,7 @@ def trial_folder(overrides: str, sweep: str = "", constant: str = "") -> str:
     """Return the folder name of a trial with these `overrides` (joined by commas): that of its folder in `sweep`, else a
     readable one without the keys in `constant`; different overrides have different names.
     """
-    digest = hashlib.blake2b(overrides.encode(), digest_size=5).hexdigest()
+    digest = hashlib.blake2b(overrides.encode(errors="surrogatepass"), digest_size=5).hexdigest()
     if sweep and (known := sorted(Path(sweep).glob(f"*-{digest}"))):
         return known[0].name
     short = []
@@ -84,9 +83,7 @@ def _stamp() -> str:
 def _run_folder(resume: str | None, dataset: str, model: str) -> str:
     if not resume:
         return f"outputs/{dataset}/{model}/{_stamp()}"
-    with suppress(CheckpointError):  # nothing has that name, and the command says so
-        resume = str(find_run(resume))
-    return str(Path(resume).expanduser().absolute())
+    return str(find_run(resume).absolute())
 
 
 def _missing_trials(folder: str, trials: int) -> int:

@@ -21,7 +21,7 @@ from imgclf.data.samples import Samples, hold_out, subsample
 from imgclf.data.show import show_classes
 from imgclf.data.unused import Unused, find_unused, refuse_empty
 from imgclf.data.value_range import significant_bits
-from imgclf.errors import ConfigError, DataError
+from imgclf.errors import ConfigError, DataError, require_value
 from imgclf.images import decode
 from imgclf.preprocess import Preprocess
 from imgclf.threads import available_cpus
@@ -85,6 +85,7 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         silence_advertisements()
+        require_value("root", root)
         given = settings or DatasetConfig(name=type(self).name)
         self.settings = DatasetConfig.from_dict({**vars(given), **changes})
         self.name = self.settings.name

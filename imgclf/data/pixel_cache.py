@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgclf.config import CacheConfig
-from imgclf.console import print_line, progress_bar
+from imgclf.console import print_line, print_text, progress_bar
 from imgclf.data.samples import Samples
 from imgclf.errors import RunError
 from imgclf.files.atomic import cache_folder
@@ -97,7 +97,7 @@ class CachedRows:
             self._refuse(error.strerror or str(error))
         if (count := self.computed - before) and not before:
             seconds, size = time.perf_counter() - began, count * self.store.row_bytes / 1e6
-            print(f"{self.words[1]}: {count:,} in {seconds:.1f} s, {size:,.0f} MB", flush=True)
+            print_text(f"{self.words[1]}: {count:,} in {seconds:.1f} s, {size:,.0f} MB")
 
     def _missing(self, indices: Indices) -> tuple[Indices, list[bytes]]:
         """Look the rows up; return the indices and keys of those that must be computed.

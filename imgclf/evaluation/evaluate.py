@@ -16,7 +16,15 @@ from imgclf.evaluation.calibration import calibration_error
 from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
 
-__all__ = ["Evaluation", "ForwardFn", "build_forward", "compute_metrics", "evaluate_split", "predict_logits"]
+__all__ = [
+    "Evaluation",
+    "ForwardFn",
+    "build_forward",
+    "compute_metrics",
+    "evaluate_split",
+    "not_finite",
+    "predict_logits",
+]
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -79,6 +87,15 @@ def _mirrors(flips: Sequence[str]) -> list[tuple[int, ...]]:
     return [*single, (2, 3)] if len(single) == 2 else single
 
 
+def not_finite(name: str, others: int = 0) -> str:
+    """Return the message about an image for which the network's outputs are NaN or infinite, and so are those for `others`."""
+    more = f" and {others:,} others" if others else ""
+    return (
+        f"{name}: the network's outputs aren't finite for this image{more}; use another checkpoint, or train with a lower "
+        "learning rate"
+    )
+
+
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
     """Return the probabilities float32 [N, K] of logits divided by `temperature`; each row sums to 1."""
     return (torch.from_numpy(logits) / temperature).softmax(dim=1).numpy()
@@ -129,7 +146,11 @@ def compute_metrics(model: ImageModel, samples: Samples, order: Indices, logits:
 
     The loss is the mean cross-entropy plus the head's L2 term, as in validation; `ece` is the expected calibration
     error. A temperature adds `calibrated_loss` and `calibrated_ece` and calibrates the probabilities; accuracies stay.
+    Raises `RunError` that names the first image for which the logits are NaN or infinite.
     """
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise RunError(not_finite(samples.items[order[broken[0]]], len(broken) - 1))
     targets = samples.targets[order]
     probabilities, penalty = softmax(logits), model.penalty().item()
     metrics, matrix = metrics_from_probabilities(probabilities, targets, _cross_entropy(logits, targets) + penalty)

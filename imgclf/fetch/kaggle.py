@@ -11,12 +11,12 @@ import base64
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 
+from imgclf.console import print_line
 from imgclf.errors import DataError, one_line
 from imgclf.fetch.archive import ArchiveError, Progress, copy_tree, extract
 from imgclf.fetch.http import FetchError
@@ -43,7 +43,7 @@ def download_dataset(name: str, handle: str, *, base_url: str | None = None) -> 
         raise DataError(f"{name!r}, {handle!r}: expected a plain name and a Kaggle handle like 'owner/data-set'")
     folder = destination(name)
     if folder.is_dir() and any(folder.iterdir()):
-        print(f"{folder}: already downloaded", file=sys.stderr)
+        print_line(f"{folder}: already downloaded", error=True)
         return folder
     base_url = (base_url or os.environ.get("IMGCLF_KAGGLE_URL") or _KAGGLE).rstrip("/")
     archive = folder.with_name(f"{name}.archive")
@@ -69,7 +69,7 @@ def _download_by_kagglehub(handle: str, folder: Path, cause: FetchError) -> Path
         import kagglehub
     except ImportError:
         raise _error_for(handle, cause.status, str(cause)) from cause
-    print(f"{cause}; trying kagglehub", file=sys.stderr)
+    print_line(f"{cause}; trying kagglehub", error=True)
     try:
         tree = Path(kagglehub.dataset_download(handle))
     except Exception as error:  # kagglehub's exceptions share no base class, and move between its versions

@@ -28,6 +28,7 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 
 from imgclf.files.atomic import write_atomically
+from imgclf.names import printable
 
 __all__ = ["plot_batch_sizes", "plot_curves", "plot_rates", "plot_runs", "plot_sizes", "write_figure"]
 
@@ -60,7 +61,7 @@ class ShownFigure(Figure):
 
 def short_name(name: str) -> str:
     """Return a name in one line of bounded length; the middle is cut, because both ends tell names apart."""
-    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(name.split()))
+    line = "".join(char if char.isprintable() else "\ufffd" for char in " ".join(printable(name).split()))
     half = _LONGEST_NAME // 2
     return line if len(line) <= _LONGEST_NAME else f"{line[:half]}…{line[1 - half :]}"
 

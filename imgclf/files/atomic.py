@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from imgclf.names import file_name
+
 __all__ = ["cache_folder", "delete_leftovers", "write_atomically"]
 
 _PREFIX, _SUFFIX = ".imgclf-", ".tmp"  # both mark a temporary file, which a killed write leaves behind
@@ -18,15 +20,18 @@ def cache_folder() -> Path:
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`; after a crash or on a full disk the file is either the old or the new one.
 
+    A lone surrogate in a text, which a writer of names has left there, becomes its escape: `\\udce9`.
+
     The temporary file is in the same folder, because a rename is atomic within one file system only. It is synced
     before the rename, because the rename may reach the disk before the data does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{_PREFIX}{path.name}-{os.getpid()}{_SUFFIX}"
+    name = file_name(path.name, distinct=True)  # with room for what is added: a name may have 255 bytes
+    temporary = path.parent / f"{_PREFIX}{name}-{os.getpid()}{_SUFFIX}"
     try:
         with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from imgclf.console import shell_quoted
-from imgclf.errors import CheckpointError, RunError
+from imgclf.console import print_text, shell_joined, shell_quoted
+from imgclf.errors import CheckpointError, RunError, require_value
 from imgclf.files.atomic import delete_leftovers, write_atomically
+from imgclf.names import as_json, printable
 from imgclf.threads import available_cpus
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "create_run_folder",
     "describe_environment",
     "find_checkpoint",
+    "find_resumable",
     "find_run",
     "find_trials",
     "finished_epochs",
@@ -70,6 +71,15 @@ def find_run(text: str | Path) -> Path:
     if path.absolute().name == "checkpoints":
         path = path.parent if path.name else path.absolute().parent
     return path
+
+
+def find_resumable(text: str | Path) -> Path:
+    """Return what a resumed run is named by: the folder that `find_run` finds, or the checkpoint file itself.
+
+    Raises `CheckpointError` where nothing of that name exists.
+    """
+    path = _locate(text)
+    return path if path.is_file() else find_run(text)
 
 
 def find_checkpoint(text: str | Path) -> Path:
@@ -118,11 +128,14 @@ def mark_latest(folder: Path) -> None:
             temporary.replace(LATEST)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        print(f"{LATEST}: not renewed, `latest` isn't this run ({error.strerror or error})", flush=True)
+        print_text(f"{LATEST}: not renewed, `latest` isn't this run ({error.strerror or error})")
 
 
 def _locate(text: str | Path) -> Path:
-    """Return the file or folder called `text`, or what `latest` leads to; raises `CheckpointError` for none."""
+    """Return the file or folder called `text`, or what `latest` leads to; raises `CheckpointError` for none, and `ConfigError`
+    for an empty text, which would be the current folder.
+    """
+    require_value("the run or checkpoint", text)
     path = Path(os.path.expanduser(text))  # noqa: PTH111, like os.path.exists, never raises: there may be no such user or name
     if str(text) == "latest" and not os.path.exists(path):  # noqa: PTH110
         if not os.path.lexists(LATEST):
@@ -136,7 +149,8 @@ def _locate(text: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: no such file or folder{moved}; expected a run's folder, a checkpoint file, or latest"
         )
-    return path
+    # `..` behind a link is another folder for the system than for whoever shortens the text, as Hydra does.
+    return path.resolve() if ".." in path.parts else path
 
 
 def is_run(folder: Path) -> bool:
@@ -204,9 +218,9 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], lock: R
         for part in (folder, folder / "checkpoints"):
             delete_leftovers(part)
         if not resuming or not (folder / "overrides.yaml").exists():
-            write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True))
+            write_atomically(folder / "overrides.yaml", _as_yaml(overrides))
         # The last of the two: a folder with this file holds a run.
-        write_atomically(folder / _CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomically(folder / _CONFIG, _as_yaml(config))
     except OSError as error:
         raise _not_writable(folder, error) from None
 
@@ -225,13 +239,30 @@ def _require_places(folder: Path) -> None:
             raise RunError(f"{path}: a folder, and a run writes a file of that name; move it away")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts text that isn't `printable` into quotes, with YAML's escapes: without quotes PyYAML loses a U+0085."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        style = None if printable(text) == text else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _as_yaml(values: Plain | list[str]) -> str:
+    """Return plain data as YAML, in its order, which is read back exactly as it is."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def describe_environment() -> Plain:
     """Return versions, commit, hardware and command: what is needed to repeat the run."""
     import torch  # here, because the commands that only read records do without it
 
     cuda = torch.cuda.is_available()
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": shell_joined([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -258,7 +289,7 @@ def write_environment(
         "results": list(results),
         **({} if forwards is None else {"forwards": {"images": forwards}}),
     }
-    write_atomically(folder / _ENVIRONMENT, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / _ENVIRONMENT, as_json(values, indent=2) + "\n")
 
 
 def finished_epochs(folder: Path) -> int | None:
@@ -310,7 +341,7 @@ def read_record(folder: Path) -> TrialRecord | None:
 
 def write_record(folder: Path, record: TrialRecord) -> None:
     """Replace the record in `folder`."""
-    write_atomically(folder / _TRIAL, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / _TRIAL, as_json(asdict(record), indent=2) + "\n")
 
 
 def find_trials(folder: Path) -> list[tuple[Path, TrialRecord]]:

@@ -44,6 +44,7 @@ from imgclf.images.pixels import (
     orientation_of,
     to_rgb,
 )
+from imgclf.names import printable
 from imgclf.preprocess import Preprocess
 
 __all__ = [
@@ -279,10 +280,9 @@ def _named_errors(source: Source, name: str | None) -> Iterator[None]:
     except Exception as error:
         if name is None:
             name = f"image of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
-        name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
         what = str(error) or type(error).__name__
         if isinstance(error, (UnidentifiedImageError, SyntaxError, struct.error)):
             what = "begins like an image, but its header is damaged or cut off: copy or download it again"
         elif not isinstance(error, ImageError):
             what = f"can't be decoded ({' '.join(what.split())[:160]}): replace or remove it"
-        raise ImageError(f"{name}: {what}") from None
+        raise ImageError(f"{printable(name)}: {what}") from None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imgclf.config import DatasetConfig, EvaluateConfig
-from imgclf.console import lines_of_model, print_lines_to_copy, shell_path, silence_library_logs
+from imgclf.console import lines_of_model, print_lines_to_copy, print_text, shell_path, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, DataError
@@ -80,9 +80,8 @@ def _all_images(
     if str(data.root) == model.metadata.data.root or any(len(data.samples[split]) for split in ("val", "test")):
         return None
     data.samples["test"] = data.samples["train"]
-    print(
-        f"note: {data.root} has no folders of splits: all {len(data.samples['test']):,} images are measured", flush=True
-    )
+    count = len(data.samples["test"])
+    print_text(f"note: {data.root} has no folders of splits: all {count:,} images are measured")
     return data
 
 

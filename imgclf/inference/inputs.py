@@ -192,6 +192,9 @@ def _named_inputs(path: str | os.PathLike[str]) -> Iterator[InputImage]:
     if isinstance(path, str) and is_url(path):
         yield InputImage(path, RemoteImage(path))
         return
+    if isinstance(path, str) and not path.strip():  # as a `Path`, it would be the current folder
+        yield InputImage(path, ImageError("an image's path is empty; pass a file, a folder or an address"))
+        return
     path = Path(path)
     if not os.path.isdir(path):  # noqa: PTH112
         yield InputImage(str(path), path)

@@ -16,7 +16,8 @@ class Prediction:
     """The prediction for an image: `label`, `probability` and the `top_count` classes in `top`.
 
     `probabilities` float32 [K], and the image's `pixels` uint8 [S, S, C] as the network saw them; NaN, None and the
-    `error` for an image that cannot be read. `classes` are the names of the K classes.
+    `error` for an image that cannot be read. An image for which the network's outputs aren't finite has NaN, its pixels
+    and an error. `classes` are the names of the K classes.
     """
 
     image: InputImage

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from imgclf.data.loader import Batch
-from imgclf.errors import ConfigError, ImageError
-from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
+from imgclf.errors import ConfigError, ImageError, one_line, require_value
+from imgclf.evaluation.evaluate import ForwardFn, build_forward, not_finite, predict_logits, softmax
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
@@ -72,6 +72,7 @@ def load_imagenet(
     weights that cannot be read or downloaded.
     """
     place = choose_device(device)
+    require_value("weights", weights)
     if weights and not os.path.isfile(os.path.expanduser(weights)):  # noqa: PTH111, PTH113
         raise ConfigError(f"weights {weights}: no such file; expected safetensors or pth")
     check_name(name, "network")
@@ -97,7 +98,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         return torch.device(next(kind for kind, there in available.items() if there))
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"device {name}: no such device; expected {DEVICES}") from None
     if device.type not in available:
         raise ConfigError(f"device {name}: not supported; expected {DEVICES}")
@@ -105,6 +106,10 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise ConfigError(f"device {name}: not available on this machine; choose cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as error:  # of a driver that is too old, or a GPU that another process has for itself
+        raise ConfigError(f"device {name}: can't be used ({one_line(error, 160)}); choose cpu") from None
     return device
 
 
@@ -242,19 +247,22 @@ class Predictor:
         self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], forward: ForwardFn
     ) -> Iterator[Prediction]:
         readable = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
-        rows: Iterator[NDArray[np.float32]] = iter(())
+        rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
         if readable:
             images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)  # [B, C, S, S]
             nothing = torch.zeros(len(readable), dtype=torch.int64)
             logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
-            rows = iter(softmax(logits, self.model.temperature))
+            probabilities = softmax(logits, self.model.temperature)
+            finite = (np.isfinite(logits) & np.isfinite(probabilities)).all(axis=1)  # bool [B]
+            rows = zip(probabilities, map(bool, finite), strict=True)
+        nothing_known = np.full(len(self.classes), np.nan, dtype=np.float32)
         for image, pixels in batch:
             if isinstance(pixels, ImageError):
-                yield Prediction(
-                    image, np.full(len(self.classes), np.nan, dtype=np.float32), None, pixels, self.classes
-                )
-            else:
-                yield Prediction(image, next(rows), pixels, None, self.classes)
+                yield Prediction(image, nothing_known, None, pixels, self.classes)
+                continue
+            row, is_finite = next(rows)
+            error = None if is_finite else ImageError(not_finite(image.name))
+            yield Prediction(image, row if is_finite else nothing_known, pixels, error, self.classes)
             if isinstance(image.source, RemoteImage):
                 image.source.release()
 

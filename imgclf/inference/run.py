@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from imgclf.config import RunConfig
-from imgclf.errors import ConfigError, DataError, RunError, one_line
+from imgclf.errors import ConfigError, DataError, RunError, one_line, require_value
 from imgclf.evaluation.classification import format_accuracy
 from imgclf.files.run_folder import find_run, finished_epochs
 from imgclf.report.tables import read_confusion_csv, read_history_csv, read_predictions_csv
@@ -45,6 +45,7 @@ class Run:
     """A run of `imgclf.train` or `imgclf train` in `folder`; what an unfinished run lacks raises `RunError`."""
 
     def __init__(self, folder: str | Path) -> None:
+        require_value("the run's folder", folder)
         self.folder = Path(folder).absolute()
 
     @cached_property

@@ -1,8 +1,6 @@
 """Output of predictions: lines on stdout, a grid of images, copies sorted by class, and saliency maps."""
 
 import csv
-import io
-import json
 import re
 import shutil
 import sys
@@ -16,12 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imgclf.console import print_text
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files import write_atomically
 from imgclf.images import as_pixels, decode
 from imgclf.inference.inputs import InputImage, RemoteImage
 from imgclf.inference.prediction import Prediction
 from imgclf.inference.predictor import Predictor
+from imgclf.names import as_json, file_name, printable
 from imgclf.report.page import shrunk
 from imgclf.report.tables import predictions_header, text_cell
 
@@ -73,7 +73,8 @@ class TableWriter(LineWriter):
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         super().__init__(classes, min(top, len(classes)), threshold)
         self.columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        self.width = min(max(map(len, classes)), 28)
+        self.names = [printable(name) for name in classes]
+        self.width = min(max(map(len, self.names)), 28)
         if self.columns:
             free = self.columns - _NAME - len(_GAP) * self.top - (len(UNSURE) + len(_GAP)) * bool(threshold)
             self.width = min(self.width, max(_CLASS, free // self.top - len(" 100.0%")))
@@ -82,12 +83,12 @@ class TableWriter(LineWriter):
         """Print the line, with class names padded to a column."""
         image, probabilities = prediction.image, prediction.probabilities
         best = _top_classes(prediction, self.top)
-        cells = [f"{self._class(self.classes[i]):<{self.width}} {probabilities[i]:6.1%}" for i in best]
+        cells = [f"{self._class(self.names[i]):<{self.width}} {probabilities[i]:6.1%}" for i in best]
         if self.threshold:
             predicted = predicted_class(prediction, self.classes, self.threshold)
             cells.insert(0, f"{UNSURE if predicted == UNSURE else '':<{len(UNSURE)}}")
-        name, true = image.name, image.true_class
-        end = f"{_GAP}(is {self._class(true)})" if true is not None and true != self.classes[best[0]] else ""
+        name, true = printable(image.name), image.true_class
+        end = f"{_GAP}(is {self._class(printable(true))})" if true is not None and true != self.classes[best[0]] else ""
         if self.columns:
             fewest = 1 + bool(self.threshold)
             while (room := self.columns - len(_GAP.join([*cells, end]))) < min(_NAME, len(name)) and len(
@@ -95,7 +96,7 @@ class TableWriter(LineWriter):
             ) > fewest:
                 cells.pop()
             name = name if len(name) <= room else f"…{name[len(name) - max(room - 1, 1) :]}"
-        print(f"{_GAP.join([*cells, name])}{end}", flush=True)
+        print_text(f"{_GAP.join([*cells, name])}{end}")
 
     def _class(self, name: str) -> str:
         """Return a class name, on a terminal in its column: of a longer one both ends."""
@@ -110,16 +111,18 @@ class CSVWriter(LineWriter):
 
     def __init__(self, classes: Sequence[str], top: int, threshold: float) -> None:
         super().__init__(classes, top, threshold)
-        if isinstance(sys.stdout, io.TextIOWrapper) and _is_utf8(sys.stdout):
-            sys.stdout.reconfigure(errors="surrogateescape")  # names of files that aren't text keep their bytes
         self.rows = csv.writer(sys.stdout, lineterminator="\n")
-        self.rows.writerow(["file", *predictions_header(classes)])
+        self._write_row(["file", *predictions_header(classes)])
 
     def write(self, prediction: Prediction) -> None:
         """Print the row."""
         values = [f"{value:.7g}" for value in prediction.probabilities.tolist()]
         predicted = predicted_class(prediction, self.classes, self.threshold)
-        self.rows.writerow([text_cell(prediction.image.name), text_cell(predicted), *values])
+        self._write_row([prediction.image.name, predicted, *values])
+
+    def _write_row(self, cells: Sequence[str]) -> None:
+        """Print cells, in which names are `escaped`."""
+        self.rows.writerow([text_cell(cell, sys.stdout.encoding or "utf-8") for cell in cells])
 
 
 class JSONWriter(LineWriter):
@@ -140,7 +143,7 @@ class JSONWriter(LineWriter):
             record["top"] = [{"class": self.classes[i], "probability": rounded[i]} for i in best]
             if prediction.image.true_class is not None:
                 record["true"] = prediction.image.true_class
-        print(json.dumps(record, ensure_ascii=not _is_utf8(sys.stdout)), flush=True)
+        print(as_json(record, ascii_only=not _is_utf8(sys.stdout)), flush=True)
 
 
 class GridWriter:
@@ -178,7 +181,7 @@ class SortedCopies:
     def write(self, prediction: Prediction) -> None:
         """Copy the image."""
         image, source = prediction.image, prediction.image.source
-        name = re.sub(r"[^\w.()+ -]+", "_", image.name.rstrip("/").rpartition("/")[2]).lstrip(".")[-120:]
+        name = image.name.rstrip("/").rpartition("/")[2]
         if isinstance(source, (str, Path)):
             data = Path(source).read_bytes()
         elif isinstance(source, RemoteImage):
@@ -186,9 +189,8 @@ class SortedCopies:
         else:
             _, encoded = cv2.imencode(".png", np.ascontiguousarray(as_pixels(source)[:, :, ::-1]))
             data, name = encoded.tobytes(), f"{name}.png"
-        folder = re.sub(r"[/\\\0]", "_", predicted_class(prediction, self.classes, self.threshold))
-        folder = "_" if folder in (".", "..") else folder
-        write_atomically(_unused_path(self.folder / folder, name or "image"), data)
+        folder = file_name(predicted_class(prediction, self.classes, self.threshold), distinct=True)
+        write_atomically(_unused_path(self.folder / folder, file_name(name.lstrip(".") or "image")), data)
         self.count += 1
 
     def finish(self) -> str:
@@ -209,9 +211,11 @@ class SaliencyMaps:
         from imgclf.figures.grid import plot_grid
 
         best = predicted_class(prediction, self.predictor.classes)
-        label = re.sub(r"[^\w()+-]+", "_", best).encode()[:80].decode(errors="ignore")
-        file = re.sub(r"[^\w.()+-]+", "_", re.split(r"[/\\]", prediction.image.name.rstrip("/"))[-1].partition("?")[0])
-        file = file.encode()[-120:].decode(errors="ignore")  # names have at most 255 bytes
+        label = file_name(best, 80, keep="start").replace(" ", "_")
+        file = re.split(r"[/\\]", prediction.image.name.rstrip("/"))[-1]
+        if isinstance(prediction.image.source, RemoteImage):
+            file = file.partition("?")[0]
+        file = file_name(file, 120).replace(" ", "_")
         tile = _make_tile(prediction, self.predictor, threshold=0.0, with_map=True)
         name = f"{label}_{prediction.probabilities.max():.2f}__{file}.png"
         plot_grid([tile], _unused_path(self.folder, name))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from imgclf.config import ENGINES
+from imgclf.console import print_text
 from imgclf.errors import ConfigError, install_hint, one_line
 from imgclf.models.image_model import ImageModel
 
@@ -164,7 +165,7 @@ def build_engine(name: str, model: ImageModel, precision: str = "fp32") -> Engin
         engine = OpenVINO(model)
     except Exception as error:  # its converter may raise anything that the traced code meets
         reason = one_line(error, 120)
-        print(f"engine: eager, OpenVINO can't take this network ({type(error).__name__}: {reason})", flush=True)
+        print_text(f"engine: eager, OpenVINO can't take this network ({type(error).__name__}: {reason})")
         return eager
     side, channels = model.preprocess.size, model.preprocess.channels
     noise = torch.randint(0, 256, (2, channels, side, side), generator=torch.Generator().manual_seed(0))
@@ -172,7 +173,7 @@ def build_engine(name: str, model: ImageModel, precision: str = "fp32") -> Engin
     expected, actual = Eager(model)(images), engine(images)
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not difference <= TOLERANCE:  # NaN isn't either
-        print(f"engine: eager, OpenVINO's numbers differ by {difference:.1e} of the largest", flush=True)
+        print_text(f"engine: eager, OpenVINO's numbers differ by {difference:.1e} of the largest")
         return eager
     return engine if precision == "fp32" else OpenVINO(model, precision)
 

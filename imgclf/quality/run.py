@@ -2,16 +2,23 @@
 
 import json
 import re
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from imgclf.config import CheckConfig
-from imgclf.console import print_line, print_lines_to_copy, progress_bar, silence_library_logs
+from imgclf.console import (
+    print_line,
+    print_lines_to_copy,
+    print_text,
+    progress_bar,
+    shell_joined,
+    shell_quoted,
+    silence_library_logs,
+)
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.data.manifest import relative_paths
@@ -19,6 +26,7 @@ from imgclf.errors import DataError, ImageError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import read_record, require_unused
 from imgclf.images import decode
+from imgclf.names import as_json
 from imgclf.quality.findings import EARLIER, Finding, Report, data_key, examine, verdict
 from imgclf.quality.page import SIDE, Shown, check_page, shown_images
 from imgclf.quality.quick import draw_samples, quick_scan
@@ -47,7 +55,7 @@ def check_data(config: CheckConfig, folder: Path, words: Sequence[str] = ()) -> 
         scanned = quick_scan(splits, advance) if config.quick else scan(splits, config.workers, advance)
     report = _write(data, scanned, folder, _command(words, folder.absolute()))
     _print_report(report)
-    print(f"checked in {time.perf_counter() - began:.0f} s\n", flush=True)
+    print_text(f"checked in {time.perf_counter() - began:.0f} s\n")
     lines = {"page": (folder / "check.html").absolute().as_uri()}
     if report["exclude"]:
         here, absolute = Path.cwd(), folder.absolute()
@@ -87,7 +95,7 @@ def check_before_training(
         print_line(line)
     others = sum(entry["why"] not in ("unreadable", EARLIER) for entry in report["exclude"])
     if others and first_process:
-        print(f"check: {others:,} of these would be left out by\n  {_command((), place.absolute())}", flush=True)
+        print_text(f"check: {others:,} of these would be left out by\n  {_command((), place.absolute())}")
     left = [entry for entry in report["exclude"] if entry["why"] in ("unreadable", EARLIER)]
     return [f"{entry['split']}:{entry['path']}" for entry in left] if exclude and left else None
 
@@ -131,23 +139,17 @@ def _write(data: ImageDataModule, scanned: Scan, folder: Path, command: str) -> 
         rows |= {(split, path): row for row, path in enumerate(relative_paths(some.items, data.root))}
     images = {key: shrunk(data.image(key[0], rows[key]), SIDE) for key in shown_images(report)}
     page = check_page(report, Shown(images, samples, command))
-    write_atomically(folder / "check.html", page.encode("utf-8", "backslashreplace"))
-    _write_json(folder / "check.json", report)  # last: a check that has it is whole
+    write_atomically(folder / "check.html", page)
+    write_atomically(folder / "check.json", as_json(report, indent=1) + "\n")  # last: a check that has it is whole
     return report
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write JSON; a file name that is not valid text holds lone surrogates, and JSON and readers take their escapes."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _command(words: Sequence[str], folder: Path) -> str:
     """Return the command that trains without the images that the check.json in `folder` excludes."""
     path = str(folder / "check.json")
     plain = re.fullmatch(r"[\w./~+-]+", path)  # Hydra would read any other as more than a word
-    exclude = shlex.quote(f"dataset.exclude={path if plain else quoted(path)}")
-    return " ".join([*(["imgclf train", shlex.join(words)] if words else []), exclude])
+    exclude = shell_quoted(f"dataset.exclude={path if plain else quoted(path)}")
+    return " ".join([*(["imgclf train", shell_joined(words)] if words else []), exclude])
 
 
 def _print_report(report: Report) -> None:

@@ -5,7 +5,6 @@ The first two hold their content as a JSON object, which a script draws; names a
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from imgclf.names import as_json, printable
 from imgclf.report.tables import finite
 
 __all__ = ["data_uri", "results_page", "shrunk", "static_page", "sweep_page"]
@@ -42,7 +42,7 @@ def _drawn(page_data: Mapping[str, object], *names: str) -> str:
     script = _read(*(name for name in names if name.endswith(".js")))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # "<" could end the element that holds the data, in the name of a class or a file.
-    data = json.dumps(finite(page_data), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    data = as_json(_shown(finite(page_data)), allow_nan=False).replace("<", "\\u003c")
     title = str(page_data["title"])
     body = (
         f"<header><h1>{escape(title)}</h1></header>\n<main></main>\n"
@@ -55,12 +55,22 @@ def _drawn(page_data: Mapping[str, object], *names: str) -> str:
 
 
 def _shell(title: str, policy: str, style: str, body: str) -> str:
-    return (
+    page = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>\n'
         f"<style>\n{style}</style></head>\n<body>\n{body}</body></html>\n"
     )
+    return printable(page, lines=True)
+
+
+def _shown(value: Any) -> Any:
+    """Return plain data with its names, and all other text, as a page shows them."""
+    if isinstance(value, Mapping):
+        return {key: _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _read(*names: str) -> str:

@@ -8,10 +8,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from imgclf.console import make_console
+from imgclf.console import make_console, print_text
 from imgclf.data.datamodule import SPLITS, ImageDataModule
 from imgclf.jupyter import in_notebook
 from imgclf.models.network import Network, count_parameters, layer_table
+from imgclf.names import printable
 from imgclf.preprocess import Preprocess
 from imgclf.report.tables import per_class_table
 
@@ -22,11 +23,10 @@ def print_data(data: ImageDataModule) -> None:
     """Print counts, notes and the classes with their indices."""
     console = make_console()
     counts = ", ".join(f"{len(data.samples[split]):,} {split}" for split in SPLITS)
-    console.print(Text(f"{data.name}: {counts} images; {len(data.classes)} classes"))
-    console.print(Text(f"data folder: {data.root}"), soft_wrap=True)
-    for note in data.notes:
-        console.print(Text(f"note: {note}"))
-    console.print(Text(f"classes: {_first(data.classes)}"))
+    lines = [f"{data.name}: {counts} images; {len(data.classes)} classes", f"data folder: {data.root}"]
+    lines += [*(f"note: {note}" for note in data.notes), f"classes: {_first(data.classes)}"]
+    for number, line in enumerate(lines):
+        console.print(Text(printable(line)), soft_wrap=number == 1)  # a path is never broken
 
 
 def print_network(network: Network, preprocess: Preprocess) -> None:
@@ -35,7 +35,7 @@ def print_network(network: Network, preprocess: Preprocess) -> None:
     line = f"{network.backbone.name} on {size} x {size} ({preprocess.resize}): features {shape}"
     if in_notebook():
         trainable, total = count_parameters(network)
-        print(f"{line}, {total:,} parameters, {trainable:,} of them trainable", flush=True)
+        print_text(f"{line}, {total:,} parameters, {trainable:,} of them trainable")
         return
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     header, *rows = network_rows(network, preprocess)
@@ -73,18 +73,18 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Print a table with one row per split, and a line for each whose probabilities are calibrated."""
     has_top5 = any("top5" in values for values in metrics.values())
     heading = f"{'':6}{'correct':>20}{'accuracy':>11}" + f"{'top-5':>10}" * has_top5
-    print(f"{heading}{'macro F1':>11}{'loss':>10}")
+    print_text(f"{heading}{'macro F1':>11}{'loss':>10}")
     for split, values in metrics.items():
         correct = f"{values['correct']:,} of {values['count']:,}"
         line = f"{split:<6}{correct:>20}{values['accuracy']:>11.2%}"
         if has_top5:
             line += f"{values['top5']:>10.2%}" if "top5" in values else f"{'-':>10}"
-        print(f"{line}{values['macro_f1']:>11.4f}{values['loss']:>10.4f}")
+        print_text(f"{line}{values['macro_f1']:>11.4f}{values['loss']:>10.4f}")
     for split, values in metrics.items():
         if "temperature" in values:
             losses = f"temperature {values['temperature']:.3f}: loss {values['calibrated_loss']:.4f}"
             errors = f"calibration error {values['ece']:.2%} -> {values['calibrated_ece']:.2%}"
-            print(f"{split:<5} at {losses}, {errors}", flush=True)
+            print_text(f"{split:<5} at {losses}, {errors}")
 
 
 def _first(names: Sequence[str], most: int = 150) -> str:

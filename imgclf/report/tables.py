@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from imgclf.errors import DataError, one_line
 from imgclf.evaluation.classification import ClassScores, averages, per_class
 from imgclf.files.atomic import write_atomically
+from imgclf.names import as_json, escaped, printable, unescaped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,7 @@ __all__ = [
 HISTORY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds")
 
 # Text that a spreadsheet takes for a formula (full-width signs too), also behind apostrophes. Source: OWASP, CSV Injection.
-_FORMULA = re.compile("'*[=+@\\-\t\r\n\uff1d\uff0b\uff20\uff0d].", re.DOTALL)
+_FORMULA = re.compile("'*[=+@\\-\uff1d\uff0b\uff20\uff0d].", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)", re.ASCII | re.IGNORECASE)
 
 Array = NDArray[Any]
@@ -109,7 +109,7 @@ def per_class_table(classes: Sequence[str], matrix: Array) -> "Table":
         table.add_column(score, justify="right", no_wrap=True)
     for number, (name, row, cells) in enumerate(score_rows(classes, matrix, digits=3), start=1):
         # Text, because a class named "[red]" is a name and not markup.
-        table.add_row(Text(name), *cells, str(row["support"]), end_section=number == len(classes))
+        table.add_row(Text(printable(name)), *cells, str(row["support"]), end_section=number == len(classes))
     return table
 
 
@@ -169,8 +169,8 @@ def read_predictions_csv(path: StrPath) -> tuple[list[str], list[list[str]]]:
     if header[:3] != ["file", "true", "predicted"] or any(len(row) != len(header) for row in rows):
         raise DataError(f"{name}: can't be read as predictions; expected file, true, predicted and the probabilities")
     if all(column.startswith("p(") and column.endswith(")") for column in columns):
-        return [column[2:-1] for column in columns], [[*map(_original, row[:3]), *row[3:]] for row in rows]
-    return columns, rows
+        columns = [_original(column)[2:-1] for column in columns]
+    return columns, [[*map(_original, row[:3]), *row[3:]] for row in rows]
 
 
 def _names_of(targets: Array, count: int, classes: Sequence[str]) -> list[str]:
@@ -242,33 +242,31 @@ def _number(value: Any) -> Any:
 
 
 def _write_json(path: StrPath, value: object) -> None:
-    write_atomically(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(path, as_json(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: StrPath, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write UTF-8 with "\\n" line ends; bytes of a file name that aren't text are written with backslashes.
+    """Write UTF-8 with "\\n" line ends, texts as by `text_cell`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for row in (header, *rows):
+        writer.writerow([text_cell(cell) if isinstance(cell, str) else cell for cell in row])
+    write_atomically(path, text.getvalue())
 
-    Text that a spreadsheet would run as a formula is written as by `text_cell`.
+
+def text_cell(text: str, encoding: str = "utf-8") -> str:
+    """Return the cell of a text: `escaped`, and with an apostrophe in front where a spreadsheet would run it as a formula.
+
+    That is text of two characters or more that begins with =, +, - or @, and is no number. Apostrophes before it are doubled
+    by one more, so that the readers of these files get the very text back.
     """
-    lines = _Lines()
-    writer = csv.writer(lines)
-    writer.writerows(map(text_cell, row) for row in (header, *rows))
-    write_atomically(path, lines.text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def text_cell(value: object) -> object:
-    """Return the value of a cell; text that a spreadsheet would run as a formula gets an apostrophe in front.
-
-    That is text of two characters or more that begins with =, +, -, @, a tab or a line end, and is no number. Apostrophes
-    before it are doubled by one more, so that the readers of these files get the very text back.
-    """
-    odd = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
-    return f"'{value}" if odd else value
+    cell = escaped(text, encoding)
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 
 
 def _original(cell: str) -> str:
     """Return the text that `text_cell` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return unescaped(cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell)
 
 
 def _read_rows(path: StrPath) -> tuple[list[str], list[list[str]]]:
@@ -279,16 +277,3 @@ def _read_rows(path: StrPath) -> tuple[list[str], list[list[str]]]:
     except (ValueError, csv.Error, OSError) as error:
         raise DataError(f"{os.fspath(path)}: can't be read ({one_line(error, 160)})") from None
     return header, rows
-
-
-class _Lines:
-    """Turn the "\r\n" at the end of csv's lines into "\n".
-
-    csv quotes a cell only for the characters of its own line end: with "\n" it would leave a lone "\r" unreadable.
-    """
-
-    def __init__(self) -> None:
-        self.text = io.StringIO(newline="")
-
-    def write(self, line: str) -> int:
-        return self.text.write(line.removesuffix("\r\n") + "\n")

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import TypedDict
 
 from imgclf.config import MONITORS, CheckpointConfig
-from imgclf.console import lines_of_model, print_line, print_lines_to_copy, print_table, shell_path
+from imgclf.console import lines_of_model, print_line, print_lines_to_copy, print_table, print_text, shell_path
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, mark_latest
@@ -217,7 +217,7 @@ def write_leaderboard(folder: Path) -> Leaderboard:
 
         plot_sizes(board.sizes, folder / "data_size.png")
         written.append("data_size.png")
-    print(f"{shell_path(folder)}: {', '.join(written)}\n", flush=True)
+    print_text(f"{shell_path(folder)}: {', '.join(written)}\n")
     _print_winners(board)
     return board
 
@@ -227,7 +227,7 @@ def _print_winners(board: Leaderboard) -> None:
     page, single = board.folder / "sweep.html", len(board.winners) == 1
     models = [winner for winner in board.winners if winner.checkpoint.is_file()]
     for winner in board.winners:
-        print(f"best trial{'' if single else f' on {winner.dataset}'}: {board.describe(winner.overrides)}", flush=True)
+        print_text(f"best trial{'' if single else f' on {winner.dataset}'}: {board.describe(winner.overrides)}")
         if winner in models:
             print_lines_to_copy(lines_of_model(winner.checkpoint, page if single else winner.folder / "report.html"))
     if not (single and models):
@@ -279,7 +279,7 @@ def _print_board(board: Leaderboard) -> None:
         names = [*(board.names[key] for key in keys), "validation", "test", "seeds"][: len(keys) + 2 + seeds]
         print_table(["", *names, "epochs", "s"], rows)
         each = ", each data set by itself" if len({group.dataset for group in board.groups}) > 1 else ""
-        print(f"ranked by {board.metric}{each}; look at test only for the trial that you choose")
+        print_text(f"ranked by {board.metric}{each}; look at test only for the trial that you choose")
     for trial in board.trials:
         if not trial.finished:
             reason = f": {trial.record.error}" if trial.record.error else ""

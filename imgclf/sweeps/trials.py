@@ -24,7 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from imgclf.config import RunConfig
-from imgclf.console import print_line, progress_bar, shell_path
+from imgclf.console import print_line, print_message, progress_bar, replace_unprintable, shell_path
 from imgclf.errors import ImgclfError, RunError, one_line
 from imgclf.files.run_folder import PRUNED, TrialRecord, read_record, write_record
 from imgclf.signals import Interrupted, catch_signals, exit_with_parent
@@ -176,6 +176,7 @@ def _work(folder: str, connection: Connection, threads: int | None) -> None:
     with open(Path(folder) / LOG, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    replace_unprintable()
     if threads:
         os.environ["IMGCLF_THREADS"] = str(threads)
     # Lightning starts the other processes of a distributed run with the command line of this one: `main` below.
@@ -185,7 +186,7 @@ def _work(folder: str, connection: Connection, threads: int | None) -> None:
     try:
         outcome = Outcome(_train(folder))
     except (ImgclfError, Interrupted) as error:
-        print(f"imgclf: {error}", file=sys.stderr, flush=True)
+        print_message(str(error))
         outcome = Outcome(error=str(error))
     except Exception as error:  # a bug, here or in a package: the log gets the traceback, the leaderboard the line
         traceback.print_exc()

@@ -5,6 +5,7 @@ from pathlib import Path
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from imgclf.console import print_text
 from imgclf.jupyter import LiveTable, in_notebook
 from imgclf.report.tables import write_history
 from imgclf.training.checkpointing import CheckpointCallback
@@ -43,7 +44,7 @@ class HistoryLogger(AfterModule):
         if in_notebook():  # where `NotebookTable` shows them
             return
         if self._heading:
-            print(f"{self._heading}{'time':>8}", flush=True)
+            print_text(f"{self._heading}{'time':>8}")
             self._heading = None
         row = rows[-1]
         line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}".ljust(13)
@@ -51,7 +52,7 @@ class HistoryLogger(AfterModule):
             values = ("-", "-") if row[loss] is None else (f"{row[loss]:.4f}", f"{row[accuracy]:.2%}")
             line += f"{values[0][:9]:>{width}}{values[1]:>10}"
         best = "  best" if row["val_loss"] is not None and self.checkpoint.improves(trainer) else ""
-        print(f"{line}{row['lr']:>10.2e}{row['seconds']:>6.1f} s{best}", flush=True)
+        print_text(f"{line}{row['lr']:>10.2e}{row['seconds']:>6.1f} s{best}")
 
 
 class NotebookTable(AfterModule):

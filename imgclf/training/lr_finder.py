@@ -14,7 +14,7 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 
 from imgclf.config import RunConfig
-from imgclf.console import silence_library_logs
+from imgclf.console import print_text, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.loader import Batch
 from imgclf.data.pixel_cache import free_memory
@@ -77,8 +77,8 @@ def _find_rate(classifier: ImageClassifier, data: ImageDataModule, folder: Path)
     write_csv(folder / "lr_find.csv", ["lr", "loss", "smoothed"], rows)
     plot_rates(rates, losses, smooth, chosen, folder / "lr_find.png")
     steps = f"{len(rates)} steps, {rates[0]:.0e} to {rates[-1]:.2g}"
-    print(f"optimizer.lr={chosen:.2g} is where the loss falls fastest ({steps})")
-    print(f"lr_find.png and lr_find.csv are in {folder}", flush=True)
+    print_text(f"optimizer.lr={chosen:.2g} is where the loss falls fastest ({steps})")
+    print_text(f"lr_find.png and lr_find.csv are in {folder}")
 
 
 def _steepest(rates: list[float], smooth: list[float]) -> float:
@@ -110,7 +110,7 @@ def _find_batch_size(classifier: ImageClassifier, data: ImageDataModule, folder:
         except torch.cuda.OutOfMemoryError:
             break
         rows.append((size, size / median(seconds[2:] or seconds), _gigabytes(classifier.device)))
-        print(f"batch size {size:>5}: {rows[-1][1]:,.0f} images per second, {rows[-1][2]:.2f} GB", flush=True)
+        print_text(f"batch size {size:>5}: {rows[-1][1]:,.0f} images per second, {rows[-1][2]:.2f} GB")
         size *= 2
     if not rows:
         count = len(data.samples["train"])
@@ -121,11 +121,11 @@ def _find_batch_size(classifier: ImageClassifier, data: ImageDataModule, folder:
     write_csv(folder / "batch_size.csv", ["batch_size", "images_per_second", "gigabytes"], table)
     sizes, speeds, gigabytes = zip(*rows, strict=True)
     plot_batch_sizes(sizes, speeds, gigabytes, chosen, folder / "batch_size.png")
-    print(
+    print_text(
         f"dataset.batch_size={chosen} is the smallest within {1 - ENOUGH:.0%} of the fastest; another batch size needs "
         "another learning rate (find=lr)"
     )
-    print(f"batch_size.png and batch_size.csv are in {folder}", flush=True)
+    print_text(f"batch_size.png and batch_size.csv are in {folder}")
 
 
 def _batches(data: ImageDataModule, device: torch.device) -> Iterator[Batch]:

@@ -7,14 +7,16 @@ from typing import Any
 
 import yaml
 
+from imgclf.cli.data_words import word_of
 from imgclf.config import RunConfig
-from imgclf.console import shell_quoted
+from imgclf.console import print_text, shell_joined, shell_quoted
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.manifest import difference
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
 from imgclf.files.atomic import delete_leftovers
 from imgclf.files.run_folder import (
     find_checkpoint,
+    find_resumable,
     find_run,
     finished_epochs,
     has_checkpoints,
@@ -172,12 +174,11 @@ class RunPlan:
             if source.absolute() != (checkpoints / name).absolute():
                 copy_checkpoint(source, checkpoints / name)
                 if self.in_place:
-                    print(f"{name}: written from {source.name}", flush=True)
+                    print_text(f"{name}: written from {source.name}")
         if not self.best and point.best_epoch:
-            print(
+            print_text(
                 f"the best epoch is chosen from here on: the checkpoint of epoch {point.best_epoch}, the best before "
-                f"{point.path.name}, isn't beside it",
-                flush=True,
+                f"{point.path.name}, isn't beside it"
             )
 
 
@@ -194,6 +195,8 @@ def plan_run(config: RunConfig, folder: Path, overrides: list[str], first_proces
     if again and config.ckpt_path == "last":
         config = replace(config, ckpt_path=None)
     point = find_resume_point(config.ckpt_path, folder)
+    if point and config.resume and not again:
+        _require_newest(find_resumable(config.resume), point, folder)
     if config.ckpt_path != "last" and first_process and not again:
         require_unused(folder)
     if not point:
@@ -254,13 +257,31 @@ def find_resume_point(wanted: str | None, folder: Path) -> ResumePoint | None:
         if points:
             break
     for reason in skipped:
-        print(f"skipped {reason}", flush=True)
+        print_text(f"skipped {reason}")
     if not points:
         problem = "none of the checkpoints can be read (see above)" if skipped else "there is no checkpoint"
         raise CheckpointError(
             f"ckpt_path=last: {problem} in {checkpoints}; pass another run's folder, or begin a new run"
         )
     return max(points, key=lambda point: point.checkpoint["global_step"])
+
+
+def _require_newest(named: Path, newest: ResumePoint, folder: Path) -> None:
+    """Raise `CheckpointError` if the checkpoint file `named` isn't the run's newest state: going back would overwrite what
+    came after it.
+    """
+    if not named.is_file() or _read(named).checkpoint["global_step"] == newest.checkpoint["global_step"]:
+        return
+    try:
+        words = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
+        words = [str(word) for word in words if not str(word).startswith(("ckpt_path=", "++ckpt_path="))]
+    except (OSError, yaml.YAMLError, TypeError):
+        words = ["<the run's settings>"]
+    again = shell_joined(["imgclf", "train", *words, word_of("ckpt_path", str(named.absolute()))])
+    raise CheckpointError(
+        f"{named}: a run is resumed from its newest checkpoint, which is {newest.path.name}; pass the run's folder for that, "
+        f"or begin a new run from this one: {again}"
+    )
 
 
 def resume_command(folder: Path) -> str:
@@ -287,7 +308,7 @@ def _load_run_config(config: RunConfig, folder: Path, overrides: list[str]) -> R
 
     Raises `ConfigError` for an override that may not change, `RunError` when `folder` holds no run.
     """
-    if find_run(config.resume or "").absolute() != folder.absolute():
+    if find_run(config.resume or "").resolve() != folder.resolve():
         raise ConfigError(f"resume={config.resume}: a run is resumed in its own folder; leave out hydra.run.dir and -m")
     overridable = RunConfig.keys_with("on_resume")
     typed = {text.lstrip("+~").partition("=")[0]: text for text in overrides}

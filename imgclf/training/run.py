@@ -11,7 +11,14 @@ from typing import Any
 
 from imgclf.cli.data_words import check_commands
 from imgclf.config import RunConfig
-from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
+from imgclf.console import (
+    lines_of_model,
+    print_line,
+    print_lines_to_copy,
+    print_text,
+    shell_path,
+    silence_library_logs,
+)
 from imgclf.data.loader import worker_failure
 from imgclf.data.location import locate
 from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, one_line
@@ -54,7 +61,7 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
         plan = plan_run(config, folder, overrides, is_first_process())
         check_names(plan.config)
         if plan.finished and is_first_process():
-            print(plan.finished, flush=True)
+            print_text(plan.finished)
         if plan.finished and plan.resume and not plan.missing:
             if is_first_process():
                 plan.restore_files()
@@ -139,12 +146,12 @@ def _announce(run: Run, lock: RunLock) -> None:
     print_network(run.classifier.network, run.classifier.preprocess)
     if run.features:
         print_line(run.features.describe())
-    print(f"run folder: {shell_path(plan.folder)}", flush=True)
+    print_text(f"run folder: {shell_path(plan.folder)}")
     if plan.begins_again:
-        print("begins again: the run in this folder ended before its first checkpoint", flush=True)
+        print_text("begins again: the run in this folder ended before its first checkpoint")
     if plan.resume:
         write_history(plan.folder, plan.resume.metadata["history"])
-        print(plan.resume.describe(plan.config.trainer.max_epochs), flush=True)
+        print_text(plan.resume.describe(plan.config.trainer.max_epochs))
 
 
 def _fit(run: Run) -> None:
@@ -220,7 +227,7 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
         write_report(folder, inputs)
         clock.lap("report")
         write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, results, forwards)
-    print(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)", flush=True)
+    print_text(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)")
     _print_end(folder)
 
 
@@ -260,6 +267,6 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
     last = "test" if "test" in evaluations else "val"
     if last in evaluations:
         print_per_class(last, evaluations[last].matrix, best.classes)
-    print(f"best epoch: {best_epoch}")
+    print_text(f"best epoch: {best_epoch}")
     print_metrics(metrics)
     return best, evaluations, results

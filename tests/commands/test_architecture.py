@@ -12,7 +12,7 @@ import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
 COMMANDS = ("train", "resume", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
-FOUNDATIONS = ("config", "console", "errors", "jupyter", "preprocess", "schema", "signals", "threads")
+FOUNDATIONS = ("config", "console", "errors", "jupyter", "names", "preprocess", "schema", "signals", "threads")
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
     "files": 1,

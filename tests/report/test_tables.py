@@ -16,6 +16,7 @@ from imgclf.config import ModelConfig
 from imgclf.errors import DataError
 from imgclf.evaluation.evaluate import metrics_from_probabilities
 from imgclf.models.network import build_network
+from imgclf.names import unescaped
 from imgclf.preprocess import Preprocess
 from imgclf.report.summary import network_rows, print_metrics, print_network
 from imgclf.report.tables import (
@@ -45,7 +46,7 @@ def matrix_of(targets: Any, predictions: Any, num_classes: int) -> Any:
 
 def read_csv(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
+        return [[unescaped(cell) for cell in row] for row in csv.reader(file)]
 
 
 # Metrics
@@ -118,13 +119,17 @@ def test_predictions_csv_survives_odd_names(tmp_path: Path) -> None:
     predictions_csv(tmp_path / "p.csv", files, targets, probabilities, ODD_NAMES)
     header, *rows = read_csv(tmp_path / "p.csv")
     assert header == ["file", "true", "predicted", *(f"p({name})" for name in ODD_NAMES)]
-    assert [row[0] for row in rows] == ["a.png", str(files[1]), 'c".png', "new\nline.png", "bytes\\udcff.png"]
+    assert [row[0] for row in rows] == list(map(str, files))
+    assert (
+        r"new\x0aline.png," in (tmp_path / "p.csv").read_text()
+        and r"bytes\xff.png," in (tmp_path / "p.csv").read_text()
+    )
     assert [row[1] for row in rows] == [ODD_NAMES[target] for target in targets]
     assert [row[2] for row in rows] == [ODD_NAMES[best] for best in probabilities.argmax(axis=1)]
     written = np.array([[float(cell) for cell in row[3:]] for row in rows])
     np.testing.assert_allclose(written, probabilities, rtol=1e-6)
     np.testing.assert_allclose(written.sum(axis=1), 1, atol=1e-5)
-    assert (tmp_path / "p.csv").read_bytes().endswith(b"\n") and b"\r\n" in (tmp_path / "p.csv").read_bytes()
+    assert (tmp_path / "p.csv").read_bytes().endswith(b"\n") and (tmp_path / "p.csv").read_bytes().count(b"\n") == 6
 
 
 def test_predictions_csv_without_targets(tmp_path: Path) -> None:
@@ -246,8 +251,8 @@ def test_reading_another_file_as_history_raises_data_error(tmp_path: Path, conte
 def test_csv_quotes_what_a_reader_would_split(tmp_path: Path) -> None:
     rows: list[list[object]] = [["a,b", 1.5], ["lone\rreturn", None], ["bytes\udcff", ""]]
     write_csv(tmp_path / "folder" / "t.csv", ["name", "value"], rows)
-    assert (tmp_path / "folder" / "t.csv").read_bytes().startswith(b'name,value\n"a,b",1.5\n"lone\rreturn",\n')
-    assert read_csv(tmp_path / "folder" / "t.csv")[3] == ["bytes\\udcff", ""]
+    assert (tmp_path / "folder" / "t.csv").read_bytes().startswith(b'name,value\n"a,b",1.5\nlone\\x0dreturn,\n')
+    assert read_csv(tmp_path / "folder" / "t.csv")[1:] == [["a,b", "1.5"], ["lone\rreturn", ""], ["bytes\udcff", ""]]
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2_100", "vit_tiny_patch16_224"])
