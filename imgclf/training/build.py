@@ -12,7 +12,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, ModelConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
@@ -28,12 +29,16 @@ from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
 from imgclf.training.checkpointing import AtomicCheckpointIO
+from imgclf.training.checks import check_batch_norm
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.optim import check_optimizer
 from imgclf.training.resume import RunPlan
 
 __all__ = ["Run", "build_classifier", "build_run", "build_trainer", "check_names", "data_of", "is_first_process"]
+
+# Lightning's others start processes that can't take a run along, or share the weights out among them.
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "single_device")
 
 
 @dataclass
@@ -64,6 +69,7 @@ def build_run(plan: RunPlan, signals: Signals) -> Run:
         classifier.metadata = _metadata(config, data)
     else:
         classifier = build_classifier(config, data)
+    check_batch_norm(classifier, config.dataset.batch_size // trainer.world_size)
     if point and point.stopped_early:
         trainer.fit_loop.max_epochs = point.epochs
     engine = point.metadata.get("engine") if point else None
@@ -76,9 +82,11 @@ def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for a name that timm or Lightning doesn't know, and for a package that isn't installed."""
     check_optimizer(config.optimizer)
     check_name(config.model.backbone)
-    strategies = ["auto", *StrategyRegistry.available_strategies()]
-    if (strategy := config.trainer.strategy) is not None and strategy not in strategies:
-        raise ConfigError(f"trainer.strategy={strategy}: no such strategy; {nearest(strategy, strategies)}")
+    if (strategy := config.trainer.strategy) is not None and strategy not in _STRATEGIES:
+        raise ConfigError(
+            f"trainer.strategy={strategy}: imgclf trains on one device, or with ddp on several; pass "
+            "trainer.strategy=ddp, or leave it out"
+        )
     if config.logger.name not in ("none", "csv"):
         require_package(config.logger.name, config.logger.name, f"logger={config.logger.name}")
 
@@ -167,6 +175,7 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     Without validation images there is nothing to stop early by.
     """
     options = {key: value for key, value in config.trainer.to_dict().items() if value is not None}
+    options |= _batch_counts(options, data)
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
     if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
@@ -189,8 +198,8 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
         "num_sanity_val_steps": 0,
     }
     try:
-        return Trainer(**own, **options)
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        trainer = Trainer(**own, **options)
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         kind = config.trainer.accelerator
         others = (
             f"; trainer.accelerator={kind} needs one, trainer=cpu or trainer=auto doesn't"
@@ -198,6 +207,37 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
             else ""
         )
         raise ConfigError(f"trainer: {one_line(error, 300)}{others}") from error
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # which Lightning chooses in a notebook
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: a notebook can't train in several processes; pass trainer.devices=1, "
+            "or run `imgclf train` in a terminal"
+        )
+    return trainer
+
+
+def _batch_counts(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, int]:
+    """Return 1 for each of Lightning's `options` that is a fraction of an epoch's batches below one, which it would refuse
+    after the run has begun; raises `ConfigError` for validations that are more batches apart than an epoch has.
+    """
+    batches = {split: data.num_batches(split) for split in ("train", "val")}
+    changed = {}
+    for name, splits in (
+        ("limit_train_batches", ("train",)),
+        ("limit_val_batches", ("val",)),
+        ("overfit_batches", ("train", "val")),
+    ):
+        value, fewest = options.get(name), min(batches[split] for split in splits)
+        if isinstance(value, float) and 0 < value * fewest < 1:
+            changed[name] = 1
+    limit = changed.get("limit_train_batches", options.get("limit_train_batches", 1.0))
+    count = batches["train"]
+    count = int(limit * count) if isinstance(limit, float) else min(limit, count)
+    between = options.get("val_check_interval")
+    if isinstance(between, int) and between > count and options.get("limit_val_batches") != 0:
+        raise ConfigError(
+            f"trainer.val_check_interval={between}: an epoch has {count} batches; pass fewer, or a fraction such as 0.5"
+        )
+    return changed
 
 
 def is_first_process() -> bool:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from imgclf.cli.data_words import check_commands
 from imgclf.config import RunConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
@@ -133,6 +135,8 @@ def _announce(run: Run) -> None:
     print(f"run folder: {shell_path(plan.folder)}", flush=True)
     if plan.resume:
         print(plan.resume.describe(plan.config.trainer.max_epochs), flush=True)
+        if note := plan.resume.threads_note(torch.get_num_threads()):
+            print_line(note)
 
 
 def _fit(run: Run) -> None:
