@@ -28,9 +28,10 @@ def as_batch(batch: Any, preprocess: Preprocess, num_classes: int, *, labelled: 
         if not isinstance(images, Tensor):
             raise DataError(f"a batch has {_described(images)} for images; expected {_PAIR}")
         images = as_pixels(images, preprocess)
-    count = len(images if features is None else features)
+    inputs: Any = images if features is None else features
+    count = len(inputs)
     if targets is None:
-        targets = torch.full((count,), -1, device=images.device)
+        targets = torch.full((count,), -1, device=inputs.device)
     elif labelled:
         targets = _checked_targets(targets, count, num_classes)
     indices = torch.full((count,), -1, device=targets.device) if indices is None else indices

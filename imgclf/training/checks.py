@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    SingleDeviceStrategy,
-    SingleDeviceXLAStrategy,
-    Strategy,
-    XLAStrategy,
-)
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies.single_xla import SingleDeviceXLAStrategy
+from pytorch_lightning.strategies.xla import XLAStrategy
 from torch.func import functional_call
 
 from imgclf.config import NO_AVERAGE, NO_HALF, PRECISIONS
@@ -38,8 +33,7 @@ def check_fit(classifier: "ImageClassifier", trainer: Trainer) -> None:
             raise ConfigError(f"{name}={value}: expected a number above 0")
     _check_precision(str(trainer.precision), averaged=classifier.ema is not None)
     _check_strategy(trainer.strategy)
-    if not trainer.fast_dev_run:
-        classifier.scheduler_config.check_length(trainer.max_epochs or 1, trainer.max_steps)
+    classifier.scheduler_config.check_length(trainer.max_epochs or 1, trainer.max_steps)
     check_optimizer(classifier.optimizer_config)
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, ImageDataModule):
