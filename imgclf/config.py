@@ -319,8 +319,10 @@ class TrainerConfig(Settings):
                 raise ConfigError(
                     f"trainer.{name}={value}: expected a whole number of at least {least}, or a fraction of at most 1"
                 )
-        if isinstance(self.max_time, int) or (isinstance(self.max_time, str) and not re.search("[1-9]", self.max_time)):
-            raise ConfigError(f"trainer.max_time={self.max_time}: expected a time above 0 as DD:HH:MM:SS")
+        time = self.max_time
+        written = isinstance(time, str) and re.fullmatch(r"\d+(:\d\d){3}", time.strip()) and re.search("[1-9]", time)
+        if not (written or time is None or isinstance(time, dict)):
+            raise ConfigError(f"trainer.max_time={time}: expected a time above 0 as DD:HH:MM:SS")
 
 
 @dataclass(frozen=True)

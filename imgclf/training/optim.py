@@ -25,8 +25,8 @@ _UNSUITED = {
     "adahessian": "needs second derivatives, which training doesn't compute",
     "kron": "compiles its step for every shape of tensor, which takes minutes and gigabytes",
 }
-# What timm's and torch's optimizers raise in a step that their options or the parameters don't allow.
-_STEP_ERRORS = (TypeError, ValueError, AttributeError, LookupError, AssertionError, RuntimeError, ImportError)
+# What optimizers of timm and torch raise for options that don't fit each other, some of them only in a step.
+_ERRORS = (TypeError, ValueError, AttributeError, LookupError, AssertionError, RuntimeError, ImportError)
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
@@ -51,7 +51,7 @@ def check_optimizer(config: OptimizerConfig) -> None:
 
     try:
         optimizer.step(closure)  # type: ignore[arg-type]  # torch's own stub wants a float
-    except _STEP_ERRORS as error:
+    except _ERRORS as error:
         reason = f"it can't take a step here ({one_line(error, 160)})"
         raise ConfigError(f"optimizer.name={config.name}, optimizer.options={config.options}: {reason}") from None
 
@@ -84,7 +84,7 @@ def build_optimizer(network: Network, config: OptimizerConfig, include_frozen: b
 def _create(config: OptimizerConfig, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         return create_optimizer_v2(groups, opt=config.name, lr=float(config.lr), weight_decay=0.0, **options)
-    except (TypeError, ValueError, AssertionError, KeyError, ImportError) as error:
+    except _ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"optimizer.name={config.name}, optimizer.options={config.options}: {reason}") from None
 
