@@ -5,6 +5,7 @@ Hydra composes command lines against these classes (`imgclf.cli`), and YAML file
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,7 +27,18 @@ _DATA_DIR = "Folder of the data set; demo: drawn on the spot; null: $IMGCLF_DATA
 _ENGINE = "Runtime of frozen layers; auto: OpenVINO on a CPU from 1,000 images on."
 KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
 ENGINES = ("auto", "eager", "openvino")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+
+
+NO_HALF = "weights of 16 bits lose small gradients, which nothing scales up"
+NO_AVERAGE = "an average in 8 bits never follows the weights"
+_BATCHES = {  # numbers of batches, or fractions of them -> the least number
+    "limit_train_batches": 1,
+    "limit_val_batches": 0,
+    "limit_test_batches": 0,
+    "overfit_batches": 0,
+    "val_check_interval": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,18 @@ class SchedulerConfig(Settings):
         if self.name == "plateau" and self.warmup_epochs:
             raise ConfigError("scheduler.name=plateau has no warm-up; pass scheduler.warmup_epochs=0")
 
+    def check_length(self, max_epochs: int, max_steps: int | None) -> None:
+        """Raise `ConfigError` where the schedule needs the length of a run that has none: `max_epochs` is -1, and
+        `max_steps` None or -1.
+        """
+        of_length = self.name in ("cosine", "poly") or (self.name == "step" and self.decay_epochs is None)
+        if of_length and max_epochs == -1 and max_steps in (None, -1):
+            own = ", or scheduler.decay_epochs=<number>" if self.name == "step" else ""
+            raise ConfigError(
+                f"trainer.max_epochs=-1: scheduler.name={self.name} ends with the run, whose length it must know; pass a "
+                f"number of epochs, trainer.max_steps=<number>, scheduler.name=none or plateau{own}"
+            )
+
 
 @dataclass(frozen=True)
 class LossConfig(Settings):
@@ -238,35 +262,72 @@ class TrainerConfig(Settings):
     """Arguments of Lightning's Trainer; null means Lightning's own default."""
 
     path = "trainer"
+    reserved = {
+        "logger": "logger=csv, tensorboard, mlflow or wandb adds a tracker",
+        "callbacks": "callbacks.early_stopping and callbacks.pruning are settings",
+        "enable_checkpointing": "checkpoint.keep says which checkpoints stay",
+        "default_root_dir": "hydra.run.dir=<folder> names the run's folder",
+        "limit_predict_batches": "imgclf predict takes images",
+        "num_sanity_val_steps": "debug=fdr tries everything on one batch",
+        **dict.fromkeys(
+            (
+                *("enable_progress_bar", "enable_model_summary", "enable_autolog_hparams", "barebones"),
+                *("plugins", "model_registry", "use_distributed_sampler", "reload_dataloaders_every_n_epochs"),
+            ),
+            "leave it out, or train with Lightning's own Trainer from Python",
+        ),
+    }
     accelerator: str = overridable("auto", "Kind of device.", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: Any = overridable(1, "Number of devices, or a list of them; one process each.")
     num_nodes: int = overridable(1, "Number of machines.", low=1)
-    strategy: str | None = overridable(None, "ddp for several processes; null: Lightning chooses.")
+    strategy: str | None = overridable(None, "ddp for several processes; null: by the number of devices.")
     precision: str = setting("32-true", "Floating-point precision.", choices=PRECISIONS)
-    max_epochs: int = overridable(15, "Number of epochs.")
+    max_epochs: int = overridable(15, "Number of epochs; -1: until something else ends the run.")
     limit_train_batches: int | float | None = setting(None, "Batches per epoch, or a fraction of them.")
     limit_val_batches: int | float | None = setting(None, "Validation batches, or a fraction of them.")
     limit_test_batches: int | float | None = setting(None, "Batches of the final evaluation, or a fraction of them.")
     accumulate_grad_batches: int = setting(1, "Batches per optimizer step.", low=1)
-    gradient_clip_val: float | None = setting(None, "Largest norm of the gradients.")
-    deterministic: bool | str | None = setting(False, "Use deterministic algorithms only.")
+    gradient_clip_val: float | None = setting(None, "Largest norm of the gradients.", low=0)
+    deterministic: bool | str | None = setting(
+        False, "Use deterministic algorithms only.", choices=("false", "true", "warn")
+    )
     gradient_clip_algorithm: str | None = advanced(None, "Clip by norm or value.", choices=("norm", "value"))
     overfit_batches: int | float | None = advanced(None, "Train on the same few batches again and again.")
     profiler: str | None = advanced(None, "Profile the run.", choices=("simple", "advanced", "pytorch"))
     fast_dev_run: int | bool | None = advanced(None, "Run one epoch of this many batches, as a trial.")
-    min_epochs: int | None = advanced(None, "Least number of epochs.")
+    min_epochs: int | None = advanced(None, "Least number of epochs.", low=0)
     max_steps: int | None = advanced(None, "Number of optimizer steps after which training ends.", may_change=True)
-    min_steps: int | None = advanced(None, "Least number of optimizer steps.")
+    min_steps: int | None = advanced(None, "Least number of optimizer steps.", low=0)
     max_time: Any = advanced(
         None, "Time of training after which a run stops, as DD:HH:MM:SS; resumed, it has as much again.", on_resume=True
     )
     val_check_interval: int | float | None = advanced(None, "Batches between validations, or a fraction.")
-    check_val_every_n_epoch: int | None = advanced(None, "Epochs between validations.")
-    log_every_n_steps: int | None = advanced(None, "Steps between two lines of a tracker.")
+    check_val_every_n_epoch: int | None = advanced(None, "Epochs between validations.", low=1)
+    log_every_n_steps: int | None = advanced(None, "Steps between two lines of a tracker.", low=0)
     benchmark: bool | None = advanced(None, "Let cuDNN choose its algorithms by speed.")
     inference_mode: bool | None = advanced(None, "Validate under torch.inference_mode.")
     detect_anomaly: bool | None = advanced(None, "Let autograd look for NaN.")
     sync_batchnorm: bool | None = advanced(None, "Share BatchNorm's statistics between processes.")
+
+    def __post_init__(self) -> None:
+        if self.precision == "16-true":
+            raise ConfigError(f"trainer.precision=16-true: {NO_HALF}; pass 16-mixed or bf16-true")
+        super().__post_init__()
+        for name, end in (("max_epochs", "no end"), ("max_steps", "any number")):
+            value = getattr(self, name)
+            if value is not None and value < 1 and value != -1:
+                raise ConfigError(f"trainer.{name}={value}: expected a whole number of at least 1, or -1 for {end}")
+        for name, least in _BATCHES.items():
+            value = getattr(self, name)
+            low = 0 if not least else 1 if isinstance(value, int) else 1e-9
+            if value is not None and not (low <= value and (isinstance(value, int) or value <= 1)):
+                raise ConfigError(
+                    f"trainer.{name}={value}: expected a whole number of at least {least}, or a fraction of at most 1"
+                )
+        time = self.max_time
+        written = isinstance(time, str) and re.fullmatch(r"\d+(:\d\d){3}", time.strip()) and re.search("[1-9]", time)
+        if not (written or time is None or isinstance(time, dict)):
+            raise ConfigError(f"trainer.max_time={time}: expected a time above 0 as DD:HH:MM:SS")
 
 
 @dataclass(frozen=True)
@@ -328,6 +389,12 @@ class RunConfig(Settings):
         if self.check in ("true", "false"):  # as text, which is true in any case
             object.__setattr__(self, "check", self.check == "true")
         super().__post_init__()
+        if not self.trainer.fast_dev_run:
+            self.scheduler.check_length(self.trainer.max_epochs, self.trainer.max_steps)
+        if self.ema_decay and self.trainer.precision == "bf16-true":
+            raise ConfigError(
+                f"trainer.precision=bf16-true with ema_decay={self.ema_decay}: {NO_AVERAGE}; leave one out"
+            )
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,14 @@ __all__ = [
 ]
 
 _NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "torch.distributed")
-# Also where a plain Trainer trains: about the loader's workers, the interval of logs, frozen layers, Lightning's own code.
+# Also where a plain Trainer trains: about the loader's workers, the interval of logs, frozen layers, Lightning's own code,
+# and the classifier's hook.
 _NOISY_FOR_ALL = (
     ".*does not have many workers.*",
     ".*number of training batches.*",
     ".*in eval mode at the start of training.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",
 )
 _NOISY_WARNINGS = (
     *_NOISY_FOR_ALL,

@@ -62,6 +62,7 @@ class Settings:
     path: ClassVar[str] = ""  # the dotted key under which the group stands in a run's settings
     aliases: ClassVar[Mapping[str, str]] = {}  # what people type -> the key that they mean
     unused: ClassVar[frozenset[str]] = frozenset()  # dotted keys that a command takes, but doesn't use
+    reserved: ClassVar[Mapping[str, str]] = {}  # keys of a library that imgclf sets itself -> what to do instead
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -138,6 +139,8 @@ class Settings:
         last = key.rpartition(".")[2]
         if last in cls.aliases:
             return f"did you mean {cls.aliases[last]}?"
+        if last in cls.reserved:
+            return f"imgclf sets it itself; {cls.reserved[last]}"
         begun = [name for name in keys if len(last) > 2 and name.rpartition(".")[2].startswith(f"{last}_")]
         near = (
             begun[:1]

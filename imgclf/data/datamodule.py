@@ -13,7 +13,7 @@ from imgclf.config import AugmentConfig, CacheConfig, DatasetConfig, LayoutConfi
 from imgclf.console import silence_advertisements, silence_trainer_warnings
 from imgclf.data.augment import Augment
 from imgclf.data.layouts import SplitFiles, absent_classes, class_names, find_split, find_train, label
-from imgclf.data.loader import Features, Loader, LoaderOptions
+from imgclf.data.loader import Features, Loader, LoaderOptions, batch_bounds
 from imgclf.data.location import locate, missing
 from imgclf.data.manifest import fingerprint, read_exclusion
 from imgclf.data.pixel_cache import CachedRows, pixel_cache
@@ -105,7 +105,7 @@ class ImageDataModule(LightningDataModule):
         self.unused, self.train_location = Unused(), self.root
         self.samples: dict[str, Samples] = {}
         self._features: FeatureSource | None = None
-        self._stop: Callable[[], bool] = lambda: False
+        self._stop: Callable[[], bool] = _never
         self._caches: dict[str, CachedRows | None] = {}
         self._lent: list[Loader] = []
         if unknown := set(self.flips) - {"horizontal", "vertical"}:
@@ -115,12 +115,12 @@ class ImageDataModule(LightningDataModule):
         self,
         preprocess: Preprocess,
         features: FeatureSource | None = None,
-        stop: Callable[[], bool] = lambda: False,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         """Prepare images as a model needs them, replace them by `features` where these are given, and end the filling of
         caches early when `stop` returns true.
         """
-        self._preprocess, self._features, self._stop, self._measured = preprocess, features, stop, True
+        self._preprocess, self._features, self._stop, self._measured = preprocess, features, stop or _never, True
 
     @property
     def preprocess(self) -> Preprocess:
@@ -218,6 +218,12 @@ class ImageDataModule(LightningDataModule):
         if shared:  # with a Trainer, whose objects refer to each other in circles and live on
             self._lent.append(loader)
         return loader
+
+    def num_batches(self, split: str) -> int:
+        """Return the number of batches of `split` in an epoch of one process."""
+        shuffle = "epoch" if split == "train" else "never"
+        options = LoaderOptions(batch_size=self.batch_size, shuffle=shuffle)
+        return len(batch_bounds(len(self.samples[split]), options)) - 1
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the workers of the loaders that a Trainer had; Lightning calls this in the end."""
@@ -318,3 +324,8 @@ class ImageDataModule(LightningDataModule):
         in_memory = self.samples[split].pixels is not None and not self.augment
         few = available_cpus() <= 2 or len(self.samples[split]) < 2 * self.batch_size
         return 0 if in_memory or few else min(8, available_cpus() // 2)
+
+
+def _never() -> bool:
+    """Never stop; unlike a lambda this can be sent to the processes of Lightning's ddp_spawn."""
+    return False

@@ -19,12 +19,12 @@ from imgclf.files.row_store import MappedRows, Rows
 from imgclf.preprocess import Preprocess
 from imgclf.signals import leave_group
 
-__all__ = ["Batch", "Features", "Loader", "LoaderOptions", "worker_failure"]
+__all__ = ["Batch", "Features", "Loader", "LoaderOptions", "batch_bounds", "worker_failure"]
 
 
 class Batch(NamedTuple):
     """`images` uint8 [B, C, S, S], or `features` float32 [B, F] or [B, F, h, w] of a frozen part of the network in their place;
-    `targets` int64 [B], `indices` int64 [B] into the loader's samples.
+    `targets` int64 [B], `indices` int64 [B] into the loader's samples; -1 where they are unknown.
     """
 
     images: torch.Tensor | None
@@ -234,12 +234,7 @@ class Loader:
             raise
 
     def _batch_bounds(self) -> list[int]:
-        """Return where one batch ends and the next begins: `batch_size` apart, from 0 to N."""
-        bounds = [*range(0, len(self.samples), self.options.batch_size), len(self.samples)]
-        rest = bounds[-1] - bounds[-2] if len(bounds) > 2 else 0
-        if self.options.shuffle == "epoch" and 0 < rest <= self.options.world_size:
-            del bounds[-2]  # BatchNorm can't learn from a single image: it joins the batch before it
-        return bounds
+        return batch_bounds(len(self.samples), self.options)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the iteration as plain numbers."""
@@ -249,6 +244,16 @@ class Loader:
         """Let the next iteration of that epoch begin after the batches that were handed out."""
         self.epoch, self._batches_yielded = int(state["epoch"]), int(state["batch"])
         self._resume_at = self._batches_yielded
+
+
+def batch_bounds(count: int, options: LoaderOptions) -> list[int]:
+    """Return where one batch of `count` samples ends and the next begins: `batch_size` apart, from 0 to `count`."""
+    bounds = [*range(0, count, options.batch_size), count]
+    rest = bounds[-1] - bounds[-2] if len(bounds) > 2 else 0
+    # BatchNorm can't learn from a single image: where a process would get one, the last batch joins the one before it.
+    if options.shuffle == "epoch" and 0 < rest < 2 * options.world_size:
+        del bounds[-2]
+    return bounds
 
 
 class _BatchIndicesSampler(list[BatchIndices], Sampler[BatchIndices]):

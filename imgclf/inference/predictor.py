@@ -253,8 +253,9 @@ class Predictor:
             nothing = torch.zeros(len(readable), dtype=torch.int64)
             logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
             probabilities = softmax(logits, self.model.temperature)
-            finite = (np.isfinite(logits) & np.isfinite(probabilities)).all(axis=1)  # bool [B]
-            rows = zip(probabilities, map(bool, finite), strict=True)
+            pairs = zip(logits, probabilities, strict=True)
+            finite = [bool(np.isfinite(one).all() and np.isfinite(two).all()) for one, two in pairs]
+            rows = zip(probabilities, finite, strict=True)
         nothing_known = np.full(len(self.classes), np.nan, dtype=np.float32)
         for image, pixels in batch:
             if isinstance(pixels, ImageError):

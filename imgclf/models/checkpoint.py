@@ -76,7 +76,8 @@ class CheckpointMetadata:
     `metrics`: {split: {metric: value}} of the finished run. `temperature` divides the logits. `engine` names the runtime
     that computed cached features. `history`: one row per epoch. `running`: sums of the loss and of the top-5 hits over
     the images of the current epoch, `confusion` their matrix [K, K]. `learning_rate`: at the last step. `plateau`: the
-    state of a plateau schedule. `stopped_early`: early stopping ended the run.
+    state of a plateau schedule. `stopped_early`: early stopping ended the run. `threads`: those of torch, on which the last
+    digits of sums depend; 0 where they are unknown.
     """
 
     config: dict[str, Any] | None = None
@@ -91,6 +92,7 @@ class CheckpointMetadata:
     learning_rate: float = 0.0
     plateau: dict[str, Any] | None = None
     stopped_early: bool = False
+    threads: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """Return plain data; later epochs don't change it."""
@@ -117,6 +119,7 @@ class CheckpointMetadata:
                 "temperature": isinstance(temperature, (int, float)) and 0 < temperature < 1000,
                 "learning_rate": isinstance(metadata.learning_rate, (int, float)),
                 "engine": isinstance(metadata.engine, (str, type(None))),
+                "threads": type(metadata.threads) is int and 0 <= metadata.threads < 2**16,
             }
         )
         return metadata

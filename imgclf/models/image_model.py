@@ -67,15 +67,16 @@ class ImageModel(nn.Module):
         return self.network(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> float32 [B, C, S, S] as the weights expect it.
+        """uint8 [B, C, S, S] -> floats of the model's type [B, C, S, S] as the weights expect it.
 
         In place, by rows of pixels in memory order: a third of the time of `(images - mean) / std`, and the same bits.
         """
         pixels = images.permute(0, 2, 3, 1)  # [B, S, S, C]
         batch, height, width, channels = pixels.shape
-        rows = pixels.reshape(batch, height, width * channels).float()
+        wide = torch.promote_types(self.mean.dtype, torch.float32)  # half precision rounds 255 levels
+        rows = pixels.reshape(batch, height, width * channels).to(wide)
         rows.sub_(self.mean.view(-1).repeat(width)).div_(self.std.view(-1).repeat(width))
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return rows.to(self.mean.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def find_frozen_stem(self) -> FrozenStem | None:
         """Return the cut between the frozen stem of the network and the rest; None without one."""

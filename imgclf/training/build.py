@@ -13,7 +13,8 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, ModelConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
@@ -29,6 +30,7 @@ from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals
 from imgclf.training.callbacks import build_callbacks
 from imgclf.training.checkpointing import AtomicCheckpointIO, CheckpointCallback
+from imgclf.training.checks import check_batch_norm
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.csv_tracker import CsvTracker
 from imgclf.training.feature_cache import FeatureCache, attach_features
@@ -36,6 +38,9 @@ from imgclf.training.optim import check_optimizer
 from imgclf.training.resume import ResumePoint, RunPlan
 
 __all__ = ["Run", "build_classifier", "build_run", "build_trainer", "check_names", "data_of", "is_first_process"]
+
+# Lightning's others start processes that can't take a run along, or share the weights out among them.
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "single_device")
 
 
 @dataclass
@@ -68,6 +73,7 @@ def build_run(plan: RunPlan, signals: Signals) -> Run:
         classifier.metadata = _metadata(config, data)
     else:
         classifier = build_classifier(config, data)
+    check_batch_norm(classifier, config.dataset.batch_size // trainer.world_size)
     if point and point.stopped_early:
         trainer.fit_loop.max_epochs = point.epochs
     engine = point.metadata.get("engine") if point else None
@@ -80,9 +86,11 @@ def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for a name that timm or Lightning doesn't know, and for a package that isn't installed."""
     check_optimizer(config.optimizer)
     check_name(config.model.backbone)
-    strategies = ["auto", *StrategyRegistry.available_strategies()]
-    if (strategy := config.trainer.strategy) is not None and strategy not in strategies:
-        raise ConfigError(f"trainer.strategy={strategy}: no such strategy; {nearest(strategy, strategies)}")
+    if (strategy := config.trainer.strategy) is not None and strategy not in _STRATEGIES:
+        raise ConfigError(
+            f"trainer.strategy={strategy}: imgclf trains on one device, or with ddp on several; pass "
+            "trainer.strategy=ddp, or leave it out"
+        )
     if config.logger.name not in ("none", "csv"):
         require_package(config.logger.name, config.logger.name, f"logger={config.logger.name}")
 
@@ -174,6 +182,7 @@ def build_trainer(
     Without validation images there is nothing to stop early by.
     """
     options = {key: value for key, value in config.trainer.to_dict().items() if value is not None}
+    options |= _batch_counts(options, data)
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
     if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
@@ -197,8 +206,8 @@ def build_trainer(
         "num_sanity_val_steps": 0,
     }
     try:
-        return Trainer(**own, **options)
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        trainer = Trainer(**own, **options)
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         kind = config.trainer.accelerator
         others = (
             f"; trainer.accelerator={kind} needs one, trainer=cpu or trainer=auto doesn't"
@@ -206,6 +215,37 @@ def build_trainer(
             else ""
         )
         raise ConfigError(f"trainer: {one_line(error, 300)}{others}") from error
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # which Lightning chooses in a notebook
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: a notebook can't train in several processes; pass trainer.devices=1, "
+            "or run `imgclf train` in a terminal"
+        )
+    return trainer
+
+
+def _batch_counts(options: Mapping[str, Any], data: ImageDataModule) -> dict[str, int]:
+    """Return 1 for each of Lightning's `options` that is a fraction of an epoch's batches below one, which it would refuse
+    after the run has begun; raises `ConfigError` for validations that are more batches apart than an epoch has.
+    """
+    batches = {split: data.num_batches(split) for split in ("train", "val")}
+    changed = {}
+    for name, splits in (
+        ("limit_train_batches", ("train",)),
+        ("limit_val_batches", ("val",)),
+        ("overfit_batches", ("train", "val")),
+    ):
+        value, fewest = options.get(name), min(batches[split] for split in splits)
+        if isinstance(value, float) and 0 < value * fewest < 1:
+            changed[name] = 1
+    limit = changed.get("limit_train_batches", options.get("limit_train_batches", 1.0))
+    count = batches["train"]
+    count = int(limit * count) if isinstance(limit, float) else min(limit, count)
+    between = options.get("val_check_interval")
+    if isinstance(between, int) and between > count and options.get("limit_val_batches") != 0:
+        raise ConfigError(
+            f"trainer.val_check_interval={between}: an epoch has {count} batches; pass fewer, or a fraction such as 0.5"
+        )
+    return changed
 
 
 def _seconds_of(max_time: Any) -> float | None:

@@ -175,7 +175,8 @@ class ProgressBar(Callback):
 
     def _show(self, trainer: Trainer, what: str, total: int, done: int) -> None:
         if not self._advance:
-            label = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, {what}"
+            end = f" of {trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # -1: without end
+            label = f"epoch {trainer.current_epoch + 1}{end}, {what}"
             self._advance = self._bar.enter_context(progress_bar(label, total, shown=trainer.is_global_zero))
             self._advance(done)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +27,8 @@ from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, check
 from imgclf.models.network import Network
 from imgclf.models.weights import find_weights, load_pretrained, load_weights, read_note
 from imgclf.preprocess import Preprocess
+from imgclf.training.batches import as_batch, as_pixels
+from imgclf.training.checks import check_fit, single_image
 from imgclf.training.optim import build_ema, build_optimizer, build_schedule, class_weights, mixup_cutmix
 
 __all__ = ["ImageClassifier"]
@@ -188,21 +191,33 @@ class ImageClassifier(LightningModule):
             self.eval_model.use_features(frozen_modules)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, S, S] -> logits [B, K] of the model to predict with."""
-        return self.eval_model(images)
+        """uint8, or floats from 0 to 1, [B, C, S, S] -> logits [B, K] of the model to predict with."""
+        return self.eval_model(as_pixels(images, self.preprocess))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Check a batch, and turn one of another loader into a `Batch`, where that is free: before it is on a GPU."""
+        return as_batch(batch, self.preprocess, len(self.classes), labelled=not self.trainer.predicting)
+
+    def _known_batch(self, batch: Any, labelled: bool = True) -> Batch:
+        """Return the batch of a step, which a data module with a hook of its own, or no Trainer, may have handed over."""
+        if isinstance(batch, Batch) and (batch.images is None or batch.images.dtype == torch.uint8):
+            return batch
+        return as_batch(batch, self.preprocess, len(self.classes), labelled=labelled)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of one batch: cross-entropy and the head's L2 term."""
+        batch = self._known_batch(batch)
         generator = np.random.default_rng([self.seed, self.current_epoch, batch_idx, self.global_rank])
         self._seed_dropout(int(generator.integers(2**63 - 1)))  # dropout is then a function of the position
         partners: Tensor | None = None
         share = 1.0
-        if batch.images is None:
-            logits = _logits(self.model, batch)  # [B, K]
-        else:
-            images = self.model.normalize(batch.images)
-            images, partners, share = mixup_cutmix(images, batch.targets, self.mixing_config, generator)
-            logits = self.network(images)  # [B, K]
+        with single_image(len(batch.targets)):
+            if batch.images is None:
+                logits = _logits(self.model, batch)  # [B, K]
+            else:
+                images = self.model.normalize(batch.images)
+                images, partners, share = mixup_cutmix(images, batch.targets, self.mixing_config, generator)
+                logits = self.network(images)  # [B, K]
         loss = share * self._cross_entropy(logits, batch.targets)
         if partners is not None:
             loss = loss + (1 - share) * self._cross_entropy(logits, partners)
@@ -223,6 +238,7 @@ class ImageClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch to the metrics; the loss is without smoothing or weights, with the L2 term."""
+        batch = self._known_batch(batch)
         if not len(batch.targets):
             return  # the last batch may have fewer images than there are processes
         logits = _logits(self.eval_model, batch).float()  # [B, K]
@@ -235,7 +251,7 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return probabilities float32 [B, K]."""
-        return _logits(self.eval_model, batch).float().softmax(dim=1)
+        return _logits(self.eval_model, self._known_batch(batch, labelled=False)).float().softmax(dim=1)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's validation metrics."""
@@ -255,8 +271,16 @@ class ImageClassifier(LightningModule):
             self.log(name, value, prog_bar=name.endswith(("_loss", "_accuracy")))
         return {name: float(value) for name, value in values.items()}
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return none; raise `ConfigError` if the Trainer can't train this classifier. Lightning calls this first, in every
+        process and before its loggers make a folder.
+        """
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_fit(self, self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
-        """Silence warnings; of the hooks that every process has, Lightning calls this one first."""
+        """Silence warnings; of the hooks that every process has, Lightning calls this one first but `configure_callbacks`."""
         silence_trainer_warnings()
 
     def on_fit_start(self) -> None:
@@ -274,13 +298,35 @@ class ImageClassifier(LightningModule):
         self.metadata.temperature = 1.0  # the old one belongs to the weights before training
         self.train_metrics.keep_on_rank_zero(self.trainer.is_global_zero)
         self._set_phase()
-        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        optimizer, epochs = self.trainer.optimizers[0], self.trainer.max_epochs or 1
+        epochs, steps = self._length()
+        optimizer = self.trainer.optimizers[0]
         self.schedule = build_schedule(optimizer, self.scheduler_config, epochs, steps, MONITORS[self.monitor])
         if isinstance(self.schedule, Scheduler):
             self.schedule.step_update(self.global_step)
         elif self.schedule is not None and self.metadata.plateau:
             self.schedule.load_state_dict(self.metadata.plateau)
+
+    def _length(self) -> tuple[float, int]:
+        """Return the epochs of the run, a fraction where its steps are limited instead, and the steps of an epoch.
+
+        Raises `ConfigError` where the schedule needs one of them, and the loader has no length.
+        """
+        trainer, config = self.trainer, self.scheduler_config
+        epochs, most, batches = trainer.max_epochs or 1, trainer.max_steps, trainer.num_training_batches
+        if math.isinf(batches):
+            if config.warmup_epochs or config.name == "step" or (config.name in ("cosine", "poly") and most < 1):
+                raise ConfigError(
+                    f"scheduler.name={config.name}: the training loader has no length to count epochs by; pass "
+                    "scheduler={'name': 'none'}, or cosine or poly without warm-up and Trainer(max_steps=<number>)"
+                )
+            return 1, max(1, most)
+        steps = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        return (epochs if epochs > 0 else max(1, most) / steps), steps
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let an epoch that `max_steps` ends before its last batch be validated as any other."""
+        if 0 < self.trainer.max_steps <= self.global_step and self.trainer.val_check_batch is not None:
+            self.trainer.val_check_batch = 1  # in batches, of which this is the last
 
     def on_train_epoch_start(self) -> None:
         """Reset the epoch's sums, and begin the second phase if it is due."""
@@ -333,7 +379,8 @@ class ImageClassifier(LightningModule):
         """Add the metadata, all of it plain data."""
         schedule = self.schedule
         plateau = schedule.state_dict() if isinstance(schedule, ReduceLROnPlateau) else None
-        checkpoint["imgclf"] = replace(self.metadata, **self.train_metrics.totals(), plateau=plateau).to_dict()
+        now: dict[str, Any] = {**self.train_metrics.totals(), "plateau": plateau, "threads": torch.get_num_threads()}
+        checkpoint["imgclf"] = replace(self.metadata, **now).to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of training: history, the epoch's sums, learning rate and the state of a plateau schedule."""

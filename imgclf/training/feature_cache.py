@@ -182,7 +182,7 @@ def images_seen(config: TrainerConfig, data: ImageDataModule) -> int:
         per_epoch = count if limit is None else limit * data.batch_size
         if isinstance(limit, float):
             per_epoch = round(limit * count)
-        seen += min(count, round(per_epoch * epochs))
+        seen += count if epochs < 0 else min(count, round(per_epoch * epochs))  # -1 epochs: without end
     return seen
 
 

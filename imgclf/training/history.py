@@ -47,7 +47,8 @@ class HistoryLogger(AfterModule):
             print_text(f"{self._heading}{'time':>8}")
             self._heading = None
         row = rows[-1]
-        line = f"epoch {row['epoch']:>3}/{trainer.max_epochs}".ljust(13)
+        end = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""  # -1: without end
+        line = f"epoch {row['epoch']:>3}{end}".ljust(13)
         for loss, accuracy, width in (("train_loss", "train_accuracy", 11), ("val_loss", "val_accuracy", 10)):
             values = ("-", "-") if row[loss] is None else (f"{row[loss]:.4f}", f"{row[accuracy]:.2%}")
             line += f"{values[0][:9]:>{width}}{values[1]:>10}"

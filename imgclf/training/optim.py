@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgclf.config import LossConfig, MixingConfig, OptimizerConfig, SchedulerConfig
-from imgclf.errors import ConfigError, nearest
+from imgclf.errors import ConfigError, nearest, one_line
 from imgclf.models import ImageModel
 from imgclf.models.network import Network
 
@@ -21,14 +21,39 @@ __all__ = ["build_ema", "build_optimizer", "build_schedule", "check_optimizer", 
 # torch updates all of a parameter in one pass over memory for these, on the CPU too: 29 ms instead of 98 per step for Adam
 # on 20 M parameters, 5 instead of 20 for MobileNetV3-small's 142 tensors (one core). They differ by rounding.
 FUSED = ("adam", "adamw", "sgd", "momentum", "nesterov")
+_UNSUITED = {
+    "adahessian": "needs second derivatives, which training doesn't compute",
+    "kron": "compiles its step for every shape of tensor, which takes minutes and gigabytes",
+}
+# What optimizers of timm and torch raise for options that don't fit each other, some of them only in a step.
+_ERRORS = (TypeError, ValueError, AttributeError, LookupError, AssertionError, RuntimeError, ImportError)
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Raise `ConfigError` for an optimizer or an option of it that timm doesn't know."""
+    """Raise `ConfigError` for an optimizer or an option that timm doesn't know, or with which a step can't be taken."""
     names = [str(name) for name in list_optimizers()]
-    if config.name.lower() not in names:
+    name = config.name.lower()
+    if name not in names:
         raise ConfigError(f"optimizer.name={config.name}: timm has no such optimizer; {nearest(config.name, names)}")
-    _create(config, [{"params": [torch.nn.Parameter(torch.zeros(1))]}], dict(config.options))
+    for unsuited, reason in _UNSUITED.items():  # timm adds a letter for a variant: kronw
+        if name.startswith(unsuited):
+            raise ConfigError(f"optimizer.name={config.name} {reason}; pass another, such as optimizer.name=adamw")
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
+    optimizer = _create(config, [{"params": [parameter]} for parameter in parameters], dict(config.options))
+    if name.startswith(("bnb", "fused")) or "capturable" in config.options:
+        return  # for GPUs only: a step on the CPU tells nothing
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack([parameter.sum() for parameter in parameters]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    try:
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch's own stub wants a float
+    except _ERRORS as error:
+        reason = f"it can't take a step here ({one_line(error, 160)})"
+        raise ConfigError(f"optimizer.name={config.name}, optimizer.options={config.options}: {reason}") from None
 
 
 def build_optimizer(network: Network, config: OptimizerConfig, include_frozen: bool) -> torch.optim.Optimizer:
@@ -41,9 +66,10 @@ def build_optimizer(network: Network, config: OptimizerConfig, include_frozen: b
     for name, module, lr in (("head", network.head, config.lr), ("backbone", network.backbone, backbone_lr)):
         trained = [p for p in module.parameters() if p.requires_grad or include_frozen]
         matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-        for parameters, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
-            if parameters:
-                groups.append({"params": parameters, "lr": float(lr), "weight_decay": float(decay), "name": name})
+        for parameters, decay, kind in ((matrices, config.weight_decay, ""), (vectors, 0.0, "_vectors")):
+            if parameters:  # the names differ, as those of Lightning's LearningRateMonitor must
+                own = {"lr": float(lr), "weight_decay": float(decay), "name": f"{name}{kind}"}
+                groups.append({"params": parameters, **own})
     options = dict(config.options)
     if config.name in FUSED and not {"fused", "foreach", "differentiable"} & options.keys():
         options["fused"] = all(p.device.type in ("cpu", "cuda") for p in network.parameters())
@@ -58,7 +84,7 @@ def build_optimizer(network: Network, config: OptimizerConfig, include_frozen: b
 def _create(config: OptimizerConfig, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         return create_optimizer_v2(groups, opt=config.name, lr=float(config.lr), weight_decay=0.0, **options)
-    except (TypeError, ValueError, AssertionError, KeyError, ImportError) as error:
+    except _ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"optimizer.name={config.name}, optimizer.options={config.options}: {reason}") from None
 
@@ -77,13 +103,14 @@ def _restore_strides(optimizer: torch.optim.Optimizer) -> None:
 def build_schedule(
     optimizer: torch.optim.Optimizer,
     config: SchedulerConfig,
-    epochs: int,
+    epochs: float,
     steps_per_epoch: int,
     monitor_mode: Literal["min", "max"],
 ) -> Scheduler | ReduceLROnPlateau | None:
     """Return timm's schedule, a function of the step; torch's for plateau; None for a constant rate.
 
-    `monitor_mode`: which way the metric improves that a plateau schedule watches.
+    `epochs`: length of the run; a schedule with `needs_length` reaches its end there. `monitor_mode`: which way the metric
+    improves that a plateau schedule watches.
     """
     name, rate = config.name, config.decay_rate
     if name == "plateau":  # timm's own is deprecated, and forgets its patience on a resume
@@ -98,7 +125,7 @@ def build_schedule(
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=name,
-        num_epochs=max(1, epochs),
+        num_epochs=epochs,  # type: ignore[arg-type]  # a fraction of an epoch works, as for the warm-up
         warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # a fraction of an epoch works
         warmup_lr=slowest / 100,
         min_lr=config.min_lr,

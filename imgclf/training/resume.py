@@ -85,6 +85,14 @@ class ResumePoint:
         where = "with its evaluation" if trained else f"in epoch {self.epochs + 1}"
         return f"continues {where}, after {self.checkpoint['global_step']:,} steps, from {self.path.name}"
 
+    def threads_note(self, threads: int) -> str | None:
+        """Return a line if `threads`, those of this process, aren't those that the checkpoint was written with."""
+        theirs = self.metadata.get("threads")
+        if not theirs or theirs == threads:
+            return None
+        written = f"{theirs} thread{'s' * (theirs != 1)}"
+        return f"note: the checkpoint was written with {written}, this process uses {threads}; sums may differ in the last digits"
+
     def check_data(self, data: ImageDataModule) -> None:
         """Raise `CheckpointError`, naming the difference, if classes or files aren't those of the checkpoint."""
         theirs, ours = list(self.checkpoint["hyper_parameters"]["classes"]), list(data.classes)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from imgclf.cli.data_words import check_commands
 from imgclf.config import RunConfig
 from imgclf.console import (
@@ -152,6 +154,8 @@ def _announce(run: Run, lock: RunLock) -> None:
     if plan.resume:
         write_history(plan.folder, plan.resume.metadata["history"])
         print_text(plan.resume.describe(plan.config.trainer.max_epochs))
+        if note := plan.resume.threads_note(torch.get_num_threads()):
+            print_line(note)
 
 
 def _fit(run: Run) -> None:

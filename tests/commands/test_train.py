@@ -214,7 +214,7 @@ def test_history_depends_on_the_seed_and_not_on_the_workers(run_tiny: Run, tiny_
         (("model.pretrained=true",), ConfigError, "small_cnn has no pretrained weights"),
         (("ckpt_path=/nowhere.ckpt",), CheckpointError, "nowhere.ckpt: no such file"),
         (("ckpt_path=last",), CheckpointError, "ckpt_path=last: there is no"),
-        (("trainer.max_epochs=0",), RunError, "no epoch was trained"),
+        (("trainer.max_epochs=0",), ConfigError, "trainer.max_epochs=0: expected a whole number of at least 1"),
         (("logger.name=paper",), ConfigError, "expected one of none, csv, tensorboard"),
     ],
 )

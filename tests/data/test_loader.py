@@ -1,6 +1,7 @@
 """Batches: their order, any number of DataLoader workers, and resuming within an epoch."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from imgclf.data.augment import Augment
 from imgclf.data.datamodule import ImageDataModule
-from imgclf.data.loader import Batch, Loader, LoaderOptions
+from imgclf.data.loader import Batch, Loader, LoaderOptions, batch_bounds
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError
 from imgclf.preprocess import Preprocess
@@ -69,6 +70,17 @@ def test_single_last_image_joins_the_previous_training_batch(colours: Path) -> N
     assert sizes == [7, 7, 7, 7, 8]  # 36 = 5 * 7 + 1
     assert len(loader(colours, batch_size=7)) == 5
     assert [len(batch.targets) for batch in loader(colours, batch_size=7, shuffle="never")] == [7, 7, 7, 7, 7, 1]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_no_process_gets_a_single_image_that_the_batch_size_does_not_ask_for(processes: int) -> None:
+    for count in range(12, 60):
+        options = LoaderOptions(batch_size=6, shuffle="epoch", world_size=processes)
+        bounds = batch_bounds(count, options)
+        sizes = [
+            len(range(rank, last - first, processes)) for first, last in pairwise(bounds) for rank in range(processes)
+        ]
+        assert sum(sizes) == count and min(sizes) >= 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

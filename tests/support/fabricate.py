@@ -1,6 +1,7 @@
 """Fabricated images, data sets, predictions and settings."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ TINY = (
     "optimizer.lr=0.01",
     "report=false",
 )
+
+
+class Batches:
+    """A loader of these batches: of a list Lightning would make a loader each."""
+
+    def __init__(self, *batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 def structured(seed: int, side: int = 120) -> np.ndarray:

@@ -142,7 +142,7 @@ def test_missing_tracker_raises_config_error_with_its_install_command(
             ["model=timm", "model.backbone=resnet19"],
             "model.backbone=resnet19: timm has no network of that name; did you mean",
         ),
-        (["trainer.strategy=dpp"], "trainer.strategy=dpp: no such strategy; did you mean ddp?"),
+        (["trainer.strategy=dpp"], "trainer.strategy=dpp: imgclf trains on one device, or with ddp on several"),
     ],
 )
 def test_unknown_name_is_refused_before_data_are_read(overrides: list[str], message: str, tmp_path: Path) -> None:

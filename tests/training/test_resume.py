@@ -22,7 +22,7 @@ from support.run_files import read_rows, without_seconds
 from imgclf.config import RunConfig
 from imgclf.data.loader import Loader
 from imgclf.errors import CheckpointError, ConfigError, DataError, RunError
-from imgclf.models.checkpoint import read_checkpoint
+from imgclf.models.checkpoint import read_checkpoint, update_metadata, write_checkpoint
 from imgclf.training import run as training
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
@@ -242,6 +242,29 @@ def test_resume_uses_the_settings_of_the_run_and_ends_as_the_uninterrupted_one(
     assert first == "this run is finished, after 2 epochs; a larger trainer.max_epochs continues it"
     assert [line.split()[0] for line in end] == ["model", "predict"]
     assert best == max(row["val_accuracy"] for row in again["imgclf"]["history"])
+
+
+@pytest.mark.parametrize("threads", [1, 2, None])
+def test_other_thread_count_than_the_checkpoints_is_said_in_a_line(
+    run_tiny: RunTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], threads: int | None
+) -> None:
+    folder = tmp_path / "run"
+    run_tiny("trainer.max_epochs=1", folder=folder)
+    last = folder / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["imgclf"]["threads"] == torch.get_num_threads() == 1
+    if threads:
+        update_metadata(last, threads=threads)
+    else:  # of an earlier version of imgclf
+        checkpoint = read_checkpoint(last)
+        del checkpoint["imgclf"]["threads"]
+        write_checkpoint(checkpoint, last)
+    capsys.readouterr()
+    resume = [f"resume='{folder}'", "trainer.max_epochs=2"]
+    train(composed(*resume), folder, resume)
+    lines = capsys.readouterr().out.splitlines()
+    note = "note: the checkpoint was written with 2 threads, this process uses 1; sums may differ in the last digits"
+    assert (note in lines) == (threads == 2)
+    assert sum("threads" in each for each in lines) == (threads == 2)
 
 
 def test_resume_refuses_settings_that_would_change_results(stopped: Path, tmp_path: Path) -> None:
