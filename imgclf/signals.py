@@ -25,6 +25,10 @@ class Interrupted(BaseException):
         self.signum = signum
         self.exit_code = 128 + signum
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, str]]:
+        """Return how a launcher's worker sends it to the process that waits: an exception's own way has the text alone."""
+        return type(self), (self.signum, str(self))
+
 
 class Signals:
     """The signals received. `pending` is the first one that waits for a good moment, or None.

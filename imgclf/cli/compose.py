@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
@@ -89,7 +90,9 @@ def to_settings(command: str, config: DictConfig) -> Settings:
 
 
 def split_flags(command: str, words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with `--flag=value` as two words; raises `ConfigError` for an unknown flag."""
+    """Return the words of a command line with `--flag=value` as two words, and with the flags that may stand anywhere in
+    front: Hydra's parser stops at overrides between which there is one. Raises `ConfigError` for an unknown flag.
+    """
     for position, word in enumerate(words):
         follows_flag = position > 0 and words[position - 1] in FLAGS_WITH_VALUE
         if word.startswith("-") and not follows_flag and word.partition("=")[0] not in (*FLAGS_WITH_VALUE, *_FLAGS):
@@ -98,12 +101,18 @@ def split_flags(command: str, words: Sequence[str]) -> list[str]:
             known = schema.expected(name) or name in _choice_groups()
             way = f"write {name}=<value>" if known else schema.suggest(name.replace("-", "_"))
             raise ConfigError(f"{word}: no such flag; {f'did you mean {near[0]}?' if near else way}")
-    parts = ((word, *word.partition("=")) for word in words)
-    return [
-        part
-        for word, flag, equals, value in parts
-        for part in ((flag, value) if equals and flag in FLAGS_WITH_VALUE else (word,))
-    ]
+    flags: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            flags.append(word)
+        elif flag in FLAGS_WITH_VALUE:
+            flags += [flag, value] if equals else [flag, *islice(rest, 1)]
+        else:
+            others.append(word)
+    return [*flags, *others]
 
 
 def check_overrides(command: str, words: Sequence[str]) -> list[str]:

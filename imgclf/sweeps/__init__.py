@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imgclf.sweeps.leaderboard import finish_sweep, read_sweep, write_leaderboard
+    from imgclf.sweeps.search import start_search
     from imgclf.sweeps.trials import run_trial
 
-__all__ = ["finish_sweep", "read_sweep", "run_trial", "write_leaderboard"]
+__all__ = ["finish_sweep", "read_sweep", "run_trial", "start_search", "write_leaderboard"]
 
-_HOMES = {"run_trial": "trials"}
+_HOMES = {"run_trial": "trials", "start_search": "search"}
 
 
 def __getattr__(name: str) -> Any:
