@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from imgclf.config import CheckConfig, RunConfig
+from imgclf.data.location import locate
 from imgclf.data.manifest import difference
 from imgclf.errors import ConfigError, DataError, ImgclfError, RunError
 from imgclf.files.run_folder import TrialRecord
@@ -52,7 +53,8 @@ def changed_data(config: RunConfig, record: TrialRecord, folder: Path) -> str | 
     if config.check == "exclude":  # the trial's own settings have the files that it left out
         config = replace(config, dataset=replace(config.dataset, exclude=_excluded(folder)))
     settings = {**config.to_dict(), "seed": config.seed if config.dataset.fraction < 1 else 0}
-    parts = {key: settings[key] for key in ("seed", "data_dir", "dataset")}
+    root = "demo" if config.data_dir == "demo" else str(locate(config.dataset.name, config.data_dir))
+    parts = {"root": root, "seed": settings["seed"], "dataset": settings["dataset"]}
     key = json.dumps([value for name, value in flatten(parts).items() if name not in CheckConfig.unused], default=str)
     best = folder / "checkpoints" / "best.ckpt"
     old = best if not record.fingerprint and best.is_file() else None  # a record of an earlier version

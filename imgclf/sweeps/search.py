@@ -77,13 +77,13 @@ def _end_stopped_trials(search: "Search", records: Sequence[TrialRecord]) -> Non
     import optuna  # here, because it is an extra
 
     optuna.logging.set_verbosity(logging.WARNING)
-    try:
-        study = optuna.load_study(study_name=search.study, storage=search.storage)
-    except KeyError:  # it begins now
-        return
     ours = search.folder.as_posix() in search.storage
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # queueing is experimental in Optuna 2
+        warnings.simplefilter("ignore")  # of SQLAlchemy about its next version, and of Optuna: queueing is experimental
+        try:
+            study = optuna.load_study(study_name=search.study, storage=search.storage)
+        except KeyError:  # it begins now
+            return
         for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             record = next((record for record in records if _is_same(trial.params, record.overrides)), None)
             if record and record.state == "finished":
