@@ -1,8 +1,8 @@
 """The leaderboard of a sweep: trials ranked by validation, seeds grouped, each named by the settings in which it differs."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypedDict
@@ -150,8 +150,8 @@ class Leaderboard:
     @property
     def ranked_groups(self) -> list[tuple[int, TrialGroup]]:
         """(rank, group) of the groups; each data set has ranks of its own, from 1."""
-        count: Counter[str] = Counter()
-        return [(count[group.dataset], group) for group in self.groups if not count.update([group.dataset])]
+        by_dataset = groupby(self.groups, key=lambda group: group.dataset)
+        return [pair for _, groups in by_dataset for pair in enumerate(groups, start=1)]
 
     @property
     def ranked(self) -> list[tuple[int, Trial]]:
