@@ -28,7 +28,7 @@ from imgclf.config import RunConfig
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
 from imgclf.signals import Interrupted, Signals
-from imgclf.sweeps import finish_sweep, run_trial, start_search
+from imgclf.sweeps import finish_sweep, run_trial, start_search, start_server
 from imgclf.threads import available_cpus
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def _train_trial(config: RunConfig) -> float | Callable[[Signals], float | None]
     alone = at_once in (None, 1)
     name, label = trial_name(), trial_label()
     train_it = partial(run_trial, config, output_folder(), task_overrides(), name, label, threads=threads, live=alone)
-    return (lambda signals: train_it(signals=signals)) if runs_in_threads() else train_it()
+    if not runs_in_threads():
+        return train_it()
+    start_server()  # here, because a thread can't keep signals from it
+    return lambda signals: train_it(signals=signals)
 
 
 class _Callable(ModuleType):

@@ -50,7 +50,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "download": DownloadConfig,
 }
 _GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
-_PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra; each is an extra of imgclf of the same name
+_PLUGINS = ("optuna", "ray", "submitit")  # of Hydra; each is an extra of imgclf of the same name
 _FLAGS = (  # of Hydra; those that an argument may follow are in FLAGS_WITH_VALUE
     *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
     *(_MAY_TAKE_A_WORD := ("--shell-completion", "-sc", "--info", "-i", "--experimental-rerun")),

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from imgclf.errors import ConfigError
-from imgclf.signals import Interrupted, Signals, catch_signals
+from imgclf.signals import Interrupted, Signals, catch_signals, resumable
 from imgclf.threads import available_cpus
 
 __all__ = ["Cores", "register_cores"]
@@ -49,17 +49,16 @@ class Cores(Launcher):
         """Run the jobs, and return their results in order; raises `Interrupted` when a signal ended them."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        folder = Path(str(self.config.hydra.sweep.dir))
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = [self._begin(initial_job_idx + index, list(words)) for index, words in enumerate(job_overrides)]
         with catch_signals() as signals:
             signals.deferring = True  # the threads look at it
+            jobs = [self._begin(initial_job_idx + index, list(words)) for index, words in enumerate(job_overrides)]
             with ThreadPoolExecutor(self.n_jobs if self.n_jobs > 0 else available_cpus()) as threads:
                 futures = [threads.submit(_finish, job, signals) for job in jobs]
                 wait(futures)
-            stops = [error for future in futures if isinstance(error := future.exception(), Interrupted)]
             if signals.pending is not None:
-                raise stops[0] if stops else Interrupted(signals.pending)
+                raise Interrupted(signals.pending, resumable(signals.pending, folder))
         for job, future in zip(jobs, futures, strict=True):
             error = future.exception()
             job.return_value = error or future.result()

@@ -67,11 +67,13 @@ def changed_data(config: RunConfig, record: TrialRecord, folder: Path) -> str | 
 
 
 def missing_results(folder: Path) -> str | None:
-    """Return what is wrong with the results of the finished trial in `folder`; None for readable ones."""
+    """Return what is wrong with the results of the finished trial in `folder`, such as "has no metrics.json"; None for
+    readable ones.
+    """
     try:
         read_run(folder, folder.name)
     except DataError as error:
-        return str(error)
+        return str(error).removeprefix(f"{folder}: ").partition(";")[0]
     return None
 
 

@@ -14,6 +14,7 @@ from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, is_training, mark_latest
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import RunResults, read_run
+from imgclf.sweeps.finished import missing_results
 from imgclf.sweeps.importance import importance
 
 __all__ = ["Leaderboard", "Trial", "TrialGroup", "finish_sweep", "read_sweep", "write_leaderboard"]
@@ -273,9 +274,9 @@ def _read_trial(folder: Path, record: TrialRecord) -> Trial:
             state = "pruned" if (folder / PRUNED).is_file() else state
         history = folder / "history.csv"
         epochs = len(run.history if run else read_history_csv(history) if history.is_file() else [])
-    except DataError as damage:  # its files are missing or damaged: it can't be ranked, the others can
+    except DataError:  # its files are missing or damaged: it can't be ranked, the others can
         if state == "finished":
-            state, error = "incomplete", f"{damage}; the same command makes its results again"
+            state, error = "incomplete", f"{missing_results(folder)}; the same command makes its results again"
     return Trial(folder, record, run, overrides, epochs, state, error)
 
 

@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
 from imgclf.signals import Interrupted, Signals
 
-__all__ = ["BEGUN", "ChildProcess"]
+__all__ = ["BEGUN", "ChildProcess", "start_server"]
 
 BEGUN = "begun"  # what a process sends when all is loaded and its work begins
 
@@ -81,13 +80,21 @@ def _context() -> BaseContext:
         multiprocessing.set_start_method(None, force=True)  # joblib's own, which the new process wouldn't know
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imgclf.training.run"])
-    if threading.current_thread() is threading.main_thread():
-        # While it loads torch, the server would answer a terminal's Ctrl-C with a traceback.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.signal(signal.SIGINT, before)
-    return context
+    start_server()
+    return multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Begin to load torch in the process that the others are forked from, on Linux; done again, it does nothing."""
+    if sys.platform != "linux":
+        return
+    from multiprocessing import forkserver  # here, because not every system has it
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["imgclf.training.run"])
+    if threading.current_thread() is not threading.main_thread():  # which has started it
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a terminal's Ctrl-C would be a traceback
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)

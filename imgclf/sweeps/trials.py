@@ -34,7 +34,7 @@ from imgclf.files.run_folder import (
     trial_lock,
     write_record,
 )
-from imgclf.signals import Interrupted, Signals, catch_signals, exit_with_parent
+from imgclf.signals import Interrupted, Signals, catch_signals, exit_with_parent, resumable
 from imgclf.sweeps.finished import changed_data, changed_setting, missing_results
 from imgclf.sweeps.process import BEGUN, ChildProcess
 
@@ -92,7 +92,7 @@ def run_trial(
             if not (problem := missing_results(folder)):
                 _print_result(config, name, known, folder, "finished already")
                 return known.value
-            print_line(f"{name}: finished already, but {problem}; its results are made again")
+            print_line(f"{name}: finished already, but its folder {problem}; its results are made again")
             (folder / "environment.json").unlink(missing_ok=True)  # by which a run counts as finished
             saved = saved and (folder / "checkpoints" / "best.ckpt").is_file()
         if saved:
@@ -169,9 +169,7 @@ def _supervise(
                 process.stop(stop.signum)
                 seconds += process.seconds
             write_record(folder, replace(record, state="interrupted", seconds=seconds))
-            signal_name = signal.Signals(stop.signum).name
-            again = f"the same command, with hydra.sweep.dir={folder.parent}, resumes the sweep"
-            raise Interrupted(stop.signum, f"interrupted by {signal_name}; {again}") from None
+            raise Interrupted(stop.signum, resumable(stop.signum, folder.parent)) from None
     record = replace(record, seconds=record.seconds + child.seconds)
     outcome = child.outcome or Outcome(error=_exit_reason(child.exitcode))
     if outcome.error is not None:

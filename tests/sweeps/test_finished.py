@@ -261,7 +261,10 @@ def test_the_results_of_a_finished_trial_are_made_again(
         (finished_trial / "checkpoints" / gone).unlink()
     value = run_trial(settings(data), finished_trial, ["seed=0"], "[1/1] seed=0")
     line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("[1/1] seed=0: finished already, but ") and line.endswith("; its results are made again")
+    problem = "has no metrics.json" if damage == "missing" else "can't be read as a run ("
+    assert line.startswith(f"[1/1] seed=0: finished already, but its folder {problem}") and line.endswith(
+        "; its results are made again"
+    )
     assert record and value == record.value and json.loads(metrics.read_text()) == json.loads(before)
 
 
