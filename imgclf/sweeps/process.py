@@ -29,7 +29,7 @@ class ChildProcess:
         context: Any = _context()
         self._connection, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=work, args=(*arguments, theirs))
-        self._started = time.monotonic()
+        self._started, self._begun = time.monotonic(), False
         self._process.start()
         theirs.close()
         self.outcome: Any = None
@@ -56,14 +56,18 @@ class ChildProcess:
         except (EOFError, OSError):  # it was killed
             return True
         if message == BEGUN:
-            self._started = time.monotonic()
+            self._started, self._begun = time.monotonic(), True
             return False
         self.outcome = message
         return True
 
     def stop(self, signum: int) -> None:
-        """Send it a signal, and wait until it has ended."""
-        if self._process.pid:
+        """Send it a signal, and wait until it has ended; one whose work hasn't begun is killed: it wouldn't notice."""
+        if self._connection.poll():
+            self.ended(0)
+        if not self._begun:
+            self._process.kill()
+        elif self._process.pid:
             with suppress(ProcessLookupError):  # in a session of its own, it doesn't get a terminal's Ctrl-C
                 os.kill(self._process.pid, signum)
         self.join()

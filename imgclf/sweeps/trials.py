@@ -206,6 +206,7 @@ def _work(folder: str, threads: int | None, connection: Connection) -> None:
     """Train in the process, and send the outcome to the one that waits."""
     if hasattr(os, "setsid"):
         os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that it is forked from ignores it
     exit_with_parent()
     with open(Path(folder) / LOG, "ab") as file:
         os.dup2(file.fileno(), 1)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -359,8 +360,6 @@ def test_killed_between_any_two_file_operations_a_trial_ends_as_an_uninterrupted
 
 
 def late(seconds: float, connection: Any) -> None:
-    import time
-
     time.sleep(seconds)
     connection.send(BEGUN)
     connection.send("done")
@@ -396,3 +395,22 @@ def test_a_changed_yaml_of_the_users_own_is_noticed(data: Path, tmp_path: Path) 
         ),
         "imgclf: not all trials could be used, see above",
     ]
+
+
+def wait_for(event: str, seconds: float, connection: Any) -> None:
+    """As a trial's process: it ignores SIGINT until its work begins."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if event == "begun":
+        signal.signal(signal.SIGINT, lambda *_: connection.send("saved"))
+        connection.send(BEGUN)
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize(("event", "outcome"), [("begun", "saved"), ("loading", None)])
+def test_a_process_that_is_stopped_saves_or_has_not_begun(forked: None, event: str, outcome: str | None) -> None:
+    process = ChildProcess(wait_for, event, 3)
+    assert not process.ended(1.0)
+    began = time.monotonic()
+    process.stop(signal.SIGINT)
+    assert process.outcome == outcome and process.exitcode == (0 if outcome else -signal.SIGKILL)
+    assert outcome or time.monotonic() - began < 1.5

@@ -300,7 +300,8 @@ def test_ctrl_c_before_the_first_trial_trains_is_one_line(
     until(lambda: not survivors(family))  # torch is loaded to its end first
     again = f"the same command, with hydra.sweep.dir={folder}, resumes the sweep"
     assert (tmp_path / "err.txt").read_text() == f"imgclf: interrupted by SIGINT; {again}\n"
-    assert not list(folder.glob("*/checkpoints"))
+    assert set(states(folder).values()) == {"interrupted"}
+    assert not [log for log in folder.glob("*/log.txt") if "best epoch" in log.read_text()], "trained to its end"
 
 
 def test_an_interruption_is_the_same_after_the_way_from_a_worker() -> None:
