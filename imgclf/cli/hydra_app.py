@@ -185,7 +185,7 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
         failed = after_sweep(OutputFolders.sweep) if OutputFolders.sweep else 0
     if failed:  # a search that tolerates them raises nothing
         raise RunError(f"{failed} of the trials failed, see above; the same command tries them again")
-    for error in failures:
+    for error in sorted(failures, key=lambda error: isinstance(error, TrialError)):  # those that weren't printed first
         raise RunError("not all trials could be used, see above") if isinstance(error, TrialError) else error
 
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -13,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from imgclf.cli.hydra_app import Search
+from imgclf.cli.hydra_app import Search, run_app
 from imgclf.errors import RunError
 from imgclf.files.run_folder import TrialRecord, find_trials, write_record
+from imgclf.sweeps import finish_sweep, start_search
 from imgclf.sweeps import search as module
-from imgclf.sweeps import start_search
+from imgclf.train import main
 
 from support.fabricate import TINY, composed, draw_image, draw_tree  # isort: skip
 
@@ -138,40 +138,63 @@ def test_trials_that_were_stopped_are_ended_in_the_study_and_queued(
     assert states()[-2:] == ["RUNNING", "RUNNING"]
 
 
-@pytest.mark.exhaustive
+def begin(words: list[str], errors: Path) -> int:
+    """Start `imgclf train` with these words in a forked process, and return its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        for stream, path in ((1, errors.with_suffix(".out")), (2, errors)):
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.argv = ["imgclf.train", *words]
+        run_app("train", main, finish_sweep, before_search=start_search)
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 @pytest.mark.trust(
     "an Optuna search ended by SIGINT or SIGKILL within a trial, repeated with the same command, and with another setting",
     "a trial that stays running in the study, is lost, or is mixed with those of other settings",
 )
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_search_resumes_its_trial(colours: Path, tmp_path: Path, signum: int) -> None:
-    folder = tmp_path / "search"
-    words = [sys.executable, "-m", "imgclf.train", "-m", *TINY, f"data_dir='{colours}'", "hparams_search=frozen"]
-    words += ["trials=2", f"hydra.sweep.dir={folder}", "callbacks=none"]
-    words = [word for word in words if not word.startswith(("optimizer.lr", "model.head.dropout", "trainer.max"))]
-    epochs = "trainer.max_epochs=150"
-    process = subprocess.Popen([*words, epochs], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 200
-    while not list(folder.glob("*/checkpoints/last.ckpt")):
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    os.kill(process.pid, signum)
-    process.communicate(timeout=100)
+def test_a_stopped_search_resumes_its_trial(forked: None, data: Path, tmp_path: Path, signum: int) -> None:
+    folder, errors = tmp_path / "search", tmp_path / "errors"
+    own = [word for word in TINY if not word.startswith(("optimizer.lr", "model.head.dropout", "trainer.max"))]
+    words = ["-m", *own, f"data_dir='{data}'", "hparams_search=frozen", f"hydra.sweep.dir={folder}", "callbacks=none"]
+    search = begin([*words, "trials=2", "trainer.max_epochs=30"], errors)
+    ends = time.monotonic() + 200
+    while not (saved := list(folder.glob("*/checkpoints/last.ckpt"))):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    os.kill(search, signum)
+    assert ended(search) == (130 if signum == signal.SIGINT else -signum)
     ((path, record),) = find_trials(folder)
-    assert record.state == ("interrupted" if signum == signal.SIGINT else "running")
-    options: Any = {"capture_output": True, "text": True, "timeout": 500, "cwd": tmp_path}
-    time.sleep(5)  # the trial of a killed sweep saves itself
-    done = subprocess.run([*words, epochs], **options)
-    assert done.returncode == 0, done.stderr
-    trials = dict(find_trials(folder))
-    assert [one.state for one in trials.values()] == ["finished"] * 2
-    assert "continues in epoch" in (path / "log.txt").read_text()
+    assert record.state == ("interrupted" if signum == signal.SIGINT else "running") and path == saved[0].parents[1]
+    history = path / "history.csv"
+    while history.stat().st_mtime > time.time() - 2:  # the trial of a killed search saves itself
+        time.sleep(0.1)
+    before = history.read_text()
+
+    code = ended(begin([*words, "trials=2", "trainer.max_epochs=30"], errors))
+    assert code == 0, errors.read_text()
+    assert [record.state for _, record in find_trials(folder)] == ["finished"] * 2
+    assert before.count("\n") < 31 and history.read_text().startswith(before), "it was continued"
     with sqlite3.connect(folder / "optuna.db") as database:
-        assert dict(database.execute("select state, count(*) from trials group by state").fetchall()) == {
-            "FAIL": 1,
-            "COMPLETE": 2,
-        }
-    other = subprocess.run([*words, epochs.replace("150", "3"), "trials=3"], **options)
-    assert other.returncode == 2 and other.stdout == ""
-    assert other.stderr.startswith(f"imgclf: {folder}: this search was made with trainer.max_epochs=150 (")
-    assert other.stderr.count("\n") == 1 and dict(find_trials(folder)).keys() == trials.keys()
+        states = dict(database.execute("select state, count(*) from trials group by state").fetchall())
+    assert states == {"FAIL": 1, "COMPLETE": 2}
+
+    assert ended(begin([*words, "trials=3", "trainer.max_epochs=3"], errors)) == 2
+    text = errors.read_text()
+    assert text.startswith(f"imgclf: {folder}: this search was made with trainer.max_epochs=30 (")
+    assert text.count("\n") == 1 and errors.with_suffix(".out").read_text() == "" and len(find_trials(folder)) == 2
