@@ -6,6 +6,7 @@ ImgclfError            shown as one line, exit code 2
 │   └── ImageError     one image can't be read; the message names it
 ├── CheckpointError    a checkpoint or weights file can't be used
 └── RunError           a run can't start, continue or be resumed
+    └── TrialError     a trial of a sweep failed, or was refused
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ __all__ = [
     "ImageError",
     "ImgclfError",
     "RunError",
+    "TrialError",
     "install_hint",
     "nearest",
     "one_line",
@@ -63,6 +65,10 @@ class CheckpointError(ImgclfError):
 
 class RunError(ImgclfError):
     """A run can't start, continue or be resumed."""
+
+
+class TrialError(RunError):
+    """A trial of a sweep failed, or was refused; its line was printed when that happened."""
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

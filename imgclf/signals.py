@@ -7,9 +7,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
-__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group"]
+__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group", "resumable"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -24,6 +25,10 @@ class Interrupted(BaseException):
         super().__init__(text or f"interrupted by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
+
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, str]]:
+        """Return how a launcher's worker sends it to the process that waits: an exception's own way has the text alone."""
+        return type(self), (self.signum, str(self))
 
 
 class Signals:
@@ -71,6 +76,12 @@ def catch_signals() -> Iterator[Signals]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def resumable(signum: int, folder: Path) -> str:
+    """Return the text of the `Interrupted` that ends the sweep in `folder`."""
+    again = f"the same command, with hydra.sweep.dir={folder}, resumes the sweep"
+    return f"interrupted by {signal.Signals(signum).name}; {again}"
 
 
 def leave_group() -> None:

@@ -5,7 +5,9 @@ In Python, `imgclf.train("dataset=cards", "model=mobilenetv3", seed=1)` does the
 
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -14,6 +16,7 @@ from imgclf.cli.hydra_app import (
     is_sweep,
     output_folder,
     run_app,
+    runs_in_threads,
     task_overrides,
     trial_label,
     trial_name,
@@ -25,8 +28,8 @@ from imgclf.config import RunConfig
 from imgclf.console import print_message
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
-from imgclf.signals import Interrupted
-from imgclf.sweeps import finish_sweep, run_trial
+from imgclf.signals import Interrupted, Signals
+from imgclf.sweeps import finish_sweep, run_trial, start_search, start_server
 from imgclf.threads import available_cpus
 
 if TYPE_CHECKING:
@@ -35,8 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-def main(config: RunConfig) -> float | None:
-    """Train, evaluate and save as `config` says; return the best validation metric, which a sweep optimises.
+def main(config: RunConfig) -> float | Callable[[Signals], float | None] | None:
+    """Train, evaluate and save as `config` says; return the best validation metric, which a sweep optimises, or where trials
+    run in threads the function that trains this one.
 
     Raises `ImgclfError` for any mistake that the user can correct.
     """
@@ -59,7 +63,7 @@ def _train(config: RunConfig, folder: Path, overrides: list[str]) -> float | Non
     return train(config, folder, overrides)
 
 
-def _train_trial(config: RunConfig) -> float | None:
+def _train_trial(config: RunConfig) -> float | Callable[[Signals], float | None] | None:
     """Train one trial of a sweep in a process of its own; trials that run at the same time share the cores, and have no
     live progress.
     """
@@ -70,7 +74,11 @@ def _train_trial(config: RunConfig) -> float | None:
     config = replace(config, report=bool(config.report))
     alone = at_once in (None, 1)
     name, label = trial_name(), trial_label()
-    return run_trial(config, output_folder(), task_overrides(), name, label, threads=threads, live=alone)
+    train_it = partial(run_trial, config, output_folder(), task_overrides(), name, label, threads=threads, live=alone)
+    if not runs_in_threads():
+        return train_it()
+    start_server()  # here, because a thread can't keep signals from it
+    return lambda signals: train_it(signals=signals)
 
 
 class _Callable(ModuleType):
@@ -100,7 +108,7 @@ class _Callable(ModuleType):
 
 
 if __name__ == "__main__":
-    run_app("train", main, finish_sweep)
+    run_app("train", main, finish_sweep, before_search=start_search)
 else:
     sys.modules[__name__].__class__ = _Callable
     train = cast(_Callable, sys.modules[__name__])

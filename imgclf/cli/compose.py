@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from difflib import get_close_matches
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
@@ -50,7 +50,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "download": DownloadConfig,
 }
 _GROUPS: dict[str, type[Settings]] = {"dataset": DatasetConfig, "model": ModelConfig, "trainer": TrainerConfig}
-_PLUGINS = ("joblib", "optuna", "ray", "submitit")  # of Hydra; each is an extra of imgclf of the same name
+_PLUGINS = ("optuna", "ray", "submitit")  # of Hydra; each is an extra of imgclf of the same name
 _FLAGS = (  # of Hydra; those that an argument may follow are in FLAGS_WITH_VALUE
     *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
     *(_MAY_TAKE_A_WORD := ("--shell-completion", "-sc", "--info", "-i", "--experimental-rerun")),
@@ -90,8 +90,10 @@ def to_settings(command: str, config: DictConfig) -> Settings:
 
 
 def split_flags(command: str, words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with `--flag=value` as two words; raises `ConfigError` for an unknown flag, and for an
-    empty word or value.
+    """Return the words of a command line with `--flag=value` as two words, and with the flags that may stand anywhere in
+    front: Hydra's parser stops at overrides between which there is one.
+
+    Raises `ConfigError` for an unknown flag, and for an empty word or value.
     """
     for above, word in pairwise(["", *words]):
         require_value(above if above in FLAGS_WITH_VALUE else "an argument", word)
@@ -104,12 +106,18 @@ def split_flags(command: str, words: Sequence[str]) -> list[str]:
             known = schema.expected(name) or name in _choice_groups()
             way = f"write {name}=<value>" if known else schema.suggest(name.replace("-", "_"))
             raise ConfigError(f"{word}: no such flag; {f'did you mean {near[0]}?' if near else way}")
-    parts = ((word, *word.partition("=")) for word in words)
-    return [
-        part
-        for word, flag, equals, value in parts
-        for part in ((flag, value) if equals and flag in FLAGS_WITH_VALUE else (word,))
-    ]
+    flags: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            flags.append(word)
+        elif flag in FLAGS_WITH_VALUE:
+            flags += [flag, value] if equals else [flag, *islice(rest, 1)]
+        else:
+            others.append(word)
+    return [*flags, *others]
 
 
 def check_overrides(command: str, words: Sequence[str]) -> list[str]:

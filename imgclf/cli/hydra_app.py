@@ -8,17 +8,18 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from imgclf.cli.compose import (
@@ -30,18 +31,21 @@ from imgclf.cli.compose import (
     split_flags,
     to_settings,
 )
-from imgclf.config import KNOWN
+from imgclf.cli.cores import Cores, register_cores
+from imgclf.config import KNOWN, RunConfig
 from imgclf.console import print_message, print_text, replace_unprintable
-from imgclf.errors import ConfigError, ImgclfError, RunError
+from imgclf.errors import ConfigError, ImgclfError, RunError, TrialError
 from imgclf.files.run_folder import find_checkpoint, find_resumable
 from imgclf.schema import quoted
 from imgclf.signals import Interrupted
 
 __all__ = [
     "OutputFolders",
+    "Search",
     "is_sweep",
     "output_folder",
     "run_app",
+    "runs_in_threads",
     "task_overrides",
     "trial_label",
     "trial_name",
@@ -52,12 +56,24 @@ __all__ = [
 _FIND = {"resume": find_resumable, "checkpoint": find_checkpoint}  # key -> what its words mean
 
 
+@dataclass(frozen=True)
+class Search:
+    """A search that remembers its trials: the `settings` that all share, the `swept` keys, and where they are remembered."""
+
+    settings: RunConfig
+    folder: Path
+    storage: str
+    study: str
+    swept: Sequence[str]
+
+
 class OutputFolders(Callback):
     """Remembers the folders that Hydra makes for a run, and makes that of a sweep before its first trial: Hydra forgets it once
     a trial has failed.
     """
 
     sweep: ClassVar[Path | None] = None
+    prepare: ClassVar[Callable[["Search"], None]] = lambda search: None  # called before a search's first trial
     made: ClassVar[Sequence[Path]] = ()  # the run's folder and those above it that weren't there before, deepest first
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -71,10 +87,15 @@ class OutputFolders(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this in the process that the user started."""
         folder = Path(config.hydra.sweep.dir).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        OutputFolders.sweep = folder
         overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         swept = {override.key_or_group: override for override in overrides if override.is_sweep_override()}
+        if storage := OmegaConf.select(config, "hydra.sweeper.storage"):  # of a search, which is continued
+            try:
+                OutputFolders.prepare(_search(config, folder, storage, list(swept)))
+            except ImgclfError as error:
+                fail(str(error), error.exit_code)  # Hydra turns what a callback raises into a warning
+        folder.mkdir(parents=True, exist_ok=True)
+        OutputFolders.sweep = folder
         constant = [override.key_or_group for override in overrides if override.key_or_group not in swept]
         os.environ["IMGCLF_CONSTANT"] = " ".join(constant)  # keys that trials need not be named after
         total = OmegaConf.select(config, "hydra.sweeper.n_trials")  # of a search
@@ -83,20 +104,32 @@ class OutputFolders(Callback):
         os.environ["IMGCLF_TRIALS"] = str(total or "")
 
 
+def _search(config: DictConfig, folder: Path, storage: str, swept: list[str]) -> Search:
+    sweeper, own = config.hydra.sweeper, config.copy()
+    OmegaConf.set_readonly(own, False)
+    with open_dict(own):
+        del own["hydra"]
+    settings = cast(RunConfig, to_settings("train", own))
+    return Search(settings, folder, storage, str(sweeper.study_name), [*swept, *(sweeper.get("params") or {})])
+
+
 def run_app(
     command: str,
     task: Callable[[Any], Any],
     after_sweep: Callable[[Path], int] = lambda folder: 0,
     positional: str | None = None,
+    before_search: Callable[[Search], None] = lambda search: None,
 ) -> list[Any]:
     """Run `task` with the settings that the command line composes; return its results, one per trial of a sweep that this
     process ran (Hydra itself drops them). `positional`: the key whose value a word without "=" is.
 
     An `ImgclfError`, and any mistake that Hydra reports, is printed as one line and exits with 2. In a sweep it is raised, so
     that the other trials go on, and `after_sweep` reports on the sweep's folder in any case and returns how many trials
-    failed. Any other exception is a bug and keeps its traceback.
+    failed. `before_search` may refuse a search that can't be continued, before its first trial. Any other exception is a bug
+    and keeps its traceback.
     """
     replace_unprintable()
+    OutputFolders.prepare = before_search
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself, over many lines
     results: list[Any] = []
     try:
@@ -133,15 +166,17 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
             results.append(task(to_settings(command, config)))
             return results[-1]
         except ImgclfError as error:
+            failures.append(error)
             if is_sweep():
                 raise
-            failures.append(error)  # Hydra would announce it with lines of its own
+            # Hydra would announce it with lines of its own.
             with suppress(OSError):  # a folder that isn't empty stays, and so do those above it
                 for folder in OutputFolders.made:
                     folder.rmdir()
             return None
 
     try:
+        register_cores()
         with _without_note():
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(guarded)()
     except ImgclfError as failure:
@@ -150,8 +185,8 @@ def _run(command: str, task: Callable[[Any], Any], after_sweep: Callable[[Path],
         failed = after_sweep(OutputFolders.sweep) if OutputFolders.sweep else 0
     if failed:  # a search that tolerates them raises nothing
         raise RunError(f"{failed} of the trials failed, see above; the same command tries them again")
-    for error in failures:
-        raise error
+    for error in sorted(failures, key=lambda error: isinstance(error, TrialError)):  # those that weren't printed first
+        raise RunError("not all trials could be used, see above") if isinstance(error, TrialError) else error
 
 
 @contextmanager
@@ -249,11 +284,16 @@ def trial_name() -> str:
 
 
 def trials_at_once() -> int | None:
-    """Return how many trials of a sweep this machine trains at a time: joblib's `n_jobs`, -1 for one per core; None for a
-    launcher that decides elsewhere.
+    """Return how many trials of a sweep this machine trains at a time: the launcher's `n_jobs`, -1 for one per core; None for
+    a launcher that decides elsewhere.
     """
     jobs = HydraConfig.get().launcher.get("n_jobs") if HydraConfig.initialized() else None
     return None if jobs is None else int(jobs)
+
+
+def runs_in_threads() -> bool:
+    """Return whether the launcher takes a function that trains the trial, to call it in a thread."""
+    return str(HydraConfig.get().launcher.get("_target_")) == f"{Cores.__module__}.{Cores.__name__}"
 
 
 def is_sweep() -> bool:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imgclf.sweeps.leaderboard import finish_sweep, read_sweep, write_leaderboard
+    from imgclf.sweeps.process import start_server
+    from imgclf.sweeps.search import start_search
     from imgclf.sweeps.trials import run_trial
 
-__all__ = ["finish_sweep", "read_sweep", "run_trial", "write_leaderboard"]
+__all__ = ["finish_sweep", "read_sweep", "run_trial", "start_search", "start_server", "write_leaderboard"]
 
-_HOMES = {"run_trial": "trials"}
+_HOMES = {"run_trial": "trials", "start_search": "search", "start_server": "process"}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from imgclf.schema import flatten
 __all__ = ["Comparison", "McNemarResult", "RunResults", "compare_runs", "mcnemar", "read_run", "write_comparisons"]
 
 # Of the settings that a resumed run may change, those that results depend on.
-_MATTER = (
+MATTER = (
     "trainer.max_epochs",
     "trainer.max_steps",
     "trainer.max_time",
@@ -282,7 +282,7 @@ def shortened(text: str, width: int = _WIDTH) -> str:
 def _differing(runs: Sequence[RunResults]) -> list[str]:
     """Return the settings in which the runs differ and that results depend on."""
     settings = [run.settings for run in runs if run.settings]
-    hidden = (*(key for key in RunConfig.keys_with("may_change") if key not in _MATTER), *_RUNTIME)
+    hidden = (*(key for key in RunConfig.keys_with("may_change") if key not in MATTER), *_RUNTIME)
     prefixes = tuple(f"{key}." for key in hidden)
     keys = sorted({key for one in settings for key in one if not f"{key}.".startswith(prefixes)})
     return [key for key in keys if _differs(key, settings)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TypedDict
@@ -10,9 +11,10 @@ from imgclf.config import MONITORS, CheckpointConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, print_table, print_text, shell_path
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, mark_latest
+from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, is_training, mark_latest
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import RunResults, read_run
+from imgclf.sweeps.finished import missing_results
 from imgclf.sweeps.importance import importance
 
 __all__ = ["Leaderboard", "Trial", "TrialGroup", "finish_sweep", "read_sweep", "write_leaderboard"]
@@ -25,13 +27,19 @@ _MEASURED = [
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as it stands now: `run` holds the results of a finished one, else None; `overrides` are its own, by key."""
+    """A trial as it stands now: `run` holds the results of a finished one, else None; `overrides` are its own, by key.
+
+    `state` is that of its record; but "interrupted" where no process trains it any more, "incomplete" for a finished one whose
+    results can't be read, and "pruned" for one that finished early because others were better. `error`: what happened to it.
+    """
 
     folder: Path
     record: TrialRecord
     run: RunResults | None
     overrides: Mapping[str, str]
     epochs: int
+    state: str
+    error: str | None
 
     @property
     def finished(self) -> bool:
@@ -42,11 +50,6 @@ class Trial:
     def value(self) -> float:
         """The metric that trials are ranked by; 0 for a trial that isn't finished."""
         return float(self.record.value or 0.0)
-
-    @property
-    def state(self) -> str:
-        """The state in its record, or "pruned" for a trial that finished early because others were better."""
-        return "pruned" if self.record.state == "finished" and (self.folder / PRUNED).is_file() else self.record.state
 
     @property
     def checkpoint(self) -> Path:
@@ -146,12 +149,18 @@ class Leaderboard:
         return ", ".join(parts) or "no overrides"
 
     @property
+    def ranked_groups(self) -> list[tuple[int, TrialGroup]]:
+        """(rank, group) of the groups; each data set has ranks of its own, from 1."""
+        by_dataset = groupby(self.groups, key=lambda group: group.dataset)
+        return [pair for _, groups in by_dataset for pair in enumerate(groups, start=1)]
+
+    @property
     def ranked(self) -> list[tuple[int, Trial]]:
         """(rank, trial) of the finished trials, the best first; trials that differ in their seed alone share a rank."""
         sign = 1 if self.lower_is_better else -1
         return [
             (rank, trial)
-            for rank, group in enumerate(self.groups, start=1)
+            for rank, group in self.ranked_groups
             for trial in sorted(group.trials, key=lambda trial: sign * trial.value)
         ]
 
@@ -194,12 +203,13 @@ def finish_sweep(folder: Path) -> int:
     """End a sweep with its leaderboard, if it has trials, and return how many failed; the winner of a sweep whose trials all
     finished is the latest run then.
     """
-    trials = find_trials(folder)
-    winners = write_leaderboard(folder).winners if trials else []
-    all_finished = all(record.state == "finished" for _, record in trials)
+    if not find_trials(folder):
+        return 0
+    board = write_leaderboard(folder)
+    all_finished, winners = all(trial.finished for trial in board.trials), board.winners
     if all_finished and len(winners) == 1 and winners[0].checkpoint.is_file():
         mark_latest(winners[0].folder)
-    return sum(record.state == "failed" for _, record in trials)
+    return sum(trial.state == "failed" for trial in board.trials)
 
 
 def write_leaderboard(folder: Path) -> Leaderboard:
@@ -255,22 +265,26 @@ def read_sweep(folder: Path) -> Leaderboard:
 
 def _read_trial(folder: Path, record: TrialRecord) -> Trial:
     overrides = {key.lstrip("+~"): value for key, _, value in (text.partition("=") for text in record.overrides)}
-    run, epochs = None, 0
+    run, epochs, state, error = None, 0, record.state, record.error
+    if state == "running" and not is_training(folder):
+        state, error = "interrupted", "its process was killed; the same command resumes it"
     try:
-        if record.state == "finished":
+        if state == "finished":
             run = read_run(folder, folder.name)
+            state = "pruned" if (folder / PRUNED).is_file() else state
         history = folder / "history.csv"
         epochs = len(run.history if run else read_history_csv(history) if history.is_file() else [])
     except DataError:  # its files are missing or damaged: it can't be ranked, the others can
-        pass
-    return Trial(folder, record, run, overrides, epochs)
+        if state == "finished":
+            state, error = "incomplete", f"{missing_results(folder)}; the same command makes its results again"
+    return Trial(folder, record, run, overrides, epochs, state, error)
 
 
 def _print_board(board: Leaderboard) -> None:
     """Print the groups as a table, and one line per trial that isn't finished."""
     keys, rows = [key for key in board.keys if key != SEED], []
     seeds = any(len(group.trials) > 1 for group in board.groups)
-    for rank, group in enumerate(board.groups, start=1):
+    for rank, group in board.ranked_groups:
         epochs = "/".join(dict.fromkeys(str(trial.epochs) for trial in group.trials))
         seconds = f"{sum(trial.record.seconds for trial in group.trials):.0f}"
         results = [group.format_short("val"), group.format_short("test"), str(len(group.trials))][: 2 + seeds]
@@ -282,8 +296,8 @@ def _print_board(board: Leaderboard) -> None:
         print_text(f"ranked by {board.metric}{each}; look at test only for the trial that you choose")
     for trial in board.trials:
         if not trial.finished:
-            reason = f": {trial.record.error}" if trial.record.error else ""
-            print_line(f"{trial.record.state}, {trial.epochs} epochs: {board.describe(trial.overrides)}{reason}")
+            reason = f": {trial.error}" if trial.error else ""
+            print_line(f"{trial.state}, {trial.epochs} epochs: {board.describe(trial.overrides)}{reason}")
 
 
 def _write_csv(board: Leaderboard, path: Path) -> None:
@@ -298,6 +312,6 @@ def _write_csv(board: Leaderboard, path: Path) -> None:
         overrides = [trial.overrides.get(key, "") for key in board.keys]
         values = [metrics.get(split, {}).get(name, "") for split, name in _MEASURED]
         value = "" if record.value is None else record.value
-        ends = [trial.epochs, round(record.seconds, 1), record.error or ""]
+        ends = [trial.epochs, round(record.seconds, 1), trial.error or ""]
         rows.append([ranks.get(trial.folder, ""), trial.folder.name, trial.state, *overrides, value, *values, *ends])
     write_csv(path, header, rows)

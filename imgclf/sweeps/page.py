@@ -23,7 +23,7 @@ def page_data(board: Leaderboard) -> dict[str, object]:
             "test": group.format_accuracy("test"),
             "trials": len(group.trials),
         }
-        for rank, group in enumerate(board.groups, start=1)
+        for rank, group in board.ranked_groups
     ]
     winners = [
         {
@@ -62,7 +62,7 @@ def _trial(board: Leaderboard, trial: Trial) -> dict[str, object]:
         "test_accuracy": test,
         "epochs": trial.epochs,
         "seconds": trial.record.seconds,
-        "error": trial.record.error,
+        "error": trial.error,
     }
 
 

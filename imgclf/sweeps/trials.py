@@ -6,40 +6,53 @@ the processes are forked from one that has already loaded torch, so that only th
 
 import codecs
 import importlib.util
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import textwrap
-import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from imgclf.config import RunConfig
 from imgclf.console import print_line, print_message, progress_bar, replace_unprintable, shell_path
-from imgclf.errors import ImgclfError, RunError, one_line
-from imgclf.files.run_folder import PRUNED, TrialRecord, read_record, write_record
-from imgclf.signals import Interrupted, catch_signals, exit_with_parent
+from imgclf.errors import ImgclfError, RunError, TrialError, one_line
+from imgclf.files.atomic import delete_leftovers
+from imgclf.files.run_folder import (
+    PRUNED,
+    TRIAL,
+    TRIAL_LOCK,
+    TrialRecord,
+    read_record,
+    trial_lock,
+    write_record,
+)
+from imgclf.signals import Interrupted, Signals, catch_signals, exit_with_parent, resumable
+from imgclf.sweeps.finished import changed_data, changed_setting, missing_results
+from imgclf.sweeps.process import BEGUN, ChildProcess
 
 __all__ = ["main", "run_trial"]
 
-_LOCK, LOG = ".trial.lock", "log.txt"
+LOG = "log.txt"
+_LOCK_SECONDS = 1.0  # `imgclf sweep` holds the lock for a moment, to see whether somebody has it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial's process reports as it ends: the `value` of the sweep's metric, or an `error`."""
+    """What a trial's process reports as it ends: the `value` of the sweep's metric and the data's `fingerprint`, or an
+    `error`.
+    """
 
     value: float | None = None
     error: str | None = None
+    fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
 def run_trial(
@@ -51,85 +64,121 @@ def run_trial(
     *,
     threads: int | None = None,
     live: bool = False,
+    signals: Signals | None = None,
 ) -> float | None:
     """Train with `config` in `folder`, or resume the trial there, and return the value of the sweep's metric.
 
-    A finished trial returns its value at once. The trial prints into log.txt there, and with `config.verbose` here too; else
-    one line with its `name` and result is printed. `threads`: how many threads it may use. `live`: show its progress
-    after `label` while it runs. Raises `RunError` for a trial that failed in any way, and `Interrupted` when a signal
-    stops this process; the trial has then saved itself.
+    A finished trial returns its value at once, if its settings and data are still the same. The trial prints into log.txt
+    there, and with `config.verbose` here too; else one line with its `name` and result is printed. `threads`: how many
+    threads it may use. `live`: show its progress after `label` while it runs. `signals`: those that another thread
+    receives for this one. Raises `TrialError` for a trial that failed in any way, or that was trained with other settings
+    or data, and `Interrupted` when a signal stops this process; the trial has then saved itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
+    lock = trial_lock(folder)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOCK_SECONDS)
     except Timeout:
         raise RunError(
             f"{folder}: another process trains this trial; wait for it, or pass another hydra.sweep.dir"
         ) from None
     try:
+        delete_leftovers(folder)  # of a killed write
         known = read_record(folder)
+        saved = (folder / "checkpoints" / "last.ckpt").is_file()
+        if known and (saved or known.state == "finished"):
+            _refuse_changes(config, folder, known, name)
         if known and known.state == "finished":
-            _print_result(config, name, known, folder, "finished already")
-            return known.value
-        if (folder / "checkpoints" / "last.ckpt").is_file():
+            if not (problem := missing_results(folder)):
+                _print_result(config, name, known, folder, "finished already")
+                return known.value
+            print_line(f"{name}: finished already, but its folder {problem}; its results are made again")
+            (folder / "environment.json").unlink(missing_ok=True)  # by which a run counts as finished
+            saved = saved and (folder / "checkpoints" / "best.ckpt").is_file()
+        if saved:
             config = replace(config, ckpt_path="last")
-        elif known:
+        elif (folder / TRIAL).exists():
             _clear(folder)  # of an attempt that ended before it saved anything
-        record = TrialRecord(list(overrides), config.to_dict(), seconds=known.seconds if known else 0.0)
+        record = TrialRecord(list(overrides), config.to_dict(), seconds=_seconds_so_far(folder, known))
         write_record(folder, record)
-        record = _supervise(config, record, folder, name, label, threads, live)
+        record = _supervise(config, record, folder, name, label, threads, live, signals)
         _print_result(config, name, record, folder, f"{record.seconds:.0f} s")
         return record.value
     finally:
         lock.release()
 
 
+def _refuse_changes(config: RunConfig, folder: Path, known: TrialRecord, name: str) -> None:
+    """Raise `TrialError` if the trial in `folder` was trained with other settings, or finished with other data; nothing of it
+    is changed.
+    """
+    if changed := changed_setting(known.settings, config):
+        key, there, here = changed
+        problem, way = f"was trained with {key}={there}, this command has {here}", "pass that value"
+    elif known.state != "finished":  # the trial's own process compares the data with its checkpoint's
+        return
+    else:
+        try:
+            difference = changed_data(config, known, folder)
+        except ImgclfError as error:
+            problem, way = f"finished already, and its data can't be compared: {error}", "restore the data"
+        else:
+            if not difference:
+                return
+            problem, way = f"finished with other data ({difference})", "restore the data"
+    others = f"delete {shell_path(folder)} to train it again, or pass another hydra.sweep.dir"
+    _fail(f"{name}: {problem}; {way}, {others}")
+
+
+def _fail(line: str) -> None:
+    print_line(f"imgclf: {line}", error=True)
+    raise TrialError(line)
+
+
+def _seconds_so_far(folder: Path, known: TrialRecord | None) -> float:
+    """Return the wall time of all attempts; that of a sweep which was killed ended when its trial last printed something."""
+    if known is None:
+        return 0.0
+    last = 0.0
+    if known.state == "running":
+        with suppress(OSError):
+            last = (folder / LOG).stat().st_mtime - (folder / TRIAL).stat().st_mtime
+    return known.seconds + max(0.0, last)
+
+
 def _supervise(
-    config: RunConfig, record: TrialRecord, folder: Path, name: str, label: str, threads: int | None, live: bool
+    config: RunConfig,
+    record: TrialRecord,
+    folder: Path,
+    name: str,
+    label: str,
+    threads: int | None,
+    live: bool,
+    signals: Signals | None,
 ) -> TrialRecord:
     """Start the process, wait for it, record its outcome, and return the record."""
-    began = time.monotonic()
-    process, connection = _start(folder, threads)
-    outcome = None
-    with catch_signals():
+    process: ChildProcess | None = None
+    with nullcontext(signals) if signals else catch_signals() as caught:
         try:
-            _follow(
-                config,
-                folder,
-                label,
-                live,
-                lambda seconds: _ended(process, connection, seconds),
-            )
-            with suppress(EOFError, OSError):
-                outcome = connection.recv() if connection.poll() else None
-            process.join()
+            process = child = ChildProcess(_work, str(folder), threads)
+            _follow(config, folder, label, live, lambda seconds: child.ended(seconds, caught))
+            child.join()
         except Interrupted as stop:
-            if process.pid:
-                with suppress(ProcessLookupError):  # in a session of its own, it doesn't get a terminal's Ctrl-C
-                    os.kill(process.pid, stop.signum)
-            process.join()
-            seconds = record.seconds + time.monotonic() - began
+            seconds = record.seconds
+            if process:
+                process.stop(stop.signum)
+                seconds += process.seconds
             write_record(folder, replace(record, state="interrupted", seconds=seconds))
-            signal_name = signal.Signals(stop.signum).name
-            again = f"the same command, with hydra.sweep.dir={folder.parent}, resumes the sweep"
-            raise Interrupted(stop.signum, f"interrupted by {signal_name}; {again}") from None
-    seconds = record.seconds + time.monotonic() - began
-    outcome = outcome or Outcome(error=_exit_reason(process.exitcode))
+            raise Interrupted(stop.signum, resumable(stop.signum, folder.parent)) from None
+    record = replace(record, seconds=record.seconds + child.seconds)
+    outcome = child.outcome or Outcome(error=_exit_reason(child.exitcode))
     if outcome.error is not None:
-        write_record(folder, replace(record, state="failed", error=outcome.error, seconds=seconds))
+        write_record(folder, replace(record, state="failed", error=outcome.error))
         reason = textwrap.shorten(outcome.error.partition(";")[0], 160, placeholder=" ...")
-        failure = f"{name}: failed after {seconds:.0f} s: {reason}; see {shell_path(folder / LOG)}"
-        print_line(f"imgclf: {failure}", error=True)
-        raise RunError(failure)
-    record = replace(record, state="finished", value=outcome.value, seconds=seconds)
+        _fail(f"{name}: failed after {record.seconds:.0f} s: {reason}; see {shell_path(folder / LOG)}")
+    record = replace(record, state="finished", value=outcome.value, fingerprint=outcome.fingerprint)
     write_record(folder, record)
     return record
-
-
-def _ended(process: BaseProcess, connection: Connection, seconds: float) -> bool:
-    """Return whether the trial ends within some seconds."""
-    return bool(wait([connection, process.sentinel], seconds))
 
 
 def _follow(config: RunConfig, folder: Path, label: str, live: bool, ended: Callable[[float], bool]) -> None:
@@ -153,25 +202,11 @@ def _follow(config: RunConfig, folder: Path, label: str, live: bool, ended: Call
                 done = max(done, rows)
 
 
-def _start(folder: Path, threads: int | None) -> tuple[BaseProcess, Connection]:
-    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
-        multiprocessing.set_start_method(None, force=True)  # joblib's own, which the new process wouldn't know
-    if sys.platform == "linux":
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["imgclf.training.run"])
-    else:
-        context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(str(folder), theirs, threads))
-    process.start()
-    theirs.close()
-    return process, ours
-
-
-def _work(folder: str, connection: Connection, threads: int | None) -> None:
+def _work(folder: str, threads: int | None, connection: Connection) -> None:
     """Train in the process, and send the outcome to the one that waits."""
     if hasattr(os, "setsid"):
         os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that it is forked from ignores it
     exit_with_parent()
     with open(Path(folder) / LOG, "ab") as file:
         os.dup2(file.fileno(), 1)
@@ -184,7 +219,8 @@ def _work(folder: str, connection: Connection, threads: int | None) -> None:
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("imgclf.sweeps.trials")
     os.environ["SLURM_JOB_NAME"] = "bash"  # tells Lightning to start them itself, without SLURM
     try:
-        outcome = Outcome(_train(folder))
+        value = _train(folder, lambda: connection.send(BEGUN))
+        outcome = Outcome(value, fingerprint=_fingerprint(folder))
     except (ImgclfError, Interrupted) as error:
         print_message(str(error))
         outcome = Outcome(error=str(error))
@@ -195,19 +231,28 @@ def _work(folder: str, connection: Connection, threads: int | None) -> None:
         connection.send(outcome)
 
 
-def _train(folder: str) -> float | None:
+def _train(folder: str, begin: Callable[[], None] = lambda: None) -> float | None:
+    """Train the trial whose record is in `folder`; `begin` is called when everything that it needs is loaded."""
     from imgclf.cli.malloc import tune_malloc  # here, because the waiting process needs none of it
     from imgclf.training.run import train
 
     record = read_record(Path(folder))
     if record is None:
         raise RunError(f"{folder}: holds no trial; pass the folder of a trial of a sweep")
+    begin()
     tune_malloc()
     if threads := os.environ.get("IMGCLF_THREADS"):
         import torch
 
         torch.set_num_threads(int(threads))
     return train(RunConfig.from_dict(record.settings), Path(folder), record.overrides)
+
+
+def _fingerprint(folder: str) -> dict[str, Any]:
+    """Return that of the data that the trained trial in `folder` has used."""
+    from imgclf.models.checkpoint import read_checkpoint  # here, because it loads torch
+
+    return read_checkpoint(Path(folder) / "checkpoints" / "last.ckpt")["imgclf"].get("fingerprint") or {}
 
 
 def _exit_reason(exitcode: int | None) -> str:
@@ -226,10 +271,11 @@ def _print_result(config: RunConfig, name: str, record: TrialRecord, folder: Pat
 
 
 def _clear(folder: Path) -> None:
+    """Empty the trial's folder; its record stays until it is replaced, so that a killed clearing is begun again."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != _LOCK:
+        elif path.name not in (TRIAL, TRIAL_LOCK):
             path.unlink()
 
 

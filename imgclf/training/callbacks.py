@@ -93,6 +93,10 @@ class Pruning(Callback):
         best = max(self.sign * value for value in values if value is not None)
         others = self._others(done) if trainer.is_global_zero and done >= self.config.epochs else []
         hopeless = len(others) >= self.config.trials and best < median(others)
+        if trainer.is_global_zero and not hopeless:
+            (self.folder / PRUNED).unlink(
+                missing_ok=True
+            )  # of this epoch before it was killed: the others have come further
         if trainer.strategy.broadcast(hopeless):
             trainer.should_stop = True
             if trainer.is_global_zero:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException
 
 from imgclf.cli.compose import check_overrides, compose_config, explain_error, help_text, split_flags
@@ -92,6 +93,18 @@ def test_help_shows_the_choices_and_values_of_the_users_own_yaml_files(tmp_path:
 def test_help_of_download_names_the_data_sets_of_kaggle_and_no_settings() -> None:
     text = help_text("download", [])
     assert "sign_mnist, sports" in text and "folders" not in text and "batch_size" not in text
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--multirun"], ["-m", "--config-dir", "own"], ["-m", "--config-dir=own"]])
+def test_flags_may_stand_anywhere_in_the_line(flags: list[str]) -> None:
+    overrides = ["dataset=cards", "seed=0,1", "hydra.sweep.dir=it"]
+    for position in range(len(overrides) + 1):
+        words = split_flags("train", [*overrides[:position], *flags, *overrides[position:]])
+        parsed = get_args_parser().parse_args(words)
+        assert parsed.overrides == overrides and parsed.multirun
+        assert parsed.config_dir == ("own" if len(flags) > 1 else None)
+    apart = split_flags("train", ["seed=0,1", "-m", "dataset=mine", "--config-dir", "own"])
+    assert apart == ["-m", "--config-dir", "own", "seed=0,1", "dataset=mine"]
 
 
 def test_flag_and_value_in_one_word_are_two() -> None:

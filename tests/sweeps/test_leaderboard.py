@@ -1,6 +1,8 @@
 """The leaderboard of a sweep: trials ranked and grouped, the importance of settings, and the page in a real browser."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +20,7 @@ from imgclf.sweeps.leaderboard import finish_sweep, read_sweep
 from imgclf.sweeps.page import page_data
 
 from support.browser import NASTY, browse, needs_browser  # isort: skip
+from support.run_files import read_rows  # isort: skip
 
 
 def fabricate(
@@ -36,7 +39,7 @@ def fabricate(
         )
 
 
-def test_data_sets_are_not_ranked_against_each_other(tmp_path: Path) -> None:
+def test_data_sets_are_not_ranked_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for dataset, lr, value in (
         ("cards", "1e-3", 0.7),
         ("cards", "1e-2", 0.8),
@@ -47,6 +50,19 @@ def test_data_sets_are_not_ranked_against_each_other(tmp_path: Path) -> None:
     board = read_sweep(tmp_path)
     ranked = [(group.dataset, group.value) for group in board.groups]
     assert ranked == [("cards", 0.8), ("cards", 0.7), ("sports", 0.9), ("sports", 0.2)]
+    assert main([str(tmp_path)]) == 0
+    rows = [(row["rank"], row["dataset"], row["value"]) for row in read_rows(tmp_path / "sweep.csv")]
+    assert rows == [("1", "cards", "0.8"), ("2", "cards", "0.7"), ("1", "sports", "0.9"), ("2", "sports", "0.2")]
+    table = [line.split("│")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in cells] for cells in table] == [
+        ["1", "cards"],
+        ["2", "cards"],
+        ["1", "sports"],
+        ["2", "sports"],
+    ]
+    page: Any = page_data(board)
+    assert [group["rank"] for group in page["groups"]] == [trial["rank"] for trial in page["trials"]] == [1, 2, 1, 2]
+    assert [winner["group"]["rank"] for winner in page["winners"]] == [1, 1]
 
 
 def test_the_winner_of_a_sweep_on_one_data_set_is_the_latest_run(
@@ -85,9 +101,31 @@ def test_damaged_trials_are_reported_and_the_others_ranked(tmp_path: Path, capsy
     assert (
         " 50.0 % (39.8-60.2) " in out
         and "failed, 0 epochs: seed=1: killed\n" in out
-        and "running, 0 epochs: seed=2\n" in out
+        and "interrupted, 0 epochs: seed=2: its process was killed; the same command resumes it\n" in out
     )
+    assert "incomplete, 0 epochs: seed=3: can't be read as a run (" in out
+    assert "(char 1)); the same command makes its results again\n" in out
     assert len(read_sweep(tmp_path).groups) == 1
+    states = {row["seed"]: (row["rank"], row["state"]) for row in read_rows(tmp_path / "sweep.csv")}
+    assert states == {"0": ("1", "finished"), "1": ("", "failed"), "2": ("", "interrupted"), "3": ("", "incomplete")}
+
+
+@pytest.mark.trust(
+    "a trial whose record says running, while a process trains it, and after that was killed",
+    "a dead trial is shown as running, or a living one as interrupted",
+)
+def test_a_trial_runs_as_long_as_a_process_holds_its_lock(tmp_path: Path) -> None:
+    fabricate(tmp_path, {"seed": "0"}, "running")
+    (trial,) = read_sweep(tmp_path).trials
+    code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(); sys.stdin.read()"
+    words = [sys.executable, "-u", "-c", code, str(trial.folder / run_folder.TRIAL_LOCK)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"\n"
+        living = [(trial.state, trial.error) for trial in read_sweep(tmp_path).trials]
+        holder.kill()
+    assert living == [("running", None)]
+    assert [trial.state for trial in read_sweep(tmp_path).trials] == ["interrupted"]
+    assert run_folder.read_record(trial.folder).state == "running", "reading changes nothing"  # type: ignore[union-attr]
 
 
 def test_a_folder_without_trials_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

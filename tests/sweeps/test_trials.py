@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from imgclf.files.run_folder import TrialRecord, find_trials, read_record, write_record
+from imgclf.signals import Interrupted
 from imgclf.sweeps import read_sweep, trials
 
 from support.browser import Tags  # isort: skip
@@ -28,7 +30,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /
 def command(colours: Path, folder: Path, *overrides: str) -> list[str]:
     given = {text.partition("=")[0] for text in overrides}
     settings = [text for text in TINY if text.partition("=")[0] not in given]
-    words = [sys.executable, "-m", "imgclf.train", "-m", *settings]
+    words = [sys.executable, "-m", "imgclf.train", *settings, "-m"]
     return [*words, f"data_dir='{colours}'", f"hydra.sweep.dir={folder}", *overrides]
 
 
@@ -239,7 +241,78 @@ def test_ctrl_c_ends_the_sweep_and_saves_the_trial(
     assert last.startswith("imgclf: interrupted by SIGINT; the same command") and str(folder) in last
 
 
-@pytest.mark.skipif(not find_spec("hydra_plugins.hydra_joblib_launcher"), reason="needs the extra joblib")
+def survivors(family: list[int]) -> list[int]:
+    """Those of the processes that still run."""
+    return [pid for pid in family if Path(f"/proc/{pid}").exists()]
+
+
+def logs_with(folder: Path, text: str) -> int:
+    """How many trials have printed `text`."""
+    return sum(text in path.read_text() for path in folder.glob("*/log.txt"))
+
+
+@LINUX
+@pytest.mark.trust(
+    "Ctrl-C or SIGTERM of a sweep that trains two trials at a time, the same command after it, and SIGKILL of that",
+    "a trial that trains on, isn't saved or doesn't resume, or more than one line",
+)
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
+def test_trials_at_once_end_with_their_sweep(
+    colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], signum: int
+) -> None:
+    folder = tmp_path / "sweep"
+    at_once = ("hydra/launcher=cores", "hydra.launcher.n_jobs=2")
+    words = command(colours, folder, "seed=0,1,2", "trainer.max_epochs=2000", "callbacks=none", *at_once)
+    process = started(words, folder)
+    until(lambda: len(list(folder.glob("*/checkpoints/last.ckpt"))) == 2)
+    family = children(process.pid)
+    os.killpg(process.pid, signum)
+    assert process.wait(timeout=60) == 128 + signum
+    until(lambda: not survivors(family), 30)
+    again = f"the same command, with hydra.sweep.dir={folder}, resumes the sweep"
+    assert (tmp_path / "err.txt").read_text() == f"imgclf: interrupted by {signal.Signals(signum).name}; {again}\n"
+    assert list(states(folder).values()) == ["interrupted"] * 2, "the third hasn't begun"
+
+    process = started(words, folder)
+    until(lambda: logs_with(folder, "continues in epoch") == 2)
+    family = children(process.pid)
+    process.kill()
+    process.wait()
+    until(lambda: not survivors(family), 30)
+    assert [trial.state for trial in read_sweep(folder).trials] == ["interrupted"] * 2
+
+
+@LINUX
+@pytest.mark.trust(
+    "Ctrl-C of a sweep while torch is loaded for its first trial",
+    "a traceback, a trial that trains on, or another exit code",
+)
+@pytest.mark.parametrize("launcher", ["basic", "cores"])
+def test_ctrl_c_before_the_first_trial_trains_is_one_line(
+    colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], launcher: str
+) -> None:
+    folder = tmp_path / "sweep"
+    process = started(command(colours, folder, "seed=0,1", f"hydra/launcher={launcher}"), folder)
+    until(lambda: list(folder.glob("*/trial.json")) and children(process.pid))
+    family = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    until(lambda: not survivors(family))  # torch is loaded to its end first
+    again = f"the same command, with hydra.sweep.dir={folder}, resumes the sweep"
+    assert (tmp_path / "err.txt").read_text() == f"imgclf: interrupted by SIGINT; {again}\n"
+    assert set(states(folder).values()) == {"interrupted"}
+    assert not [log for log in folder.glob("*/log.txt") if "best epoch" in log.read_text()], "trained to its end"
+
+
+def test_an_interruption_is_the_same_after_the_way_from_a_worker() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for text in ("", "interrupted; the same command resumes the sweep"):
+            sent = Interrupted(number, text)
+            came = pickle.loads(pickle.dumps(sent))
+            assert type(came) is Interrupted and str(came) == str(sent)
+            assert (came.signum, came.exit_code) == (number, 128 + number)
+
+
 def test_trials_at_once_share_features_and_cores(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
