@@ -89,17 +89,27 @@ FAULTS: dict[str, Callable[[], None]] = {
     "index with flipped bits": on_files("index.bin", flip_bits),
     "about.json deleted": on_files("about.json", Path.unlink),
 }
-EACH_RUN = [
-    ("pixels", 2, "cleared", "before the final evaluation"),
-    ("pixels", 2, "rows emptied", "within the second epoch"),
-    ("pixels", 2, "all deleted", "before the second epoch"),
-    ("pixels", 0, "rows overwritten", "within the first validation"),
-    ("pixels", 0, "rows replaced", "before the final evaluation"),
-    ("features", 0, "cleared", "before the final evaluation"),
-    ("features", 0, "rows emptied", "within the first epoch"),
-    ("features", 0, "rows with flipped bits", "before the second epoch"),
+# What is cached, the number of workers, whether an earlier run has filled the cache, what happens, and when.
+Case = tuple[str, int, bool, str, str]
+EACH_RUN: list[Case] = [
+    ("pixels", 2, False, "cleared", "before the final evaluation"),
+    ("pixels", 2, True, "rows emptied", "within the second epoch"),
+    ("pixels", 2, False, "all deleted", "before the second epoch"),
+    ("pixels", 0, False, "cleared", "before the final evaluation"),
+    ("pixels", 0, True, "rows overwritten", "within the first validation"),
+    ("features", 0, False, "cleared", "before the final evaluation"),
+    ("features", 0, False, "rows emptied", "within the first epoch"),
+    ("features", 0, True, "rows with flipped bits", "before the second epoch"),
 ]
-ALL = [(kind, workers, fault, moment) for kind in KINDS for workers in (0, 2) for fault in FAULTS for moment in MOMENTS]
+ALL: list[Case] = [
+    (kind, workers, filled, fault, moment)
+    for kind in KINDS
+    for workers in (0, 2)
+    for filled in (False, True)
+    for fault in FAULTS
+    for moment in MOMENTS
+    if filled or moment != "before the first epoch"  # else there is no file yet
+]
 
 
 def on_moment(monkeypatch: pytest.MonkeyPatch, moment: str, action: Callable[[], None], done: list[str]) -> None:
@@ -152,7 +162,7 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
     "a run that ends, or a result that differs",
 )
 @pytest.mark.parametrize(
-    ("kind", "workers", "fault", "moment"),
+    ("kind", "workers", "filled", "fault", "moment"),
     [*EACH_RUN, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ALL if case not in EACH_RUN)],
 )
 def test_cache_file_that_is_damaged_during_a_run_changes_no_result(
@@ -162,11 +172,14 @@ def test_cache_file_that_is_damaged_during_a_run_changes_no_result(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     workers: int,
+    filled: bool,
     fault: str,
     moment: str,
 ) -> None:
     whole, cache = whole_runs[kind]
-    monkeypatch.setenv("IMGCLF_CACHE", str(shutil.copytree(cache, tmp_path / "cache")))
+    monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "cache"))
+    if filled:
+        shutil.copytree(cache, tmp_path / "cache")
     done: list[str] = []
     on_moment(monkeypatch, moment, FAULTS[fault], done)
     folder = run_tiny(*KINDS[kind], f"dataset.num_workers={workers}", folder=tmp_path / "run")
