@@ -103,8 +103,7 @@ EACH_RUN: list[Case] = [
 ]
 ALL: list[Case] = [
     (kind, workers, filled, fault, moment)
-    for kind in KINDS
-    for workers in (0, 2)
+    for kind, workers in (("pixels", 0), ("pixels", 2), ("features", 0))  # features are read without workers
     for filled in (False, True)
     for fault in FAULTS
     for moment in MOMENTS
