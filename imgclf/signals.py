@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group"]
+__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group", "quit_at_once"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -43,7 +43,7 @@ class Signals:
             if signum == signal.SIGINT:
                 if hasattr(sys, "ps1"):  # an interactive session holds more than this run
                     raise Interrupted(signum)
-                _quit(signum)
+                quit_at_once(signum)
             return
         self.pending = signum
         if not self.deferring:
@@ -98,7 +98,8 @@ def exit_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _quit(signum: int) -> None:
+def quit_at_once(signum: int) -> None:
+    """End this process and those that it has started, with the exit code of the signal."""
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(128 + signum)

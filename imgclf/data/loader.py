@@ -3,7 +3,9 @@
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -23,6 +25,8 @@ from imgclf.preprocess import Preprocess
 from imgclf.signals import leave_group
 
 __all__ = ["Batch", "Features", "Loader", "LoaderOptions", "worker_failure"]
+
+PATIENCE = timedelta(hours=12)  # with the other processes of a run while caches are filled
 
 
 class Batch(NamedTuple):
@@ -163,6 +167,7 @@ class Loader:
         self.limit: int | None = None
         self.features: Features | None = None
         self._cache = cache
+        self._group: Any = None  # of the processes of a distributed run
         self.epoch, self._batches_yielded, self._resume_at = 0, 0, 0
         self.batch_sampler = None  # Lightning asks for one
         self._batch_indices = _BatchIndicesSampler()
@@ -223,7 +228,8 @@ class Loader:
             yield from self._with_features(self.features, batches[start:], wanted)
             return
         if self._cache is not None:
-            self._cache.prepare(wanted, self.stop)
+            with self._together():
+                self._cache.prepare(wanted, self.stop)
             self._batches.rows = self._cache.rows  # workers that begin now have its file open, should it be deleted
         self._batch_indices[:] = [self._locate(self.epoch, batch) for batch in batches[start:]]
         for fetched in self._fetched():
@@ -246,11 +252,25 @@ class Loader:
         return BatchIndices(epoch, indices, cached)
 
     def _with_features(self, features: Features, batches: list[Indices], wanted: Indices) -> Iterator[Batch]:
-        features.prepare(self.epoch, wanted)
+        with self._together():
+            features.prepare(self.epoch, wanted)
         for indices in batches:
             self._batches_yielded += 1
             targets = torch.from_numpy(self.samples.targets[indices])
             yield Batch(None, targets, torch.from_numpy(indices), features.take(self.epoch, indices))
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """After the block, wait until the other processes of a distributed run have come as far: they may fill a cache for
+        hours, longer than they wait for each other elsewhere.
+        """
+        if self.options.world_size == 1:
+            yield
+            return
+        if self._group is None:  # gloo notices at once that another process has been killed
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        yield
+        torch.distributed.monitored_barrier(self._group, PATIENCE)
 
     def _fetched(self) -> Iterator[Fetched]:
         """Yield the inner loader's batches; a lost worker is reported in plain words."""

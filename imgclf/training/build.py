@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy, StrategyRegistry
+from pytorch_lightning.strategies import StrategyRegistry
 
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, ModelConfig, RunConfig
 from imgclf.data.datamodule import ImageDataModule
@@ -31,6 +30,7 @@ from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.optim import check_optimizer
+from imgclf.training.ranks import with_time_limit
 from imgclf.training.resume import RunPlan
 
 __all__ = ["Run", "build_classifier", "build_run", "build_trainer", "check_names", "data_of", "is_first_process"]
@@ -169,8 +169,8 @@ def build_trainer(config: RunConfig, folder: Path, data: ImageDataModule, signal
     options = {key: value for key, value in config.trainer.to_dict().items() if value is not None}
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
-    if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
-        options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
+    if strategy := options.get("strategy"):
+        options["strategy"] = with_time_limit(strategy, config.dataset.timeout_seconds)
     validated = options.get("limit_val_batches") != 0
     early = config.callbacks.early_stopping
     if early and early.monitor == "val_top5" and not has_top5(len(data.classes)):

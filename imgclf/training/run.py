@@ -1,7 +1,6 @@
 """One run, from its settings to the files in its folder."""
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
 from imgclf.training.checkpointing import CheckpointCallback
 from imgclf.training.classifier import ImageClassifier
+from imgclf.training.ranks import end_with_first_process, lost_process, wait_for_first_process
 from imgclf.training.resume import RunPlan, plan_run, resume_command
 
 __all__ = ["train"]
@@ -46,6 +46,7 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
     """
     clock = _Clock()
     silence_library_logs()
+    end_with_first_process()
     plan = plan_run(config, folder, overrides, is_first_process())
     check_names(plan.config)
     if plan.finished and plan.resume:
@@ -139,6 +140,7 @@ def _fit(run: Run) -> None:
     """Train; errors that a user can act upon become an `ImgclfError` here, and nowhere else."""
     point = run.plan.resume
     try:
+        wait_for_first_process(run.trainer.global_rank, run.plan.config.dataset.timeout_seconds)
         run.trainer.fit(run.classifier, datamodule=run.data, ckpt_path=point.path if point else None)
     except ImgclfError:
         raise
@@ -146,15 +148,8 @@ def _fit(run: Run) -> None:
         # What is raised while a batch is fetched is translated there; a signal handler raises anywhere, a RuntimeError.
         if isinstance(error, RuntimeError) and (failure := worker_failure(error)):
             raise failure from None
-        # The backends have no exception of their own for a lost process.
-        if (
-            run.trainer.world_size > 1
-            and isinstance(error, RuntimeError)
-            and re.search("gloo|nccl|by peer", str(error), re.I)
-        ):
-            raise RunError(
-                "another rank failed; see its error above. `imgclf resume <run folder>` continues from the last checkpoint"
-            ) from None
+        if run.trainer.world_size > 1 and (failure := lost_process(error)):
+            raise failure from None
         if point and not run.signals.deferring:  # Lightning was still restoring
             reason = one_line(error, 160)
             raise CheckpointError(f"cannot resume from {point.path}: {type(error).__name__}: {reason}") from error
