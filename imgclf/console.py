@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.errors import ConfigError, ImgclfError
+from imgclf.errors import ConfigError, ImgclfError, line_of_os_error
 from imgclf.jupyter import in_notebook, notebook_bar
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run_command(task: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         message, code = "interrupted by SIGINT", 130
     except OSError as error:
-        message, code = f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code
+        message, code = line_of_os_error(error), ConfigError.exit_code
     print(f"imgclf: {message}", file=sys.stderr)
     return code
 

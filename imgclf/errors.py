@@ -8,6 +8,7 @@ ImgclfError            shown as one line, exit code 2
 └── RunError           a run can't start, continue or be resumed
 """
 
+import errno
 import importlib.util
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -19,7 +20,9 @@ __all__ = [
     "ImageError",
     "ImgclfError",
     "RunError",
+    "disk_is_full",
     "install_hint",
+    "line_of_os_error",
     "nearest",
     "one_line",
     "require_package",
@@ -76,6 +79,17 @@ def require_package(package: str, extra: str, setting: str) -> None:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:  # a folder of that name, such as the files of a tracker, is no package
         raise ConfigError(f"{setting}: the package {package} isn't installed; {install_hint(extra)}")
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Return whether an error means that the disk, a quota or the largest size of a file was reached."""
+    return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def line_of_os_error(error: OSError) -> str:
+    """Return the line that a command prints for an error of the operating system: the file, what is wrong, what to do."""
+    line = f"{error.filename or 'the operating system'}: {error.strerror or error}"
+    return f"{line}; free some space, and run the command again" if disk_is_full(error) else line
 
 
 def one_line(error: object, limit: int = 300) -> str:

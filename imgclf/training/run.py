@@ -13,7 +13,7 @@ from imgclf.config import RunConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, shell_path, silence_library_logs
 from imgclf.data.loader import worker_failure
 from imgclf.data.location import locate
-from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, one_line
+from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, disk_is_full, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import (
@@ -82,12 +82,17 @@ class _Clock:
 
 @contextmanager
 def _stoppable(folder: Path) -> Iterator[Signals]:
-    """Catch signals; one that stops the run is raised again with the command that resumes it."""
+    """Catch signals; one that stops the run, or a full disk, is raised again with the command that resumes it."""
     with catch_signals() as signals:
         try:
             yield signals
         except Interrupted as stop:
             raise Interrupted(stop.signum, f"{stop}; {resume_command(folder)}") from None
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            file = f"{error.filename}: " if error.filename else ""
+            raise RunError(f"{file}{error.strerror}; free some space; {resume_command(folder)}") from None
 
 
 @contextmanager
