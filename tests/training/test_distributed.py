@@ -235,7 +235,7 @@ rank, patience, slow = os.environ.get("LOCAL_RANK", "0"), os.environ["PATIENCE"]
 def come_to(moment):
     Path(f"{moment} {rank}").write_text(str(os.getpid()))
     if moment == slow:
-        time.sleep(0.2)
+        time.sleep(5)
 
 come_to("start")
 from imgclf.cli.hydra_app import run_app
@@ -244,9 +244,9 @@ from imgclf.train import main
 from imgclf.training import ranks
 from imgclf.training.classifier import ImageClassifier
 
-ranks.SILENCE, ranks._GRACE = timedelta(seconds=float(patience)), 1.0
-read, step = pixel_cache.read_image, ImageClassifier.training_step
-pixel_cache.read_image = lambda *given: (come_to("filling"), read(*given))[1]
+ranks.SILENCE = timedelta(seconds=float(patience))
+fill, step = pixel_cache.CachedRows._fill, ImageClassifier.training_step
+pixel_cache.CachedRows._fill = lambda *given: (come_to("filling"), fill(*given))[1]
 ImageClassifier.training_step = lambda *given: (come_to("training"), step(*given))[1]
 run_app("train", main)
 """
@@ -326,7 +326,8 @@ def test_process_that_is_left_alone_at_the_start_ends_in_time_with_one_line(
 def test_killed_first_process_ends_the_other_with_one_line(
     odd: Path, tmp_path: Path, port: int, moment: str, started: str
 ) -> None:
-    words, environ = watched_pair(odd, tmp_path, moment.partition(" ")[0], patience=20)
+    slow = moment.partition(" ")[0]
+    words, environ = watched_pair(odd, tmp_path, slow, patience=20 if slow == "start" else 240)
     with (tmp_path / "stderr").open("w") as stderr:
         places = [apart(port, rank) for rank in (0, 1)] if started == "apart" else [{}]
         processes = [
