@@ -292,13 +292,6 @@ def apart(port: int, rank: int) -> dict[str, str]:
     return {**place, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
 
 
-LOST = [
-    ("filling 0", "imgclf: another process of the run failed; see its error above."),
-    ("filling 1", "imgclf: another process of the run failed; see its error above."),
-    ("training 0", "imgclf: another process of the run failed; see its error above."),
-]
-
-
 @pytest.mark.trust(
     "the first of two processes of a run, killed at any time", "another that waits for more than minutes"
 )
