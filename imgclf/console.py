@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imgclf.errors import ConfigError, ImgclfError, require_value
+from imgclf.errors import ConfigError, ImgclfError, line_of_os_error, require_value
 from imgclf.jupyter import in_notebook, notebook_bar
 from imgclf.names import ERRORS, printable
 
@@ -122,7 +122,7 @@ def run_command(task: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         message, code = "interrupted by SIGINT", 130
     except OSError as error:
-        message, code = f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code
+        message, code = line_of_os_error(error), ConfigError.exit_code
     print_message(message)
     return code
 

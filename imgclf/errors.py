@@ -9,6 +9,7 @@ ImgclfError            shown as one line, exit code 2
     └── TrialError     a trial of a sweep failed, or was refused
 """
 
+import errno
 import importlib.util
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -23,7 +24,9 @@ __all__ = [
     "ImgclfError",
     "RunError",
     "TrialError",
+    "disk_is_full",
     "install_hint",
+    "line_of_os_error",
     "nearest",
     "one_line",
     "require_package",
@@ -95,6 +98,17 @@ def require_value(name: str, value: object) -> None:
     """Raise `ConfigError` for an empty text as the value of `name`: `resume=$RUN` must not begin a new run if RUN is unset."""
     if isinstance(value, str) and not value.strip():
         raise ConfigError(f"{name}: the value is empty; give one, or leave it out (is a variable of the shell unset?)")
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Return whether an error means that the disk, a quota or the largest size of a file was reached."""
+    return error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def line_of_os_error(error: OSError) -> str:
+    """Return the line that a command prints for an error of the operating system: the file, what is wrong, what to do."""
+    line = f"{error.filename or 'the operating system'}: {error.strerror or error}"
+    return f"{line}; free some space, and run the command again" if disk_is_full(error) else line
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from imgclf.cli.malloc import tune_malloc
 from imgclf.config import ENGINES
 from imgclf.console import CommandParser, print_message, progress_bar, run_command
-from imgclf.errors import ConfigError
+from imgclf.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from imgclf.inference import Predictor
     from imgclf.inference.inputs import InputImage
+    from imgclf.inference.prediction import Prediction
     from imgclf.inference.writers import Collector, LineWriter
 
 __all__ = ["main"]
@@ -177,22 +178,31 @@ def _predict_images(
             for prediction in predictor.predict_each(images, count):
                 advance(1)
                 if prediction.error is None:
-                    for writer in (line_writer, *collectors):
-                        writer.write(prediction)
-                    continue
-                errors.append(str(prediction.error))
-                unread += prediction.pixels is None
-                if line_writer.prints_errors:
-                    line_writer.write(prediction)
-                if live:
-                    print_message(errors[-1])
+                    failed = [*_write(prediction, (line_writer, *collectors))]
+                else:
+                    failed = [str(prediction.error)]
+                    unread += prediction.pixels is None
+                    if line_writer.prints_errors:
+                        line_writer.write(prediction)
+                errors += failed
+                for line in failed if live else ():
+                    print_message(line)
         sys.stdout.flush()
-    failed = {"read": unread, "classified": len(errors) - unread}
-    summary = [f"{n:,} of {count:,} images could not be {what}" for what, n in failed.items() if n and count > 1]
+    counts = {"read": unread, "classified": len(errors) - unread}
+    summary = [f"{n:,} of {count:,} images could not be {what}" for what, n in counts.items() if n and count > 1]
     for line in (*([] if live else errors), *summary, *(writer.finish() for writer in collectors)):
         if line:
             print_message(line)
     return 1 if errors else 0
+
+
+def _write(prediction: Prediction, writers: Iterable[LineWriter | Collector]) -> Iterator[str]:
+    """Hand a prediction to each writer; yields why one couldn't take it: its image has vanished since it was read."""
+    for writer in writers:
+        try:
+            writer.write(prediction)
+        except ImageError as error:
+            yield str(error)
 
 
 def _predict_camera(predictor: Predictor, camera: str, writer: LineWriter) -> int:

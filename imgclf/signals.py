@@ -10,7 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Interrupted", "Signals", "catch_signals", "exit_with_parent", "leave_group", "resumable"]
+__all__ = [
+    "Interrupted",
+    "Signals",
+    "catch_signals",
+    "exit_with_parent",
+    "leave_group",
+    "quit_at_once",
+    "resumable",
+]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -48,7 +56,7 @@ class Signals:
             if signum == signal.SIGINT:
                 if hasattr(sys, "ps1"):  # an interactive session holds more than this run
                     raise Interrupted(signum)
-                _quit(signum)
+                quit_at_once(signum)
             return
         self.pending = signum
         if not self.deferring:
@@ -109,7 +117,8 @@ def exit_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _quit(signum: int) -> None:
+def quit_at_once(signum: int) -> None:
+    """End this process and those that it has started, with the exit code of the signal."""
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(128 + signum)

@@ -34,7 +34,7 @@ from imgclf.cli.compose import (
 from imgclf.cli.cores import Cores, register_cores
 from imgclf.config import KNOWN, RunConfig
 from imgclf.console import print_message, print_text, replace_unprintable
-from imgclf.errors import ConfigError, ImgclfError, RunError, TrialError
+from imgclf.errors import ConfigError, ImgclfError, RunError, TrialError, line_of_os_error
 from imgclf.files.run_folder import find_checkpoint, find_resumable
 from imgclf.schema import quoted
 from imgclf.signals import Interrupted
@@ -154,7 +154,7 @@ def run_app(
     except BrokenPipeError:  # `... --help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        fail(f"{error.filename or 'the operating system'}: {error.strerror or error}", ConfigError.exit_code)
+        fail(line_of_os_error(error), ConfigError.exit_code)
     return results
 
 

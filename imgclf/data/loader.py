@@ -1,8 +1,13 @@
 """Batches in an order that is a function of (seed, epoch), so that any position can be restored exactly."""
 
-from collections.abc import Callable, Iterator
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,11 +20,13 @@ from imgclf.data.augment import Augment
 from imgclf.data.pixel_cache import CachedRows, Indices, read_pixels
 from imgclf.data.samples import Samples
 from imgclf.errors import ConfigError, ImgclfError, RunError, one_line
-from imgclf.files.row_store import MappedRows, Rows
+from imgclf.files.row_store import Rows, StoredRows
 from imgclf.preprocess import Preprocess
 from imgclf.signals import leave_group
 
 __all__ = ["Batch", "Features", "Loader", "LoaderOptions", "batch_bounds", "worker_failure"]
+
+PATIENCE = timedelta(hours=12)  # with the other processes of a run while caches are filled
 
 
 class Batch(NamedTuple):
@@ -64,16 +71,32 @@ class LoaderOptions:
     world_size: int = 1
 
 
+class CachedImages(NamedTuple):
+    """Where the images of a batch are cached: the `numbers` [B] of their rows in the file `rows`, and their `checksums` [B]."""
+
+    rows: str
+    numbers: Indices
+    checksums: npt.NDArray[np.uint32]
+
+
 class BatchIndices(NamedTuple):
-    """The content of a batch: `epoch`, `indices` [B]; `numbers` [B] of the cached rows in the file `rows`, or None."""
+    """The content of a batch: `epoch` and `indices` [B]; `cached` is None where nothing is cached."""
 
     epoch: int
     indices: Indices
-    numbers: Indices | None
-    rows: str
+    cached: CachedImages | None
 
 
-class _Batches(Dataset["Batch | ImgclfError"]):
+class Fetched(NamedTuple):
+    """What a DataLoader worker returns: a batch or why there is none, and the `damaged` indices, of cached images that were
+    damaged or gone, and decoded in their place.
+    """
+
+    batch: Batch | ImgclfError
+    damaged: Indices
+
+
+class _Batches(Dataset[Fetched]):
     """Turns batch indices into a batch; DataLoader workers run this."""
 
     def __init__(
@@ -82,34 +105,39 @@ class _Batches(Dataset["Batch | ImgclfError"]):
         self.samples, self.preprocess, self.augment, self.seed = samples, preprocess, augment, seed
         self.rows = rows
 
-    def __getitem__(self, batch: BatchIndices) -> Batch | ImgclfError:
+    def __getitem__(self, batch: BatchIndices) -> Fetched:
         try:
-            images = self.images(batch)  # uint8 [B, S, S, C]
+            images, damaged = self.images(batch)  # uint8 [B, S, S, C]
         except ImgclfError as error:
-            return error  # handed over as it is: torch would wrap an exception of a worker into lines of traceback
+            # Handed over as it is: torch would wrap an exception of a worker into lines of traceback.
+            return Fetched(error, batch.indices[:0])
         # [B, C, S, S] that is [B, S, S, C] in memory: channels_last at no cost
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Batch(pixels, torch.from_numpy(self.samples.targets[batch.indices]), torch.from_numpy(batch.indices))
+        targets = torch.from_numpy(self.samples.targets[batch.indices])
+        return Fetched(Batch(pixels, targets, torch.from_numpy(batch.indices)), damaged)
 
-    def images(self, batch: BatchIndices) -> npt.NDArray[np.uint8]:
-        """Return uint8 [B, S, S, C], augmented."""
-        images = self._fitted(batch)
+    def images(self, batch: BatchIndices) -> tuple[npt.NDArray[np.uint8], Indices]:
+        """Return uint8 [B, S, S, C], augmented, and the indices whose cached images are damaged."""
+        images, damaged = self._fitted(batch)
         if self.augment:
             for row, index in enumerate(batch.indices.tolist()):
                 images[row] = self.augment(images[row], self.seed, batch.epoch, index)
-        return images
+        return images, damaged
 
-    def _fitted(self, batch: BatchIndices) -> npt.NDArray[np.uint8]:
-        """Return a copy of the images: from memory or the cache at once, else decoded one by one."""
-        numbers, pixels = batch.numbers, self.samples.pixels
+    def _fitted(self, batch: BatchIndices) -> tuple[npt.NDArray[np.uint8], Indices]:
+        """Return a copy of the images, from memory, from the cache or decoded; and the indices of damaged ones."""
+        cached, pixels, none = batch.cached, self.samples.pixels, batch.indices[:0]
         shape = (self.preprocess.size, self.preprocess.size, self.preprocess.channels)
         if pixels is not None and pixels.shape[1:] == shape:
-            return pixels[batch.indices]
-        if numbers is None or (numbers < 0).any():
-            return read_pixels(self.samples, self.preprocess, batch.indices)
-        if self.rows is None or self.rows.token != batch.rows:
-            self.rows = MappedRows(Path(batch.rows), shape, "uint8")
-        return self.rows.take(numbers)
+            return pixels[batch.indices], none
+        if cached is None:
+            return read_pixels(self.samples, self.preprocess, batch.indices), none
+        if self.rows is None or self.rows.token != cached.rows:
+            self.rows = StoredRows(Path(cached.rows), shape, "uint8")
+        images, whole = self.rows.take(cached.numbers, cached.checksums)
+        if not whole.all():
+            images[~whole] = read_pixels(self.samples, self.preprocess, batch.indices[~whole])
+        return images, batch.indices[~whole & (cached.numbers >= 0)]
 
 
 class Loader:
@@ -139,6 +167,7 @@ class Loader:
         self.limit: int | None = None
         self.features: Features | None = None
         self._cache = cache
+        self._group: Any = None  # of the processes of a distributed run
         self.epoch, self._batches_yielded, self._resume_at = 0, 0, 0
         self.batch_sampler = None  # Lightning asks for one
         self._batch_indices = _BatchIndicesSampler()
@@ -199,39 +228,64 @@ class Loader:
             yield from self._with_features(self.features, batches[start:], wanted)
             return
         if self._cache is not None:
-            self._cache.prepare(wanted, self.stop)
+            with self._together():
+                self._cache.prepare(wanted, self.stop)
+            self._batches.rows = self._cache.rows  # workers that begin now have its file open, should it be deleted
         self._batch_indices[:] = [self._locate(self.epoch, batch) for batch in batches[start:]]
-        for batch in self._fetched():
-            if isinstance(batch, ImgclfError):
-                raise batch
+        for fetched in self._fetched():
+            if self._cache is not None and len(fetched.damaged):
+                self._cache.forget(fetched.damaged)
+            if isinstance(fetched.batch, ImgclfError):
+                raise fetched.batch
             self._batches_yielded += 1
-            yield batch
+            yield fetched.batch
 
     def images(self, epoch: int, indices: Indices) -> npt.NDArray[np.uint8]:
         """Return some samples' images as an iteration of `epoch` would have them: uint8 [B, S, S, C]."""
-        return self._batches.images(self._locate(epoch, indices))
+        return self._batches.images(self._locate(epoch, indices))[0]
 
     def _locate(self, epoch: int, indices: Indices) -> BatchIndices:
-        epoch = epoch % self.options.views if self.options.views else epoch
-        if self._cache is None:
-            return BatchIndices(epoch, indices, None, "")
-        return BatchIndices(epoch, indices, self._cache.numbers[indices], self._cache.rows.token)
+        epoch, cache = epoch % self.options.views if self.options.views else epoch, self._cache
+        if cache is None:
+            return BatchIndices(epoch, indices, None)
+        cached = CachedImages(cache.rows.token, cache.numbers[indices], cache.checksums[indices])
+        return BatchIndices(epoch, indices, cached)
 
     def _with_features(self, features: Features, batches: list[Indices], wanted: Indices) -> Iterator[Batch]:
-        features.prepare(self.epoch, wanted)
+        with self._together():
+            features.prepare(self.epoch, wanted)
         for indices in batches:
             self._batches_yielded += 1
             targets = torch.from_numpy(self.samples.targets[indices])
             yield Batch(None, targets, torch.from_numpy(indices), features.take(self.epoch, indices))
 
-    def _fetched(self) -> Iterator[Batch | ImgclfError]:
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """After the block, wait until the other processes of a distributed run have come as far: they may fill a cache for
+        hours, longer than they wait for each other elsewhere.
+        """
+        if self.options.world_size == 1:
+            yield
+            return
+        if self._group is None:  # gloo notices at once that another process has been killed
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        yield
+        torch.distributed.monitored_barrier(self._group, PATIENCE)
+
+    def _fetched(self) -> Iterator[Fetched]:
         """Yield the inner loader's batches; a lost worker is reported in plain words."""
         try:
             yield from self._loader
         except Exception as error:
-            if self._loader.num_workers and (failure := worker_failure(error)):
+            if self._loader.num_workers and (failure := worker_failure(error, self._exit_codes())):
                 raise failure from None
             raise
+
+    def _exit_codes(self) -> list[int]:
+        """Return how the workers that have ended did: their exit codes, or minus the signal that killed them."""
+        workers: list[Any] = getattr(self._loader._iterator, "_workers", [])
+        wait([worker.sentinel for worker in workers], timeout=0.5)  # a connection breaks before the process has ended
+        return [worker.exitcode for worker in workers if worker.exitcode]
 
     def _batch_bounds(self) -> list[int]:
         return batch_bounds(len(self.samples), self.options)
@@ -260,11 +314,12 @@ class _BatchIndicesSampler(list[BatchIndices], Sampler[BatchIndices]):
     """The sampler of the inner loader: this epoch's batch indices, which persistent workers get newly each time."""
 
 
-def worker_failure(error: Exception) -> RunError | None:
+def worker_failure(error: Exception, exit_codes: Sequence[int] = ()) -> RunError | None:
     """Return the `RunError` for an exception that torch raises when a DataLoader worker is lost, None for any other.
 
     torch reports it in four ways: two are a bare connection error, and one is raised by a signal handler, at any place of
-    the program. None has a type of its own, so that its text must be read.
+    the program. None has a type of its own, so that its text must be read. `exit_codes` of the workers that have ended
+    (minus a signal) tell more where it has none.
     """
     text = one_line(error)
     if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
@@ -272,14 +327,38 @@ def worker_failure(error: Exception) -> RunError | None:
             f"a DataLoader worker hangs ({text}): most likely a file on a drive or network that doesn't answer; "
             "dataset.num_workers=0 stops at that file, a larger dataset.timeout_seconds waits longer"
         )
-    lost = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
-    if not lost and not (isinstance(error, RuntimeError) and "DataLoader worker" in text):
+    lost = bool(exit_codes) or isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in text
+    if "shared memory" in text or "</torch_" in text:  # raised by a worker that lives on
+        exit_codes = [-_BUS_ERROR]
+    elif not lost or text.startswith("Caught "):  # torch's word for any other exception of a worker, with its traceback
         return None
-    return RunError(
-        "a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset.num_workers "
-        "(0: none) or dataset.batch_size. `imgclf resume <run folder>` "
-        f"continues from the last checkpoint ({text[:100]})"
-    )
+    reason = _how_it_ended(text, exit_codes)
+    return RunError(f"{reason}. `imgclf resume <run folder>` continues from the last checkpoint ({text[:100]})")
+
+
+_BUS_ERROR = int(getattr(signal, "SIGBUS", 7))  # Windows has none
+
+
+def _how_it_ended(text: str, exit_codes: Sequence[int]) -> str:
+    """Return how a worker ended and what to do, from torch's message and the exit codes of the workers."""
+    named = re.search(r"killed by signal: ([^.]+)", text)
+    numbers = {signal.strsignal(number): number for number in signal.valid_signals()}
+    number = numbers.get(named[1]) if named else -min(exit_codes, default=0)
+    if number == getattr(signal, "SIGKILL", 9):
+        return (
+            "a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset.num_workers "
+            "(0: none) or dataset.batch_size"
+        )
+    if number == _BUS_ERROR:
+        return (
+            "a DataLoader worker got no shared memory (bus error), most likely because /dev/shm is full; make it larger, "
+            "or pass dataset.num_workers=0"
+        )
+    if number and number > 0:
+        name = signal.Signals(number).name
+        return f"a DataLoader worker was ended by {name}, not by imgclf; dataset.num_workers=0 works without workers"
+    code = f" with code {max(exit_codes)}" if exit_codes else ""
+    return f"a DataLoader worker ended unexpectedly{code}; dataset.num_workers=0 works without workers"
 
 
 def _start_worker(worker: int) -> None:

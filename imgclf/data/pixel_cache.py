@@ -16,7 +16,7 @@ from imgclf.console import print_line, print_text, progress_bar
 from imgclf.data.samples import Samples
 from imgclf.errors import RunError
 from imgclf.files.atomic import cache_folder
-from imgclf.files.row_store import DiskStore, MemoryStore, RowStore, key_of
+from imgclf.files.row_store import DiskStore, MemoryStore, Rows, RowStore, key_of
 from imgclf.images import __version__ as decoder
 from imgclf.images import fit, read_image
 from imgclf.preprocess import Preprocess
@@ -63,7 +63,7 @@ class CachedRows:
 
     `words` name the work and its result: "computing features", "features computed". `keys` gives the keys of the rows at
     some indices; `compute` computes rows in order, some at a time. `numbers` int64 [N] holds the position of each row in
-    `rows`, -1 where it isn't there.
+    `rows`, -1 where it isn't there, and `checksums` uint32 [N] what its content must have.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class CachedRows:
     ) -> None:
         self.store, self.words, self.keys, self.compute = store, words, keys, compute
         self.numbers: Indices = np.full(count, -1, dtype=np.int64)
-        self.rows = store.rows
+        self.checksums: npt.NDArray[np.uint32] = np.zeros(count, dtype=np.uint32)
+        self.rows: Rows = store.rows
         self.computed = 0
         self._refused = False
 
@@ -99,6 +100,17 @@ class CachedRows:
             seconds, size = time.perf_counter() - began, count * self.store.row_bytes / 1e6
             print_text(f"{self.words[1]}: {count:,} in {seconds:.1f} s, {size:,.0f} MB")
 
+    def take(self, indices: Indices) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Return the rows of some items [n, ...], and whether each is there and whole: bool [n]."""
+        return self.rows.take(self.numbers[indices], self.checksums[indices])
+
+    def forget(self, indices: Indices) -> None:
+        """Let the next `prepare` look these rows up again: they were found damaged."""
+        self.numbers[indices] = -1
+
+    def _found(self, indices: Indices, numbers: Indices) -> None:
+        self.numbers[indices], self.checksums[indices] = numbers, self.store.checksums(numbers)
+
     def _missing(self, indices: Indices) -> tuple[Indices, list[bytes]]:
         """Look the rows up; return the indices and keys of those that must be computed.
 
@@ -112,7 +124,7 @@ class CachedRows:
             self.rows, wanted = self.store.rows, indices
             keys = self.keys(wanted)
             numbers = self.store.find(keys)
-        self.numbers[wanted] = numbers
+        self._found(wanted, numbers)
         return wanted[numbers < 0], [key for key, number in zip(keys, numbers.tolist(), strict=True) if number < 0]
 
     def _fill(self, missing: Indices, keys: list[bytes], stop: Callable[[], bool]) -> None:
@@ -129,7 +141,7 @@ class CachedRows:
             ):
                 for rows in batches:
                     part = slice(done, done := done + len(rows))
-                    self.numbers[missing[part]] = self.store.add(keys[part], rows)
+                    self._found(missing[part], self.store.add(keys[part], rows))
                     self.computed += len(rows)
                     advance(len(rows))
                     if time.perf_counter() - committed > COMMIT_SECONDS:

@@ -20,7 +20,8 @@ def cache_folder() -> Path:
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`; after a crash or on a full disk the file is either the old or the new one.
 
-    A lone surrogate in a text, which a writer of names has left there, becomes its escape: `\\udce9`.
+    A lone surrogate in a text, which a writer of names has left there, becomes its escape: `\\udce9`. An `OSError` names
+    `path`: the system names no file when the disk is full.
 
     The temporary file is in the same folder, because a rename is atomic within one file system only. It is synced
     before the rename, because the rename may reach the disk before the data does.
@@ -35,7 +36,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         temporary.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):  # POSIX: the new name itself must reach the disk too

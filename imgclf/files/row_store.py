@@ -1,9 +1,13 @@
-"""Append-only, content-addressed row store: crash-safe writes, memory-mapped reads.
+"""Append-only, content-addressed row store: crash-safe writes, and reads that are checked.
 
 A store is a folder. `rows-<generation>.bin` holds the rows; `index.bin` lists the valid ones: a 16-byte key and the CRC-32
 of each, preceded by a checksum of the whole index. Rows are synced before the index is replaced atomically, so a crash
 leaves only data that is never used: rows without an index entry, an index without its rows, or a damaged index. All three
 are written again.
+
+Other programs may clear, truncate or overwrite the files at any time, also while a run uses them. A run keeps its file open,
+reads rows by `pread`, and compares each with its CRC each time: a row is right, or it counts as missing. A memory map would
+be 0.07 ms faster for an image of 224 x 224, but a process that reads one of a truncated file is killed by SIGBUS.
 """
 
 import hashlib
@@ -11,6 +15,8 @@ import json
 import mmap
 import os
 import shutil
+import threading
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +29,7 @@ from numpy.typing import NDArray
 
 from imgclf.files.atomic import delete_leftovers, write_atomically
 
-__all__ = ["KEY_BYTES", "DiskStore", "MappedRows", "MemoryStore", "RowStore", "Rows", "key_of", "list_stores"]
+__all__ = ["KEY_BYTES", "DiskStore", "MemoryStore", "RowStore", "Rows", "StoredRows", "key_of", "list_stores"]
 
 KEY_BYTES = 16
 KINDS = ("features", "pixels")  # folders of the cache folder that hold stores
@@ -34,6 +40,8 @@ _CHECKED_AT_ONCE = 256  # rows; 256 images of 224 x 224 take 38 MB
 
 Array = NDArray[Any]  # rows are uint8 or float32
 Indices = NDArray[np.int64]
+Checksums = NDArray[np.uint32]
+Flags = NDArray[np.bool_]
 
 
 def key_of(*parts: bytes) -> bytes:
@@ -44,24 +52,78 @@ def key_of(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-class MappedRows:
-    """Read-only rows of a store's file, for any process; mapped at the first read, and again after the file has grown.
+class StoredRows:
+    """The rows in a store's file, for any process; two with the same `token` read the same rows.
 
-    Two with the same `token` read the same rows.
+    The file stays open, so that its rows are there after the store has been cleared. A process that forks from this one
+    has it open too; one that is spawned opens it by its path.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: str) -> None:
         self.path, self.shape, self.dtype = path, shape, dtype
+        self.row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self.token = str(path)
-        self._map: Array | None = None
+        self._file: int | None = None
+        self._lock = threading.Lock()
 
-    def take(self, numbers: Indices) -> Array:
-        """Return a copy of the rows `numbers`: [n, ...]."""
-        if self._map is None or (len(numbers) and numbers.max() >= len(self._map)):
-            size = int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
-            count = self.path.stat().st_size // size
-            self._map = np.memmap(self.path, self.dtype, "r", shape=(count, *self.shape)) if count else None
-        return np.empty((0, *self.shape), self.dtype) if self._map is None else self._map[numbers]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.shape, self.dtype)
+
+    def open(self, flags: int = os.O_RDONLY) -> int:
+        """Return the file's descriptor, opened if it isn't yet; raises `OSError`."""
+        if self._file is None:
+            with self._lock:
+                if self._file is None:
+                    self._file = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666)
+                    weakref.finalize(self, os.close, self._file)
+        return self._file
+
+    def take(self, numbers: Indices, checksums: Checksums) -> tuple[Array, Flags]:
+        """Return a copy of the rows `numbers` [n, ...], and whether each is whole: bool [n].
+
+        A row isn't whole if its number is -1, its checksum differs, or it can't be read; its content means nothing.
+        """
+        rows, whole = np.empty((len(numbers), *self.shape), self.dtype), np.zeros(len(numbers), np.bool_)
+        content = rows.reshape(len(numbers), -1).view(np.uint8)  # [n, bytes of a row]
+        for position, (number, checksum) in enumerate(zip(numbers.tolist(), checksums.tolist(), strict=True)):
+            row = content[position]
+            whole[position] = number >= 0 and self._read(row, number) and zlib.crc32(row) == checksum
+        return rows, whole
+
+    def _read(self, row: Array, number: int) -> bool:
+        """Read a row into the bytes `row`; return whether it is there."""
+        try:
+            file = self.open()
+            if hasattr(os, "preadv"):  # leaves the file's position alone, which processes that fork share
+                return os.preadv(file, [row.data], number * self.row_bytes) == self.row_bytes
+            with self._lock:
+                os.lseek(file, number * self.row_bytes, os.SEEK_SET)
+                data = os.read(file, self.row_bytes)
+        except OSError:
+            return False
+        if len(data) == self.row_bytes:
+            row[:] = np.frombuffer(data, np.uint8)
+        return len(data) == self.row_bytes
+
+    def append(self, first: int, rows: Array) -> None:
+        """Write `rows` behind the first `first` rows; what a crash left there is dropped. Raises `OSError`."""
+        file, rest = self.open(), np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        with self._lock:
+            os.ftruncate(file, first * self.row_bytes)
+            os.lseek(file, first * self.row_bytes, os.SEEK_SET)
+            while len(rest):
+                rest = rest[os.write(file, rest) :]
+
+    def sync(self) -> None:
+        """Sync the file."""
+        os.fsync(self.open())
+
+    def in_place(self) -> bool:
+        """Return whether the open file is still the one at its path, where other processes find it."""
+        try:
+            return os.path.samestat(os.fstat(self.open()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
 
 class DiskStore:
@@ -71,10 +133,10 @@ class DiskStore:
     `find` to `commit`, so that no two compute the same rows. Row numbers are valid with the `rows` of the same moment.
     """
 
+    rows: StoredRows
     _generation: str
     _numbers: dict[bytes, int]
     _crcs: list[int]
-    _checked: set[int]
 
     def __init__(
         self, folder: Path, shape: tuple[int, ...], dtype: str, metadata: Mapping[str, str], budget_bytes: float
@@ -83,59 +145,37 @@ class DiskStore:
         self.metadata = dict(metadata)
         self.row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self.lock: AbstractContextManager[object] = FileLock(str(folder) + ".lock")
-        self._rows: MappedRows | None = None
         self._reset("")
 
-    @property
-    def rows(self) -> MappedRows:
-        """The rows, to hand to other processes; they stay readable after the store is cleared."""
-        if self._rows is None or self._rows.path != self._path:
-            self._rows = MappedRows(self._path, self.shape, self.dtype)
-        return self._rows
-
-    @property
-    def _path(self) -> Path:
-        return self.folder / f"rows-{self._generation}.bin"
-
     def find(self, keys: Sequence[bytes]) -> Indices:
-        """Return the row number of each key, -1 for a missing or damaged row: int64 [n].
-
-        A row is compared with its CRC the first time it is looked up.
-        """
+        """Return the row number of each key, -1 for a missing or damaged row: int64 [n]."""
         self._refresh()
         numbers = np.array([self._numbers.get(key, -1) for key in keys], dtype=np.int64)
-        rows = self.rows
         for start in range(0, len(numbers), _CHECKED_AT_ONCE):
             part = numbers[start : start + _CHECKED_AT_ONCE]
-            unchecked = np.array([n for n in part.tolist() if n >= 0 and n not in self._checked], dtype=np.int64)
-            for number, row in zip(unchecked.tolist(), rows.take(unchecked), strict=True):
-                if zlib.crc32(row) == self._crcs[number]:
-                    self._checked.add(number)
-                else:
-                    part[part == number] = -1
+            _, whole = self.rows.take(part, self.checksums(part))
+            part[~whole] = -1
         return numbers
 
-    def add(self, keys: Sequence[bytes], rows: Array) -> Indices:
-        """Append `rows` [n, ...], valid after the next `commit`, and return their numbers.
+    def checksums(self, numbers: Indices) -> Checksums:
+        """Return the CRC-32 of the rows `numbers`, 0 for -1: uint32 [n]."""
+        return np.array([self._crcs[number] if number >= 0 else 0 for number in numbers.tolist()], dtype=np.uint32)
 
-        Raises `OSError` if the disk is full or the store has been cleared.
-        """
+    def add(self, keys: Sequence[bytes], rows: Array) -> Indices:
+        """Append `rows` [n, ...], valid after the next `commit`, and return their numbers; raises `OSError` on a full disk."""
         assert rows.shape[1:] == self.shape and rows.dtype == np.dtype(self.dtype) and len(keys) == len(rows)
-        first, rows = len(self._crcs), np.ascontiguousarray(rows)
-        with open(self._path, "r+b") as file:  # not created here: another process may have cleared the cache
-            file.truncate(first * self.row_bytes)  # drops what a crash left after the last valid row
-            file.seek(first * self.row_bytes)
-            file.write(rows.data)
+        first = len(self._crcs)
+        self.rows.append(first, rows)
         numbers = np.arange(first, first + len(rows), dtype=np.int64)
         self._numbers.update(zip(keys, numbers.tolist(), strict=True))
-        self._crcs += [zlib.crc32(row) for row in rows]
-        self._checked.update(numbers.tolist())
+        self._crcs += [zlib.crc32(row) for row in np.ascontiguousarray(rows)]
         return numbers
 
     def commit(self) -> None:
-        """Sync the rows, then replace the index."""
-        with open(self._path, "r+b") as file:
-            os.fsync(file.fileno())
+        """Sync the rows, then replace the index; rows whose store was cleared meanwhile are for this process only."""
+        self.rows.sync()
+        if not self.rows.in_place():
+            return
         entries = np.zeros(len(self._crcs), _ENTRY)
         entries["crc"] = self._crcs
         for key, number in self._numbers.items():  # a replaced row keeps an empty key
@@ -180,8 +220,9 @@ class DiskStore:
         path = self.folder / f"rows-{generation}.bin"
         if not path.is_file() or path.stat().st_size < len(entries) * self.row_bytes:
             return None
-        if generation != self._generation:
+        if generation != self._generation or not self.rows.in_place():
             self._reset(generation)
+            self.rows.open(os.O_RDWR)
         return entries
 
     def _start_generation(self) -> None:
@@ -189,13 +230,14 @@ class DiskStore:
         for path in self.folder.glob("rows-*.bin"):
             path.unlink(missing_ok=True)
         self._reset(os.urandom(8).hex())
-        self._path.touch()
+        self.rows.open(os.O_RDWR | os.O_CREAT)
         write_atomically(self.folder / "about.json", json.dumps(self.metadata, indent=2) + "\n")
         self.commit()
 
     def _reset(self, generation: str) -> None:
         self._generation = generation
-        self._numbers, self._crcs, self._checked = {}, [], set()
+        self._numbers, self._crcs = {}, []
+        self.rows = StoredRows(self.folder / f"rows-{generation}.bin", self.shape, self.dtype)
 
 
 class MemoryStore:
@@ -221,6 +263,10 @@ class MemoryStore:
         """Return the row number of each key, -1 for a missing row: int64 [n]."""
         return np.array([self._numbers.get(key, -1) for key in keys], dtype=np.int64)
 
+    def checksums(self, numbers: Indices) -> Checksums:
+        """Return 0 for each row: memory isn't checked."""
+        return np.zeros(len(numbers), np.uint32)
+
     def add(self, keys: Sequence[bytes], rows: Array) -> Indices:
         """Store `rows` [n, ...] under `keys`, and return their numbers."""
         first = len(self._numbers)
@@ -232,9 +278,9 @@ class MemoryStore:
     def commit(self) -> None:
         """Do nothing: the rows end with the process."""
 
-    def take(self, numbers: Indices) -> Array:
-        """Return a copy of the rows `numbers`: [n, ...]."""
-        return self.array[numbers]
+    def take(self, numbers: Indices, checksums: Checksums) -> tuple[Array, Flags]:
+        """Return a copy of the rows `numbers` [n, ...], and whether each is there: bool [n]."""
+        return self.array[numbers], numbers >= 0
 
     def shortage(self, count: int) -> str | None:
         """Return why `count` more rows do not fit; None if they fit."""
@@ -245,18 +291,18 @@ class MemoryStore:
 
 
 RowStore: TypeAlias = DiskStore | MemoryStore
-Rows: TypeAlias = MappedRows | MemoryStore
+Rows: TypeAlias = StoredRows | MemoryStore
 
 
 def list_stores(root: Path) -> list[tuple[Path, dict[str, str], int]]:
     """Return (folder, metadata, bytes) of each store in the cache folder `root`, sorted by folder."""
     stores = []
-    for path in sorted(path for kind in KINDS for path in root.glob(f"{kind}/*/about.json")):
+    for folder in sorted(path for kind in KINDS for path in root.glob(f"{kind}/*/")):
         try:
-            metadata = dict(json.loads(path.read_text(encoding="utf-8")))
+            metadata = dict(json.loads((folder / "about.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             metadata = {}
-        stores.append((path.parent, metadata, sum(map(_size, path.parent.glob("*.bin")))))
+        stores.append((folder, metadata, sum(map(_size, folder.glob("*.bin")))))
     return stores
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from imgclf.console import print_text
+from imgclf.errors import ImageError
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files import write_atomically
 from imgclf.images import as_pixels, decode
@@ -183,7 +184,12 @@ class SortedCopies:
         image, source = prediction.image, prediction.image.source
         name = image.name.rstrip("/").rpartition("/")[2]
         if isinstance(source, (str, Path)):
-            data = Path(source).read_bytes()
+            try:
+                data = Path(source).read_bytes()
+            except OSError as error:
+                raise ImageError(
+                    f"{image.name}: not copied ({error.strerror}): it was there when it was read"
+                ) from None
         elif isinstance(source, RemoteImage):
             data, name = source.read(), name.partition("?")[0]
         else:

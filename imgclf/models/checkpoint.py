@@ -152,8 +152,8 @@ def write_bytes(serialized: bytes, path: str | Path) -> None:
         free = shutil.disk_usage(Path(path).parent).free if Path(path).parent.is_dir() else 0
         reason = f"{error.strerror or error}; {free:,} bytes free"
         raise RunError(
-            f"{path}: the checkpoint of {len(serialized):,} bytes couldn't be written ({reason}); "
-            "the one before it is untouched"
+            f"{path}: the checkpoint of {len(serialized):,} bytes couldn't be written ({reason}); the one before it is "
+            "untouched; free some space, then `imgclf resume <run folder>` continues from it"
         ) from error
 
 

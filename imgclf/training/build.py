@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from imgclf.config import CacheConfig, LoggerConfig, LossConfig, ModelConfig, RunConfig
@@ -35,6 +33,7 @@ from imgclf.training.classifier import ImageClassifier
 from imgclf.training.csv_tracker import CsvTracker
 from imgclf.training.feature_cache import FeatureCache, attach_features
 from imgclf.training.optim import check_optimizer
+from imgclf.training.ranks import with_time_limit
 from imgclf.training.resume import ResumePoint, RunPlan
 
 __all__ = ["Run", "build_classifier", "build_run", "build_trainer", "check_names", "data_of", "is_first_process"]
@@ -185,8 +184,8 @@ def build_trainer(
     options |= _batch_counts(options, data)
     if not len(data.samples["val"]):
         options["limit_val_batches"] = 0
-    if options.get("strategy") == "ddp":  # processes wait for each other while caches are filled, which may take hours
-        options["strategy"] = DDPStrategy(timeout=timedelta(hours=12))
+    if strategy := options.get("strategy"):
+        options["strategy"] = with_time_limit(strategy, config.dataset.timeout_seconds)
     validated = options.get("limit_val_batches") != 0
     early = config.callbacks.early_stopping
     if early and early.monitor == "val_top5" and not has_top5(len(data.classes)):

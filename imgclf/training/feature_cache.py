@@ -107,11 +107,17 @@ class LoaderFeatures:
         self.cached.prepare(self._rows_of(epoch, indices), self.loader.stop)
 
     def take(self, epoch: int, indices: Indices) -> Tensor:
-        """Return float32 [B, ...]: from the cache, or computed now where nothing can be cached."""
-        numbers = self.cached.numbers[self._rows_of(epoch, indices)]
-        if (numbers < 0).any():
+        """Return float32 [B, ...]: from the cache, or computed now where they can't be cached or were damaged."""
+        numbers = self._rows_of(epoch, indices)
+        rows, whole = self.cached.take(numbers)
+        if not whole.any():
+            self.cached.forget(numbers)
             return self.source.compute(self.loader.images(epoch, indices))
-        return torch.from_numpy(self.cached.rows.take(numbers))
+        features = torch.from_numpy(rows)
+        if not whole.all():
+            self.cached.forget(numbers[~whole])
+            features[torch.from_numpy(~whole)] = self.source.compute(self.loader.images(epoch, indices[~whole]))
+        return features
 
     def _rows_of(self, epoch: int, indices: Indices) -> Indices:
         return epoch % self.views * len(self.loader.samples) + indices

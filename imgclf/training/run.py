@@ -1,7 +1,6 @@
 """One run, from its settings to the files in its folder."""
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from imgclf.console import (
 )
 from imgclf.data.loader import worker_failure
 from imgclf.data.location import locate
-from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, one_line
+from imgclf.errors import CheckpointError, ConfigError, ImageError, ImgclfError, RunError, disk_is_full, one_line
 from imgclf.evaluation.calibration import fit_temperature
 from imgclf.evaluation.evaluate import Evaluation, compute_metrics, evaluate_split
 from imgclf.files.run_folder import (
@@ -44,6 +43,7 @@ from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
 from imgclf.training.checkpointing import CheckpointCallback, TimeOver
 from imgclf.training.classifier import ImageClassifier
+from imgclf.training.ranks import end_with_first_process, lost_process, wait_for_first_process
 from imgclf.training.resume import RunPlan, plan_run, resume_command
 
 __all__ = ["train"]
@@ -57,6 +57,7 @@ def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None
     """
     clock = _Clock()
     silence_library_logs()
+    end_with_first_process()
     with RunLock(folder) as lock:
         if is_run(folder) and is_first_process():
             lock.acquire()
@@ -97,12 +98,17 @@ class _Clock:
 
 @contextmanager
 def _stoppable(folder: Path) -> Iterator[Signals]:
-    """Catch signals; one that stops the run is raised again with the command that resumes it."""
+    """Catch signals; one that stops the run, or a full disk, is raised again with the command that resumes it."""
     with catch_signals() as signals:
         try:
             yield signals
         except Interrupted as stop:
             raise Interrupted(stop.signum, f"{stop}; {resume_command(folder)}") from None
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            file = f"{error.filename}: " if error.filename else ""
+            raise RunError(f"{file}{error.strerror}; free some space; {resume_command(folder)}") from None
 
 
 @contextmanager
@@ -162,6 +168,7 @@ def _fit(run: Run) -> None:
     """Train; errors that a user can act upon become an `ImgclfError` here, and nowhere else."""
     point = run.plan.resume
     try:
+        wait_for_first_process(run.trainer.global_rank, run.plan.config.dataset.timeout_seconds)
         run.trainer.fit(run.classifier, datamodule=run.data, ckpt_path=point.path if point else None)
     except ImgclfError:
         raise
@@ -177,15 +184,8 @@ def _fit(run: Run) -> None:
         # What is raised while a batch is fetched is translated there; a signal handler raises anywhere, a RuntimeError.
         if isinstance(error, RuntimeError) and (failure := worker_failure(error)):
             raise failure from None
-        # The backends have no exception of their own for a lost process.
-        if (
-            run.trainer.world_size > 1
-            and isinstance(error, RuntimeError)
-            and re.search("gloo|nccl|by peer", str(error), re.I)
-        ):
-            raise RunError(
-                "another rank failed; see its error above. `imgclf resume <run folder>` continues from the last checkpoint"
-            ) from None
+        if run.trainer.world_size > 1 and (failure := lost_process(error)):
+            raise failure from None
         if point and not run.signals.deferring:  # Lightning was still restoring
             reason = one_line(error, 160)
             raise CheckpointError(f"cannot resume from {point.path}: {type(error).__name__}: {reason}") from error

@@ -1,6 +1,8 @@
 """Signals and faults during a run: finished steps are saved, the message is one line, and no process is left."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,10 +303,58 @@ def test_non_finite_weight_raises_run_error_before_it_is_saved(
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 5
 
 
+@pytest.mark.trust("a full disk at each file that a run writes", "an error without the file's name, or a leftover")
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("overrides.yaml", "nothing was saved yet, begin the run again"),
+        ("last.ckpt", "`imgclf resume <run folder>` continues from it"),
+        ("best.ckpt", "resume it with: imgclf resume "),
+        ("history.csv", "nothing was saved yet, begin the run again"),
+        ("metrics.json", "resume it with: imgclf resume "),
+        ("predictions_test.csv", "resume it with: imgclf resume "),
+        ("environment.json", "resume it with: imgclf resume "),
+    ],
+)
+def test_full_disk_is_one_line_with_the_file_and_what_to_do(
+    run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
+) -> None:
+    rename, folder = os.replace, tmp_path / "run"
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(RunError, match=rf"{re.escape(name)}: .*No space left on device.*; free some space") as raised:
+        run_tiny("trainer.max_epochs=1", folder=folder)
+    assert str(raised.value).startswith(str(folder)) and remedy in str(raised.value) and "\n" not in str(raised.value)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_full_disk_ends_the_command_with_one_line(colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def install() -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        os.fsync = full
+
+    code, stderr = run_in_child(arguments(colours, folder), install, tmp_path / "stderr")
+    file = folder / "overrides.yaml"
+    expected = f"imgclf: {file}: No space left on device; free some space; nothing was saved yet, begin the run again\n"
+    assert (code, stderr) == (2, expected)
+
+
+SIGNALS = {"killed": signal.SIGKILL, "bus error": signal.SIGBUS, "terminated": signal.SIGTERM}
+
+
 # torch's signal handler may raise while it looks for the reason itself, within `tempfile`, which then leaves a file open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.trust("DataLoader workers that are killed, hang or read a bad image", "more than one line, or a hang")
-@pytest.mark.parametrize("fault", ["killed", "hangs", "bad image"])
+@pytest.mark.parametrize("fault", ["killed", "bus error", "terminated", "exits", "hangs", "bad image", "bug"])
 def test_failing_dataloader_worker_raises_one_line(
     run_tiny: Run, tmp_path: Path, colours: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -314,8 +364,13 @@ def test_failing_dataloader_worker_raises_one_line(
         if str(source).endswith("train/red/007.png") and os.getpid() != parent:
             if fault == "bad image":
                 raise ImageError(f"{source}: is damaged")
-            if fault == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if fault in SIGNALS:
+                signal.signal(SIGNALS[fault], signal.SIG_DFL) if fault != "killed" else None
+                os.kill(os.getpid(), SIGNALS[fault])
+            if fault == "exits":
+                os._exit(3)
+            if fault == "bug":
+                raise FileNotFoundError("a library's file")
             time.sleep(1000)
         return read(source, *args)
 
@@ -325,9 +380,14 @@ def test_failing_dataloader_worker_raises_one_line(
             RunError,
             r"a DataLoader worker was killed, most likely because memory ran out; pass a smaller dataset\.num",
         ),
+        "bus error": (RunError, r"a DataLoader worker got no shared memory \(bus error\), .*dataset\.num_workers=0"),
+        "terminated": (RunError, "a DataLoader worker was ended by SIGTERM, not by imgclf"),
+        "exits": (RunError, "a DataLoader worker ended unexpectedly with code 3; dataset.num_workers=0"),
+        "bug": (FileNotFoundError, r"^Caught FileNotFoundError in DataLoader worker process"),
         "hangs": (RunError, r"a DataLoader worker hangs .*dataset\.timeout_seconds waits longer"),
         "bad image": (ImageError, r"train/red/007\.png: is damaged; run `imgclf check .*check=exclude$"),
     }[fault]
     with pytest.raises(error, match=message) as raised:
         run_tiny("cache=off", "dataset.num_workers=2", "dataset.timeout_seconds=3", folder=tmp_path / "run")
-    assert "\n" not in str(raised.value)
+    assert fault == "bug" or "\n" not in str(raised.value)
+    assert fault == "killed" or "memory ran out" not in str(raised.value)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from support.fabricate import COLOURS, TINY, composed
 
 from imgclf.inference.inputs import InputImage, read_lines
 from imgclf.inference.prediction import Prediction
+from imgclf.inference.predictor import Predictor
 from imgclf.inference.writers import TableWriter
 from imgclf.names import unescaped
 from imgclf.predict import main
@@ -405,3 +407,34 @@ def test_imagenet_weights_name_what_sports_images_show(shared: Path, capsys: Cap
     for folder, name in expected.items():
         predicted = [one["predicted"] for one in predictions if f"/{folder}/" in str(one["file"])]
         assert predicted.count(name) > len(predicted) / 2, f"{folder}: {predicted}"
+
+
+@pytest.mark.parametrize("option", ["--save-to", "--grid"])
+def test_image_that_vanishes_after_it_was_predicted_is_named_and_the_others_are_written(
+    tiny_run: Path,
+    colours: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    images = shutil.copytree(colours / "test" / "red", tmp_path / "red")
+    gone = images / "002.png"
+    stream = Predictor.predict_each
+
+    def vanishing(self: Predictor, *args: Any) -> Any:
+        for number, prediction in enumerate(stream(self, *args)):
+            if number == 2:
+                gone.unlink()
+            yield prediction
+
+    monkeypatch.setattr(Predictor, "predict_each", vanishing)
+    place = tmp_path / ("sorted" if option == "--save-to" else "grid.png")
+    assert main([str(tiny_run), str(images), option, str(place)]) == 1
+    out, err = capsys.readouterr()
+    assert sum(".png" in line for line in out.splitlines()) == 5, "the answers for all images"
+    assert err.count("002.png: ") == 1 and "1 of 5 images could not be read" in err and "Traceback" not in err
+    if option == "--save-to":
+        assert sorted(path.name for path in place.glob("*/*.png")) == ["000.png", "001.png", "003.png", "004.png"]
+    else:
+        assert f"{place}: 4 images" in err

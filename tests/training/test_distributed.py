@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,123 @@ def test_two_nodes_by_torchrun_train_as_one_process(odd: Path, tmp_path: Path, s
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert [out.count("best epoch") for out, _ in outputs] == [1, 0]
     assert_same_training(single, tmp_path / "run")
+
+
+# A run of two processes with a short patience, which says in files how far each of them has come.
+WATCHED = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+
+rank, patience, slow = os.environ.get("LOCAL_RANK", "0"), os.environ["PATIENCE"], os.environ["SLOW"]
+
+def come_to(moment):
+    Path(f"{moment} {rank}").write_text(str(os.getpid()))
+    if moment == slow:
+        time.sleep(5)
+
+come_to("start")
+from imgclf.cli.hydra_app import run_app
+from imgclf.data import pixel_cache
+from imgclf.train import main
+from imgclf.training import ranks
+from imgclf.training.classifier import ImageClassifier
+
+ranks.SILENCE = timedelta(seconds=float(patience))
+fill, step = pixel_cache.CachedRows._fill, ImageClassifier.training_step
+pixel_cache.CachedRows._fill = lambda *given: (come_to("filling"), fill(*given))[1]
+ImageClassifier.training_step = lambda *given: (come_to("training"), step(*given))[1]
+run_app("train", main)
+"""
+
+
+def wait_for(path: Path, seconds: float = 120) -> int:
+    """Return the process id in the file, as soon as it is there."""
+    end = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return int(path.read_text())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def watched_pair(data: Path, place: Path, slow: str, patience: float) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and the environment of the run, in the folder `place`."""
+    (place / "watched.py").write_text(WATCHED)
+    words = [
+        *TINY,
+        *PAIR,
+        "trainer.max_epochs=100",
+        "checkpoint.every_n_steps=1",
+        f"dataset.timeout_seconds={patience / 2}",
+        f"data_dir='{data}'",
+        "hydra.run.dir=run",
+    ]
+    return [sys.executable, "watched.py", *words], {
+        **environment(place / "cache"),
+        "PATIENCE": str(patience),
+        "SLOW": slow,
+    }
+
+
+def apart(port: int, rank: int) -> dict[str, str]:
+    """Return what a cluster's own launcher tells one of the two processes."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    return {**place, "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+
+
+@pytest.mark.trust(
+    "the first of two processes of a run, killed at any time", "another that waits for more than minutes"
+)
+def test_process_that_is_left_alone_at_the_start_ends_in_time_with_one_line(
+    odd: Path, tmp_path: Path, port: int
+) -> None:
+    words, environ = watched_pair(odd, tmp_path, "", patience=3)
+    began = time.monotonic()
+    done = subprocess.run(
+        words, cwd=tmp_path, env={**environ, **apart(port, 1)}, capture_output=True, text=True, timeout=200
+    )
+    assert time.monotonic() - began < 100
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    reached = f"the first process of the run, at 127.0.0.1:{port}, could not be reached for 3 s"
+    assert done.stderr == f"imgclf: {reached}; see whether it has ended, and start all processes again\n"
+    assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.trust(
+    "the first of two processes of a run, killed at any time", "another that waits for more than minutes"
+)
+@pytest.mark.parametrize("started", ["by Lightning", "apart"])
+@pytest.mark.parametrize("moment", ["start 1", "filling 0", "filling 1", "training 0", "training 1"])
+def test_killed_first_process_ends_the_other_with_one_line(
+    odd: Path, tmp_path: Path, port: int, moment: str, started: str
+) -> None:
+    slow = moment.partition(" ")[0]
+    words, environ = watched_pair(odd, tmp_path, slow, patience=20 if slow == "start" else 240)
+    with (tmp_path / "stderr").open("w") as stderr:
+        places = [apart(port, rank) for rank in (0, 1)] if started == "apart" else [{}]
+        processes = [
+            subprocess.Popen(words, cwd=tmp_path, env={**environ, **place}, stderr=stderr, stdout=subprocess.DEVNULL)
+            for place in places
+        ]
+        other = wait_for(tmp_path / "start 1")
+        wait_for(tmp_path / moment)
+        processes[0].kill()
+        killed = time.monotonic()
+        while is_running(other) and time.monotonic() - killed < 150:
+            time.sleep(0.1)
+        for process in processes:
+            process.wait(timeout=10)
+    seconds, text = time.monotonic() - killed, (tmp_path / "stderr").read_text()
+    print(f"{started}, {moment}: {seconds:.0f} s, {text}")
+    assert seconds < 100 and not is_running(other), text
+    assert text.count("\n") == 1 and text.startswith("imgclf: "), text
 
 
 def test_torchrun_without_hydra_run_dir_is_refused(odd: Path, tmp_path: Path) -> None:
