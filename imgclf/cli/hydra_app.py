@@ -79,7 +79,7 @@ class OutputFolders(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this before it makes the run's folder."""
         with suppress(
-            OmegaConfBaseException, ImgclfError
+            OmegaConfBaseException, ImgclfError, OSError
         ):  # Hydra raises it again, without a warning about this callback
             folder = Path(config.hydra.run.dir).absolute()
             OutputFolders.made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -3,7 +3,6 @@
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def is_litter(name: str) -> bool:
     """Return whether a file or folder is hidden, or left by a file manager, a network drive or an archive."""
-    return name.startswith(".") or name.lower() in _LITTER
+    return name[:1] == "." or name.lower() in _LITTER
 
 
 def walk(root: str | os.PathLike[str], most: float = float("inf")) -> Iterator[Folder]:
@@ -80,12 +79,13 @@ def walk(root: str | os.PathLike[str], most: float = float("inf")) -> Iterator[F
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if is_litter(entry.name):
-                        folder.litter.append(entry.name)
+                    name = entry.name
+                    if is_litter(name):
+                        folder.litter.append(name)
                     elif _is_folder(entry):
                         (links if entry.is_symlink() else real).append(entry.path)
                     else:
-                        (folder.files if _is_file(entry) else folder.broken).append(entry.name)
+                        (folder.files if _is_file(entry) else folder.broken).append(name)
         except OSError as error:
             folder = Folder(path, error=error.strerror or "error")
         yield folder
@@ -99,15 +99,17 @@ def _is_image(name: str) -> bool:
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:
-    with suppress(OSError):  # a link to itself
+    try:
         return entry.is_file()
-    return False
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    with suppress(OSError):
+    try:
         return entry.is_dir() and not (entry.is_symlink() and _is_circular(entry.path))
-    return False
+    except OSError:
+        return False
 
 
 def _is_circular(link: str) -> bool:

@@ -42,6 +42,56 @@ def json_lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "1e9", "0"])
+def test_timeout_outside_its_range_is_refused(checkpoint: str, seconds: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main([checkpoint, "a.png", f"--timeout={seconds}"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"argument --timeout: {seconds}: expected at least 0.1 and at most 86400")
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.trust("paths of 5,000 characters in place of every file and folder", "more than one line")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["MODEL", LONG],
+        ["MODEL", "x/" * 2500],
+        ["MODEL", f"{LONG}.csv"],
+        [LONG, "IMAGE"],
+        ["MODEL", "IMAGE", "--grid", LONG],
+        ["MODEL", "IMAGE", "--save-to", LONG],
+        ["MODEL", "IMAGE", "--explain", LONG],
+        ["--imagenet", "mobilenetv3", "--weights", LONG, "IMAGE"],
+    ],
+    ids=lambda words: " ".join(word[:9] for word in words),
+)
+def test_a_path_of_5000_characters_is_one_line(
+    words: list[str], checkpoint: str, colours: Path, capsys: Capture
+) -> None:
+    known = {"MODEL": checkpoint, "IMAGE": str(colours / "test" / "red" / "000.png")}
+    assert main([known.get(word, word) for word in words]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("imgclf: ") and error.count("\n") == 1
+
+
+def test_an_output_folder_of_5000_characters_is_one_line(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "imgclf",
+        "train",
+        "dataset=folders",
+        f"data_dir={tmp_path}",
+        f"hydra.run.dir={LONG}",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stderr == f"imgclf: {LONG}: File name too long\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_table_has_the_top_classes_and_the_file_name(checkpoint: str, colours: Path, capsys: Capture) -> None:
     assert main([checkpoint, str(colours / "test" / "red" / "000.png"), "--top", "2"]) == 0
     line = capsys.readouterr().out
