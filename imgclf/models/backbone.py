@@ -51,11 +51,37 @@ class Backbone(nn.Module):
         self.spatial, self.shape = traced.spatial, traced.shape
         for part in traced.unused:
             setattr(network, part, nn.Identity())
+        spare_strided_convolutions(network)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, F, h, w], or [B, F]."""
         features = self.network.forward_features(images)
         return features if self.spatial else self.network.forward_head(features, pre_logits=True)
+
+
+def spare_strided_convolutions(network: nn.Module) -> None:
+    """Let 1x1 convolutions with a stride take no more of their input than they use; their outputs stay the same.
+
+    In channels_last, oneDNN's gradient of the weights of such a convolution writes outside its memory on a CPU if it has
+    fewer input channels than a vector register has numbers (8 with AVX2, 16 with AVX-512) and rows or columns remain
+    behind the last one that it uses (torch 2.15): the process dies of SIGSEGV or SIGABRT, or hangs. timm's networks have
+    such a layer where an image comes in: those of fastvit and mobileone. `tests/models/test_families.py` shows it.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and _overruns(module):
+            module.register_forward_pre_hook(_crop_to_stride)
+
+
+def _overruns(module: nn.Conv2d) -> bool:
+    strided_point = module.kernel_size == (1, 1) and max(module.stride) > 1 and module.padding in ((0, 0), "valid")
+    return strided_point and module.in_channels < 16 and module.groups == 1
+
+
+def _crop_to_stride(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cut off the rows and columns behind the last ones that a 1x1 convolution `module` with a stride uses."""
+    images, (down, across) = inputs[0], module.stride
+    height, width = images.shape[-2:]
+    return (images[..., : height - (height - 1) % down, : width - (width - 1) % across],)
 
 
 def check_name(name: str, setting: str = "model.backbone") -> None:
@@ -140,8 +166,30 @@ def _trace(network: Any, in_chans: int, size: int) -> _Traced:
     for name, module in shadow.named_modules():
         module.register_forward_pre_hook(lambda _, __, name=name: called.add(f"{name}."))
     with torch.no_grad(), torch.device("meta"):
-        features = shadow.forward_features(torch.zeros(1, in_chans, size, size))
-        spatial = features.ndim == 4 and features.shape[1] == network.num_features
+        images = torch.zeros(1, in_chans, size, size)
+        features = shadow.forward_features(images)  # of several scales, some networks give a list
+        spatial = isinstance(features, Tensor) and features.ndim == 4 and features.shape[1] == network.num_features
         pooled = features if spatial else shadow.forward_head(features, pre_logits=True)
-    unused = [name for name, _ in network.named_children() if not any(path.startswith(f"{name}.") for path in called)]
+        uncalled = [
+            name
+            for name, part in network.named_children()
+            if not any(path.startswith(f"{name}.") for path in called) and (*part.parameters(), *part.buffers())
+        ]
+        unused = [name for name in uncalled if _runs_without(shadow, name, images, spatial)]
     return _Traced(spatial, tuple(pooled.shape[1:]), tuple(unused))
+
+
+def _runs_without(network: Any, part: str, images: Tensor, spatial: bool) -> bool:
+    """Return whether `network` runs without `part`, which is never called: some of it, such as the angles of a rotary
+    position embedding, may be read all the same.
+    """
+    module = getattr(network, part)
+    setattr(network, part, nn.Identity())
+    try:
+        features = network.forward_features(images)
+        if not spatial:
+            network.forward_head(features, pre_logits=True)
+        return True
+    except _BUILD_ERRORS:
+        setattr(network, part, module)
+        return False
