@@ -163,6 +163,7 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.trust(
     "an Optuna search ended by SIGINT or SIGKILL within a trial, repeated with the same command, and with another setting",
     "a trial that stays running in the study, is lost, or is mixed with those of other settings",
