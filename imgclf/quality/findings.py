@@ -49,11 +49,6 @@ KINDS = {
         "not excluded, because they aren't read: move or remove them",
         "{number} unused file{s} in class folders",
     ),
-    "range": (
-        "16-bit values that use little of their range",
-        "not excluded: dataset.range=auto makes the largest value white",
-        "16-bit images that use little of their range",
-    ),
     "labels": ("Duplicates with different labels", "all are excluded", "{number} {sets} with different labels"),
     "leaks": ("Duplicates in several splits", "the copies in train are excluded", "{number} {sets} across splits"),
     "repeats": (
@@ -70,6 +65,11 @@ KINDS = {
         "Near duplicates with different labels",
         "not excluded: look at them",
         "{number} {sets} with different labels",
+    ),
+    "range": (
+        "16-bit values that use little of their range",
+        "not excluded: dataset.range=auto makes the largest value white",
+        "16-bit images that use little of their range",
     ),
     "near": ("Near duplicates within one split", "not excluded", "{number} {sets} within one split"),
 }
