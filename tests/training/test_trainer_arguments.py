@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from imgclf.config import TrainerConfig
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.preprocess import Preprocess
+from imgclf.training.build import check_names
 from imgclf.training.classifier import ImageClassifier
 from imgclf.training.run import train
 
@@ -70,11 +72,7 @@ REFUSED = {
     "trainer.precision=16-true": "lose small gradients, which nothing scales up; pass 16-mixed or bf16-true",
     "trainer.precision=8": "trainer.precision",
     "trainer.precision=bf16-true ema_decay=0.99": "an average in 8 bits never follows the weights",
-    **{
-        f"trainer.strategy={name}": "imgclf trains on one device, or with ddp on several; pass trainer.strategy=ddp"
-        for name in ["dpp", *StrategyRegistry.available_strategies()]
-        if name not in PROCESSES
-    },
+    "trainer.strategy=ddp_spawn": "imgclf trains on one device, or with ddp on several; pass trainer.strategy=ddp",
 }
 # ... and with data, before the run's folder is made.
 REFUSED_WITH_DATA = {
@@ -172,6 +170,19 @@ def test_every_argument_is_a_setting_or_refused_with_what_to_do() -> None:
 @pytest.mark.parametrize("words", REFUSED)
 def test_setting_that_cannot_work_is_refused_before_data_are_read(words: str, tmp_path: Path) -> None:
     refuses(f"data_dir=/nowhere {words}", REFUSED[words], tmp_path)
+
+
+@pytest.mark.trust(*TRIED)
+def test_every_other_strategy_of_lightning_is_refused(record_property: Any) -> None:
+    config = composed(*TINY)
+    names = ["dpp", *(name for name in StrategyRegistry.available_strategies() if name not in PROCESSES)]
+    for name in names:
+        with pytest.raises(ConfigError, match=f"^trainer.strategy={name}: imgclf trains on one device, or with ddp"):
+            check_names(replace(config, trainer=replace(config.trainer, strategy=name)))
+    for name in PROCESSES:
+        check_names(replace(config, trainer=replace(config.trainer, strategy=name)))
+    assert len(names) > 10
+    record_property("tried", len(names))
 
 
 @pytest.mark.trust(*TRIED)
