@@ -15,13 +15,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.fabricate import COLOURS, TINY, composed
 
+import imgclf
+from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.inference.inputs import InputImage, read_lines
 from imgclf.inference.prediction import Prediction
 from imgclf.inference.predictor import Predictor
 from imgclf.inference.writers import TableWriter
+from imgclf.models import ImageModel
 from imgclf.names import unescaped
 from imgclf.predict import main
 from imgclf.training.run import train
@@ -428,6 +432,10 @@ def test_webcam_that_does_not_exist_exits_with_2(checkpoint: str, tmp_path: Path
         (["{checkpoint}", "x.png", "--csv", "--json"], "not allowed with"),
         (["{checkpoint}", "x.png", "--top", "0"], "expected at least 1"),
         (["{checkpoint}", "x.png", "--device", "nonsense"], "device nonsense: no such device"),
+        (["{checkpoint}", "x.png", "--device", "meta"], "device meta: not supported; expected auto, cpu, cuda"),
+        (["{checkpoint}", "x.png", "--device", "xpu"], "device xpu: "),
+        (["{checkpoint}", "x.png", "--device", "cuda:77"], "device cuda:77: "),
+        (["{checkpoint}", "x.png", "--device", "cuda:x"], "device cuda:x: no such device"),
         (["{checkpoint}", "x.png", "--weights", "w.pth"], "--weights goes with --imagenet"),
         (["{checkpoint}", "x.png", "--tta"], "names no flip that keeps the class"),
         (["--imagenet", "nosuchnet", "x.png"], "timm has no network of that name"),
@@ -488,3 +496,59 @@ def test_image_that_vanishes_after_it_was_predicted_is_named_and_the_others_are_
         assert sorted(path.name for path in place.glob("*/*.png")) == ["000.png", "001.png", "003.png", "004.png"]
     else:
         assert f"{place}: 4 images" in err
+
+
+def test_options_stand_between_and_after_paths(checkpoint: str, colours: Path, capsys: Capture) -> None:
+    first, second = (str(colours / "test" / name / "000.png") for name in ("red", "blue"))
+    outputs = []
+    for words in (
+        ["--csv", "--top", "2", checkpoint, first, second],
+        [checkpoint, "--top", "2", first, "--csv", second],
+        [checkpoint, "--csv", first, second, "--top=2"],
+        ["--top", "2", "--csv", "--", checkpoint, first, second],
+        [checkpoint, "--csv", first, "--top", "2", "--", second],
+    ):
+        assert main(words) == 0
+        outputs.append(capsys.readouterr().out)
+    assert len(set(outputs)) == 1 and [row["file"] for row in csv_rows(outputs[0])] == [first, second]
+    with pytest.raises(SystemExit):
+        main([checkpoint, "--tpo", "2", first])
+    message = "imgclf: unrecognized arguments: --tpo (imgclf predict --help lists the options)\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.trust(
+    "networks whose outputs are NaN or infinite, in predict, evaluate and Python", "an answer, or exit code 0"
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_finite_are_an_error_that_names_the_image(
+    value: float, checkpoint: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    forward = ImageModel.forward
+
+    def broken(self: ImageModel, images: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, images)
+        is_red = images[:, 0].float().mean(dim=(1, 2)) > 120  # of the three colours
+        logits[is_red, 0] = value
+        return logits
+
+    monkeypatch.setattr(ImageModel, "forward", broken)
+    red, blue = (str(colours / "test" / name / "000.png") for name in ("red", "blue"))
+    why = "the network's outputs aren't finite for this image"
+    for option in ("--csv", "--json", "--threshold=0"):
+        assert main([checkpoint, red, blue, option]) == 1
+        out, err = capsys.readouterr()
+        error, summary, *_ = err.splitlines()
+        assert error.startswith(f"imgclf: {red}: {why}; use another checkpoint")
+        assert summary == "imgclf: 1 of 2 images could not be classified"
+        assert blue in out and (option == "--json" or red not in out)
+    predictor = imgclf.load(checkpoint)
+    for predict in (predictor.predict, predictor.predict_one, predictor.predict_proba):
+        with pytest.raises(imgclf.ImageError, match=why):
+            predict(red)
+    answers = predictor.predict([blue, red], errors="return")
+    assert answers[0] == "blue" and isinstance(answers[1], imgclf.ImageError)
+    assert np.isnan(predictor.predict_proba([red], errors="return")).all()
+    settings = composed(f"checkpoint='{checkpoint}'", "device=cpu", config="evaluate")
+    with pytest.raises(imgclf.RunError, match=rf"/red/000\.png: {why} and 4 others; use another checkpoint"):
+        evaluate_checkpoint(settings, tmp_path / "evaluation")
