@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, features
 from support.image_files import SCENE, assert_close, encoded
 
-from imgclf.data.layouts import list_images
+from imgclf.data.folders import list_images
 from imgclf.images import IMAGE_SUFFIXES, SUFFIXES, decode, unused_reason
 from imgclf.images.suffixes import REMEDIES
 
