@@ -84,7 +84,7 @@ class StoredRows:
         A row isn't whole if its number is -1, its checksum differs, or it can't be read; its content means nothing.
         """
         rows, whole = np.empty((len(numbers), *self.shape), self.dtype), np.zeros(len(numbers), np.bool_)
-        content = rows.reshape(len(numbers), -1).view(np.uint8)  # [n, bytes of a row]
+        content = rows.reshape(-1).view(np.uint8).reshape(len(numbers), self.row_bytes)
         for position, (number, checksum) in enumerate(zip(numbers.tolist(), checksums.tolist(), strict=True)):
             row = content[position]
             whole[position] = number >= 0 and self._read(row, number) and zlib.crc32(row) == checksum

@@ -295,6 +295,9 @@ def test_memory_and_disk_stores_behave_alike(tmp_path: Path) -> None:
         chosen = np.array([2, 0, -1])
         rows, whole = store.rows.take(chosen, store.checksums(chosen))
         assert np.array_equal(rows[:2], numbers[[2, 0]]) and whole.tolist() == [True, True, False]
+        none = np.zeros(0, np.int64)  # a process's part of a last batch that has fewer images than there are processes
+        rows, whole = store.rows.take(none, store.checksums(none))
+        assert rows.shape == (0, 2, 3) and whole.shape == (0,)
 
 
 def test_two_processes_see_each_others_rows(tmp_path: Path) -> None:

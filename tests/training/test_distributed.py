@@ -315,7 +315,7 @@ run_app("train", main)
 """
 
 
-def wait_for(path: Path, seconds: float = 120) -> int:
+def wait_for(path: Path, seconds: float = 300) -> int:
     """Return the process id in the file, as soon as it is there."""
     end = time.monotonic() + seconds
     while not (path.is_file() and path.read_text()) and time.monotonic() < end:
@@ -390,9 +390,11 @@ def test_killed_first_process_ends_the_other_with_one_line(
             subprocess.Popen(words, cwd=tmp_path, env={**environ, **place}, stderr=stderr, stdout=subprocess.DEVNULL)
             for place in places
         ]
-        other = wait_for(tmp_path / "start 1")
-        wait_for(tmp_path / moment)
-        processes[0].kill()
+        try:
+            other = wait_for(tmp_path / "start 1")
+            wait_for(tmp_path / moment)
+        finally:
+            processes[0].kill()
         killed = time.monotonic()
         while is_running(other) and time.monotonic() - killed < 150:
             time.sleep(0.1)
