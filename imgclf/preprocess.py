@@ -1,15 +1,16 @@
 """Preprocessing of images for a network: a property of its weights, which travels with them."""
 
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from imgclf.errors import ConfigError
+from imgclf.schema import check_limits, setting
 
 __all__ = ["Preprocess"]
 
 RESIZES = ("squash", "crop", "letterbox")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+_MAX_SIDE = 4096 / 0.875  # pixels of the shorter side before the centre is cut out
 
 
 @dataclass(frozen=True)
@@ -22,30 +23,34 @@ class Preprocess:
     files. Raises `ConfigError` for values outside these.
     """
 
-    size: int = 224
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
-    resize: str = "squash"
-    bits: int = 16
+    size: int = setting(224, low=1, high=4096)
+    mean: tuple[float, ...] = setting((0.5, 0.5, 0.5), low=-1000, high=1000)
+    std: tuple[float, ...] = setting((0.5, 0.5, 0.5), above=0, high=1000)
+    crop_pct: float = setting(0.875, low=0.1, high=1)
+    interpolation: str = setting("bicubic", choices=INTERPOLATIONS)
+    resize: str = setting("squash", choices=RESIZES)
+    bits: int = setting(16, low=1, high=16)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
-        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if not (isinstance(self.size, int) and 1 <= self.size <= 4096):
-            raise ConfigError(f"image_size={self.size!r}: expected a whole number of pixels from 1 to 4096")
-        if self.resize not in RESIZES:
-            raise ConfigError(f"resize={self.resize!r}: expected one of {', '.join(RESIZES)}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(f"interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
-        finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
-            raise ConfigError(f"mean={self.mean} std={self.std}: expected one or three numbers each, std above 0")
-        if not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"crop_pct={self.crop_pct}: expected a number above 0, up to 1")
-        if not (isinstance(self.bits, int) and 1 <= self.bits <= 16):
-            raise ConfigError(f"bits={self.bits!r}: expected a whole number from 1 to 16")
+        for name in ("mean", "std"):
+            if any(isinstance(value, (bool, str)) for value in getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected numbers")
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        for item in fields(self):
+            key, value = {"size": "image_size"}.get(item.name, item.name), getattr(self, item.name)
+            kind = {"size": int, "bits": int, "crop_pct": (int, float), "interpolation": str, "resize": str}.get(
+                item.name, tuple
+            )
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ConfigError(f"{key}={value!r}: expected {'text' if kind is str else 'a number'}")
+            check_limits(value, item, key)
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise ConfigError(f"mean={self.mean} std={self.std}: expected one or three numbers each")
+        if self.resize == "crop" and self.size / self.crop_pct > _MAX_SIDE:
+            raise ConfigError(
+                f"image_size={self.size} crop_pct={self.crop_pct}: images would be enlarged to {self.size / self.crop_pct:,.0f} "
+                f"pixels before they are cropped, expected at most {_MAX_SIDE:,.0f}; pass a smaller image_size"
+            )
 
     @property
     def channels(self) -> int:
@@ -79,8 +84,8 @@ class Preprocess:
         """Return the preprocessing of a `to_dict` dictionary; raises `ConfigError` for unknown keys or wrong values."""
         try:
             return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"preprocessing {values!r} can't be read: {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"preprocessing {str(values)[:200]} can't be read: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists, as a checkpoint or a JSON file holds them."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, ge
 
 from imgclf.errors import ConfigError, nearest, require_value
 
-__all__ = ["Settings", "flatten", "quoted", "setting"]
+__all__ = ["Settings", "check_limits", "flatten", "quoted", "setting"]
 
 _LISTED = 15  # keys that a message lists
 Plain = dict[str, Any]
@@ -36,7 +36,8 @@ def setting(
 ) -> Any:
     """Declare a field of `Settings`: its default, one sentence of help, and the values that it may take.
 
-    `choices` lists the words allowed. Numbers lie from `low` to `high`, or strictly `above` and `below`.
+    `choices` lists the words allowed. Numbers, those in lists and mappings too, lie from `low` to `high`, or
+    strictly `above` and `below`; NaN never does.
     `may_change`: a resumed run may have another value; `on_resume`: `resume=<folder>` takes it from the command line.
     `advanced`: left out of help and config.yaml at its default.
     A class or function as the default makes a new value for each instance.
@@ -67,7 +68,7 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = _convert(getattr(self, item.name), self.type_of(item.name), self.key(item.name))
-            _check_limits(value, item, self.key(item.name))
+            check_limits(value, item, self.key(item.name))
             object.__setattr__(self, item.name, value)
 
     @classmethod
@@ -245,20 +246,37 @@ def _expected(options: Sequence[Any]) -> str:
     return ", or ".join(words)
 
 
-def _check_limits(value: Any, item: Field[Any], key: str) -> None:
+def check_limits(value: Any, item: Field[Any], key: str) -> None:
+    """Raise `ConfigError` unless `value`, and each number in its lists and mappings, is one that the field `item` may have."""
     for text in value if isinstance(value, list) else [value]:
         require_value(key, text)
     choices = item.metadata.get("choices")
     word = str(value).lower() if isinstance(value, bool) else value
     if choices and value is not None and word not in choices:
         raise ConfigError(f"{key}={value!r}: {nearest(str(value), choices)}")
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return
     limits = [(word, limit) for word, limit in item.metadata.get("limits", ()) if limit is not None]
-    if not all(_COMPARE[word](value, limit) for word, limit in limits):
-        number = "a number" if "float" in str(item.type) else "a whole number"
-        ends = " and ".join(f"{word} {limit:g}" for word, limit in limits)
-        raise ConfigError(f"{key}={value!r}: expected {number} {ends}")
+    for number in _numbers(value, item):
+        if not all(_COMPARE[word](number, limit) for word, limit in limits):
+            kind = "a whole number" if "int" in str(item.type) and "float" not in str(item.type) else "a number"
+            ends = " and ".join(
+                f"{word} {limit:,}" if type(limit) is int else f"{word} {limit:g}" for word, limit in limits
+            )
+            raise ConfigError(f"{key}={str(number)[:40]}: expected {kind} {ends}")
+
+
+def _numbers(value: Any, item: Field[Any]) -> Iterator[int | float]:
+    """Yield the numbers in a value; of a field of any type also one that is written as text, as in trainer.devices="2"."""
+    pending = [value]
+    if isinstance(value, str) and str(item.type) == "Any" and re.fullmatch(r"[+-]?\d{1,400}", value):
+        pending = [int(value)]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += value.values()
+        elif isinstance(value, (list, tuple)):
+            pending += value
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield value
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.report import write_evaluation
 from imgclf.report.summary import print_metrics, print_per_class
 from imgclf.report.tables import metrics_json
+from imgclf.threads import available_cpus
 
 __all__ = ["evaluate_checkpoint"]
 
@@ -99,6 +100,8 @@ def _dataset_of(
             raise CheckpointError(f"{config.checkpoint}: it names no data set; pass dataset= and data_dir=")
         return chosen, config.data_dir, 0
     own, seed = DatasetConfig.from_dict(trained["dataset"]), int(trained["seed"])
+    if own.num_workers:  # chosen for the machine that trained
+        own = replace(own, num_workers=min(own.num_workers, available_cpus()))
     if chosen is not None and chosen.name != own.name:
         return chosen, config.data_dir, seed
     keys = [typed.lstrip("+").partition("=")[0].removeprefix("dataset.").partition(".")[0] for typed in overrides]

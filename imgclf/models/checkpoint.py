@@ -6,6 +6,7 @@ weights below `TRAINED` and, where the run averaged them, the averaged weights b
 """
 
 import io
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,12 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as hooks
 
-from imgclf.config import ModelConfig
+from imgclf.config import (
+    LossConfig,
+    MixingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SchedulerConfig,
+)
 from imgclf.errors import CheckpointError, ConfigError, RunError, one_line
 from imgclf.files.atomic import write_atomically
 from imgclf.files.model_file import check_sums, read_file
 from imgclf.models.network import Network, build_network
 from imgclf.preprocess import Preprocess
+from imgclf.schema import Settings, check_limits, flatten, setting
 
 __all__ = [
     "AVERAGED",
@@ -41,6 +50,8 @@ __all__ = [
 T = TypeVar("T")
 
 TRAINED, AVERAGED = "model.network.", "ema.module.network."  # prefixes of the two networks in `state_dict`
+_COUNT, _ANY = 2**53, 1e300  # limits of the numbers below, which nothing is allocated or counted by
+_MEASURED = ("metrics", "history", "running", "plateau")  # may be infinite, or no number
 _KEYS = ("state_dict", "hyper_parameters", "imgclf")
 _SPARE_PARTS = 1000  # modules and parameters that a network may have beyond those below: timm's own heads
 _PARTS_PER_TENSOR = 20  # modules and parameters for each tensor in the file; timm's networks have 1 to 4
@@ -64,7 +75,7 @@ class DataFacts:
 
     name: str = ""
     root: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = setting(dict, low=0, high=_COUNT)
     flips: list[str] = field(default_factory=list)
 
 
@@ -80,19 +91,19 @@ class CheckpointMetadata:
     digits of sums depend; 0 where they are unknown.
     """
 
-    config: dict[str, Any] | None = None
+    config: dict[str, Any] | None = setting(None, low=-(2**63), high=2**63)
     data: DataFacts = field(default_factory=DataFacts)
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    temperature: float = 1.0
+    fingerprint: dict[str, Any] = setting(dict, low=0, high=_COUNT)
+    metrics: dict[str, Any] = setting(dict, low=-_ANY, high=_ANY)
+    temperature: float = setting(1.0, above=0, below=1000)
     engine: str | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    running: list[float] = field(default_factory=list)
-    confusion: list[list[int]] = field(default_factory=list)
-    learning_rate: float = 0.0
-    plateau: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = setting(list, low=-_ANY, high=_ANY)
+    running: list[float] = setting(list, low=-_ANY, high=_ANY)
+    confusion: list[list[int]] = setting(list, low=0, high=_COUNT)
+    learning_rate: float = setting(0.0, low=0, high=_ANY)
+    plateau: dict[str, Any] | None = setting(None, low=-_ANY, high=_ANY)
     stopped_early: bool = False
-    threads: int = 0
+    threads: int = setting(0, low=0, high=2**16)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain data; later epochs don't change it."""
@@ -104,25 +115,54 @@ class CheckpointMetadata:
         metadata, data = _known(cls, values), values.get("data", {})
         _require({"data": isinstance(data, dict)})
         metadata.data = _known(DataFacts, data)
-        config, temperature = metadata.config, metadata.temperature
+        config = metadata.config
         _require(
             {
-                "history": _is_list(metadata.history, dict),
+                "history": _is_list(metadata.history, dict) and all(map(_is_measured, metadata.history)),
                 "running": _is_list(metadata.running, (int, float)) and len(metadata.running) == 2,
                 "confusion": _is_matrix(metadata.confusion, num_classes),
                 "plateau": isinstance(metadata.plateau, (dict, type(None))),
                 "config": config is None or _is_config(config),
                 "data": isinstance(metadata.data.name, str) and isinstance(metadata.data.root, str),
                 "flips": _is_list(metadata.data.flips, str),
-                "metrics": isinstance(metadata.metrics, dict),
-                "fingerprint": isinstance(metadata.fingerprint, dict),
-                "temperature": isinstance(temperature, (int, float)) and 0 < temperature < 1000,
-                "learning_rate": isinstance(metadata.learning_rate, (int, float)),
+                "counts": isinstance(metadata.data.counts, dict) and _is_list([*metadata.data.counts.values()], int),
+                "metrics": isinstance(metadata.metrics, dict) and _is_list([*metadata.metrics.values()], dict),
+                "fingerprint": _is_fingerprint(metadata.fingerprint),
+                "temperature": _is_list([metadata.temperature], (int, float)),
+                "learning_rate": _is_list([metadata.learning_rate], (int, float)),
                 "engine": isinstance(metadata.engine, (str, type(None))),
-                "threads": type(metadata.threads) is int and 0 <= metadata.threads < 2**16,
+                "threads": type(metadata.threads) is int,
+                "stopped_early": isinstance(metadata.stopped_early, bool),
             }
         )
+        _check_limits(metadata)
+        _check_limits(metadata.data)
+        known = dict(RunConfig.walk())
+        for key, value in flatten(config or {}).items():  # an older run may have had other settings too
+            if key in known:
+                check_limits(value, known[key], f"its config: {key}")
         return metadata
+
+
+def _check_limits(values: CheckpointMetadata | DataFacts) -> None:
+    """Raise `CheckpointError` for a number beyond its field's limits; what was measured may be infinite, or no number."""
+    for item in fields(values):
+        value = getattr(values, item.name)
+        if item.name in _MEASURED:
+            value = _finite(value)
+        try:
+            check_limits(value, item, f"its {item.name}")
+        except ConfigError as error:
+            raise CheckpointError(f"{error}; use another checkpoint") from None
+
+
+def _finite(value: Any) -> Any:
+    """Return nested plain data without the floats that are infinite or NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -192,12 +232,21 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> CheckpointMetadata:
         }
     )
     metadata = CheckpointMetadata.from_dict(checkpoint["imgclf"], len(classes))
+    _check_hparams(hparams)
     config, preprocess = ModelConfig.from_dict(hparams["model"]), Preprocess.from_dict(hparams["preprocess"])
     _check_numbers(hparams["model"], state)
     with _meta_device(state):
         network = build_network(config, len(classes), preprocess.channels, preprocess.size)
     _check_tensors(network, state, (TRAINED, AVERAGED) if hparams.get("ema_decay") else (TRAINED,))
     return metadata
+
+
+def _check_hparams(hparams: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a setting of the training that a run couldn't have; predicting uses none of these."""
+    groups: tuple[type[Settings], ...] = (OptimizerConfig, SchedulerConfig, LossConfig, MixingConfig)
+    for group in groups:
+        group.from_dict(hparams.get(group.path))
+    RunConfig.from_dict({name: hparams[name] for name in ("seed", "ema_decay") if name in hparams})
 
 
 @contextmanager
@@ -274,7 +323,23 @@ def _known(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _is_list(values: object, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+    """Return whether it is a list of that kind; true and false are no numbers."""
+    return isinstance(values, list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in values)
+
+
+def _is_measured(row: dict[Any, Any]) -> bool:
+    """Return whether it is an epoch of a history: numbers by column, or null where nothing was measured."""
+    return isinstance(row.get("epoch"), int) and _is_list([*row.values()], (int, float, type(None)))
+
+
+def _is_fingerprint(values: object) -> bool:
+    """Return whether it is {split: {class: [number of samples, digest]}}."""
+    splits = list(values.values()) if isinstance(values, dict) else [None]
+    classes = [entry for split in splits for entry in (split.values() if isinstance(split, dict) else [None])]
+    return all(
+        isinstance(entry, list) and len(entry) == 2 and _is_list(entry[:1], int) and isinstance(entry[1], str)
+        for entry in classes
+    )
 
 
 def _is_matrix(rows: object, side: int) -> bool:
@@ -284,4 +349,4 @@ def _is_matrix(rows: object, side: int) -> bool:
 def _is_config(config: object) -> bool:
     dataset = config.get("dataset") if isinstance(config, dict) else None
     named = isinstance(dataset, dict) and isinstance(dataset.get("name"), str)
-    return isinstance(config, dict) and isinstance(config.get("seed"), int) and named
+    return isinstance(config, dict) and _is_list([config.get("seed")], int) and named

@@ -114,7 +114,10 @@ DECLARED: dict[str, tuple[dict[str, Any], str]] = {
     "a multiplier": (MULTIPLIED, "add up to 10,000,000"),
     "a division by zero": ({**SWIN, "backbone_kwargs": {"patch_size": 0}}, "modulo by zero"),
     "a name that is a number": ({"backbone": 3}, "expected text"),
-    "a number that is NaN": ({"backbone_kwargs": {"bn_momentum": float("nan")}}, "finite numbers"),
+    "a number that is NaN": (
+        {"backbone_kwargs": {"bn_momentum": float("nan")}},
+        "backbone_kwargs=nan: expected a number",
+    ),
     "a window of terabytes": ({**SWIN, "backbone_kwargs": {"window_size": 500}}, "refused"),
 }
 
