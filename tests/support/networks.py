@@ -175,9 +175,8 @@ def _use(config: "RunConfig", freezes: list[str]) -> tuple[str, str, int]:
         folder = Path("run").absolute()
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            parameters = _train_and_predict(
-                replace(config, model=replace(config.model, freeze=int(freeze) if freeze.isdigit() else freeze)), folder
-            )
+            model = replace(config.model, freeze=int(freeze) if freeze.isdigit() else freeze)
+            parameters = _train_and_predict(replace(config, model=model), folder)
         except ImgclfError as error:
             text = str(error)
             if folder.exists() or "\n" in text:
