@@ -25,7 +25,7 @@ from imgclf.inference.prediction import Prediction
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import check_name
 from imgclf.models.engine import choose_engine
-from imgclf.models.network import Network
+from imgclf.models.network import Network, to_channels_last
 from imgclf.models.weights import copy_tensors, describe_weights, find_weights, pretrained_network
 from imgclf.threads import prefetch_map
 
@@ -83,7 +83,8 @@ def load_imagenet(
         copy_tensors(network, Path(weights).expanduser(), name)
     else:
         network = pretrained_network(name, {}, preprocess.channels, preprocess.size)
-    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = network.eval().requires_grad_(False)
+    to_channels_last(network)
     model = ImageModel(network, _class_names(network, name), preprocess).eval().to(place)
     return Predictor(model, weights or name, engine, precision)
 

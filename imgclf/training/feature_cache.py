@@ -1,11 +1,14 @@
 """Cached features: the frozen stem of a network runs once per image, and training then uses its outputs."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from imgclf.config import CacheConfig, RunConfig, TrainerConfig
@@ -20,7 +23,7 @@ from imgclf.models.engine import BATCH, Engine, build_engine, choose_engine, lab
 from imgclf.models.frozen_stem import FrozenStem
 from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["FeatureCache", "attach_features", "images_seen"]
+__all__ = ["FeatureCache", "attach_features", "images_seen", "validation_precision"]
 
 _PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}  # Lightning's words
 
@@ -156,6 +159,8 @@ def attach_features(
     isn't available.
     """
     precision = _PRECISIONS.get(config.trainer.precision)
+    if precision == "fp16" and device.type == "cpu":
+        precision = "bf16"  # as Lightning does: it has no fp16 on a CPU
     mixes, augments = config.mixing.mixup or config.mixing.cutmix, data.augment and not data.views
     if config.features == "off" or precision is None or mixes or augments:
         return None
@@ -173,6 +178,19 @@ def attach_features(
     classifier.use_features(stem.frozen_modules)
     classifier.metadata.engine = cache.label
     return cache
+
+
+def validation_precision(trainer: Trainer, classifier: ImageClassifier) -> AbstractContextManager[None]:
+    """Return the context in which `classifier` computes as the run did in validation, on whatever device it is now.
+
+    Its weights get the type that the run's had: half of the precisions convert them.
+    """
+    plugin = trainer.precision_plugin
+    plugin.convert_module(classifier)
+    if not isinstance(plugin, MixedPrecision):
+        return plugin.val_step_context()
+    half = torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16
+    return torch.autocast(classifier.device.type, half)  # Lightning's own is for the device of training
 
 
 def images_seen(config: TrainerConfig, data: ImageDataModule) -> int:

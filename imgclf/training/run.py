@@ -43,6 +43,7 @@ from imgclf.signals import Interrupted, Signals, catch_signals
 from imgclf.training.build import Run, build_run, check_names, data_of, is_first_process
 from imgclf.training.checkpointing import CheckpointCallback, TimeOver
 from imgclf.training.classifier import ImageClassifier
+from imgclf.training.feature_cache import validation_precision
 from imgclf.training.ranks import end_with_first_process, lost_process, wait_for_first_process
 from imgclf.training.resume import RunPlan, plan_run, resume_command
 
@@ -260,7 +261,8 @@ def _evaluate_best(run: Run, best_epoch: int | None) -> tuple[ImageClassifier, d
         if not len(data.samples[split]) or limit == 0:
             continue
         loader = data.loader(split, shuffle="once" if limit else "never", limit=limit)  # a limit takes a fair sample
-        evaluation = evaluate_split(best.eval_model, loader, loader.limit)
+        with validation_precision(run.trainer, best):
+            evaluation = evaluate_split(best.eval_model, loader, loader.limit)
         if split == "val" and config.calibrate:
             best.metadata.temperature = fit_temperature(evaluation.logits, evaluation.targets)
             evaluation = compute_metrics(best.eval_model, evaluation.samples, evaluation.order, evaluation.logits)

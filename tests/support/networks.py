@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
 SIDES = (64, 0)  # the small one is quick; 0: the network's own
+FREEZES = ("none", "all", "2")
 SECONDS = 400  # for one network at one size
 OVERRIDES = (
     *("dataset=folders", "model=timm", "model.pretrained=false", "trainer=cpu", "trainer.max_epochs=1", "report=false"),
@@ -85,9 +86,22 @@ def families() -> dict[str, str]:
     return found
 
 
-def try_networks(names: list[str], sides: tuple[int, ...] = SIDES) -> Iterator[Outcome]:
-    """Yield the outcomes of each network at each of the sides until it works at one, from one process that forks for each."""
-    command = [sys.executable, "-m", "support.networks", "--serve", ",".join(map(str, sides)), *names]
+def try_networks(
+    names: list[str], sides: tuple[int, ...] = SIDES, freezes: tuple[str, ...] = FREEZES
+) -> Iterator[Outcome]:
+    """Yield the outcomes of each network at each of the sides until it works at one, from one process that forks for each.
+
+    Keywords may follow a name: `vit_tiny_patch16_224:{"depth": 1}`.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "support.networks",
+        "--serve",
+        ",".join(map(str, sides)),
+        ",".join(freezes),
+        *names,
+    ]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
@@ -98,14 +112,14 @@ def try_networks(names: list[str], sides: tuple[int, ...] = SIDES) -> Iterator[O
     assert server.returncode == 0
 
 
-def _serve(names: list[str], sides: list[int]) -> None:
+def _serve(names: list[str], sides: list[int], freezes: list[str]) -> None:
     """Import everything once, and print the outcome of each network as a line of JSON."""
     import timm
     import torch
     from support.fabricate import composed, draw_tree
 
     import imgclf.evaluation.accumulators
-    import imgclf.inference
+    import imgclf.inference.predictor
     import imgclf.training.run  # noqa: F401
 
     torch.set_num_threads(1)
@@ -114,10 +128,11 @@ def _serve(names: list[str], sides: list[int]) -> None:
         os.chdir(temporary)
         colours = draw_tree(Path(temporary, "colours"), {"train": 4, "valid": 1, "test": 1})
         config = composed(*OVERRIDES, f"data_dir='{colours}'")
-        for name in names:
+        for name, _, keywords in (word.partition(":") for word in names):
+            model = replace(config.model, backbone=name, backbone_kwargs=json.loads(keywords or "{}"))
             own = timm.get_pretrained_cfg(name).input_size[-1]
             for side in dict.fromkeys(side or own for side in sides):
-                outcome = _forked(name, side, partial(_use, config, name, side))
+                outcome = _forked(name, side, partial(_use, replace(config, model=model, image_size=side), freezes))
                 print(json.dumps(outcome._asdict()), flush=True)
                 if outcome.kind == "works":
                     break
@@ -151,17 +166,17 @@ def _forked(name: str, side: int, task: Callable[[], tuple[str, str, int]]) -> O
     return Outcome(name, side, kind, text, parameters, round(time.monotonic() - began, 1))
 
 
-def _use(config: "RunConfig", name: str, side: int) -> tuple[str, str, int]:
-    """Train a step with everything trained, with a frozen backbone and with a frozen one but its tail; save, load, predict."""
+def _use(config: "RunConfig", freezes: list[str]) -> tuple[str, str, int]:
+    """Train a step with each of the settings `model.freeze`; save, load, predict."""
     from imgclf.errors import ImgclfError
 
     parameters = 0
-    for freeze in ("none", "all", 2):
+    for freeze in freezes:
         folder = Path("run").absolute()
         shutil.rmtree(folder, ignore_errors=True)
-        model = replace(config.model, backbone=name, freeze=freeze)
         try:
-            parameters = _train_and_predict(replace(config, model=model, image_size=side), folder)
+            model = replace(config.model, freeze=int(freeze) if freeze.isdigit() else freeze)
+            parameters = _train_and_predict(replace(config, model=model), folder)
         except ImgclfError as error:
             text = str(error)
             if folder.exists() or "\n" in text:
@@ -249,7 +264,7 @@ def _short(text: str) -> str:
 def main(arguments: list[str]) -> None:
     """Serve a test, or write the page."""
     if arguments[0] == "--serve":
-        _serve(arguments[2:], [int(side) for side in arguments[1].split(",")])
+        _serve(arguments[3:], [int(side) for side in arguments[1].split(",")], arguments[2].split(","))
         return
     page, chosen = Path(arguments[0]), arguments[1:]
     wanted = {family: name for family, name in families().items() if not chosen or family in chosen}
