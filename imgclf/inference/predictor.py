@@ -253,8 +253,8 @@ class Predictor:
             nothing = torch.zeros(len(readable), dtype=torch.int64)
             logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
             probabilities = softmax(logits, self.model.temperature)
-            finite: list[bool] = (np.isfinite(logits) & np.isfinite(probabilities)).all(axis=1).tolist()
-            rows = zip(probabilities, finite, strict=True)
+            finite = np.isfinite(logits) & np.isfinite(probabilities)  # [B, K]
+            rows = ((row, bool(known.all())) for row, known in zip(probabilities, finite, strict=True))
         nothing_known = np.full(len(self.classes), np.nan, dtype=np.float32)
         for image, pixels in batch:
             if isinstance(pixels, ImageError):
