@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imgclf.errors import ConfigError, ImgclfError, line_of_os_error, require_value
+from imgclf.errors import ConfigError, ImgclfError, line_of_os_error, nearest, require_value
 from imgclf.jupyter import in_notebook, notebook_bar
 from imgclf.names import ERRORS, printable
 
@@ -90,7 +90,12 @@ class CommandParser(argparse.ArgumentParser):
                 require_value(flag, value if flag.startswith("--") and equals else None)
         except ConfigError as error:
             self.error(str(error))
-        return self.parse_intermixed_args(words, namespace)
+        options, rest = self.parse_known_intermixed_args(words, namespace)
+        if unknown := next((word for word in rest if word.startswith("-")), None):
+            self.error(f"{unknown}: no such option; {nearest(unknown, list(self._option_string_actions))}")
+        if rest:
+            self.error(f"{' '.join(rest)}: not expected")
+        return options
 
     def error(self, message: str) -> NoReturn:
         """Print the message, which may have any words of the command line, as one line, and exit with 2."""

@@ -254,9 +254,8 @@ class Predictor:
             nothing = torch.zeros(len(readable), dtype=torch.int64)
             logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
             probabilities = softmax(logits, self.model.temperature)
-            pairs = zip(logits, probabilities, strict=True)
-            finite = [bool(np.isfinite(one).all() and np.isfinite(two).all()) for one, two in pairs]
-            rows = zip(probabilities, finite, strict=True)
+            finite = np.isfinite(logits) & np.isfinite(probabilities)  # [B, K]
+            rows = ((row, bool(known.all())) for row, known in zip(probabilities, finite, strict=True))
         nothing_known = np.full(len(self.classes), np.nan, dtype=np.float32)
         for image, pixels in batch:
             if isinstance(pixels, ImageError):

@@ -513,7 +513,7 @@ def test_options_stand_between_and_after_paths(checkpoint: str, colours: Path, c
     assert len(set(outputs)) == 1 and [row["file"] for row in csv_rows(outputs[0])] == [first, second]
     with pytest.raises(SystemExit):
         main([checkpoint, "--tpo", "2", first])
-    message = "imgclf: unrecognized arguments: --tpo (imgclf predict --help lists the options)\n"
+    message = "imgclf: --tpo: no such option; did you mean --top? (imgclf predict --help lists the options)\n"
     assert capsys.readouterr().err == message
 
 
