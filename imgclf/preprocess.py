@@ -13,6 +13,15 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _MAX_SIDE = 4096 / 0.875  # pixels of the shorter side before the centre is cut out
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "size": int,
+    "bits": int,
+    "crop_pct": (int, float),
+    "interpolation": str,
+    "resize": str,
+}
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Side length in pixels, normalisation in units of 1 (0 = black, 1 = white), and how an image becomes a square.
@@ -38,9 +47,7 @@ class Preprocess:
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         for item in fields(self):
             key, value = {"size": "image_size"}.get(item.name, item.name), getattr(self, item.name)
-            kind = {"size": int, "bits": int, "crop_pct": (int, float), "interpolation": str, "resize": str}.get(
-                item.name, tuple
-            )
+            kind = _KINDS.get(item.name, tuple)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ConfigError(f"{key}={value!r}: expected {'text' if kind is str else 'a number'}")
             check_limits(value, item, key)

@@ -79,6 +79,7 @@ def _overruns(module: nn.Conv2d) -> bool:
 
 def _crop_to_stride(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Cut off the rows and columns behind the last ones that a 1x1 convolution `module` with a stride uses."""
+    assert isinstance(module, nn.Conv2d)
     images, (down, across) = inputs[0], module.stride
     height, width = images.shape[-2:]
     return (images[..., : height - (height - 1) % down, : width - (width - 1) % across],)
