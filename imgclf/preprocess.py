@@ -36,7 +36,9 @@ class Preprocess:
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         for item in fields(self):
             key, value = {"size": "image_size"}.get(item.name, item.name), getattr(self, item.name)
-            kind = {"size": int, "crop_pct": (int, float), "interpolation": str, "resize": str}.get(item.name, tuple)
+            kind: Any = {"size": int, "crop_pct": (int, float), "interpolation": str, "resize": str}.get(
+                item.name, tuple
+            )
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ConfigError(f"{key}={value!r}: expected {'text' if kind is str else 'a number'}")
             check_limits(value, item, key)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from imgclf.files.atomic import write_atomically
 
@@ -36,7 +36,7 @@ class CsvTracker(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer of the rows; the file is prepared when it is first asked for."""
-        if self._experiment is None:
+        if not isinstance(self._experiment, _Writer):
             self._experiment = _Writer(self.log_dir)
             columns = _keep_rows(Path(self._experiment.metrics_file_path), self._steps, self._history)
             self._experiment.metrics_keys = columns
