@@ -50,7 +50,7 @@ __all__ = [
 T = TypeVar("T")
 
 TRAINED, AVERAGED = "model.network.", "ema.module.network."  # prefixes of the two networks in `state_dict`
-_COUNT, _ANY = 2**53, 1e300  # limits of the numbers below, which nothing is allocated or counted by
+_COUNT, _ANY = 2**53, 1e100  # limits of the numbers below, which nothing is allocated or counted by
 _MEASURED = ("metrics", "history", "running", "plateau")  # may be infinite, or no number
 _KEYS = ("state_dict", "hyper_parameters", "imgclf")
 _SPARE_PARTS = 1000  # modules and parameters that a network may have beyond those below: timm's own heads
@@ -100,7 +100,7 @@ class CheckpointMetadata:
     history: list[dict[str, Any]] = setting(list, low=-_ANY, high=_ANY)
     running: list[float] = setting(list, low=-_ANY, high=_ANY)
     confusion: list[list[int]] = setting(list, low=0, high=_COUNT)
-    learning_rate: float = setting(0.0, low=0, high=_ANY)
+    learning_rate: float = setting(0.0, low=0, high=1e12)
     plateau: dict[str, Any] | None = setting(None, low=-_ANY, high=_ANY)
     stopped_early: bool = False
     threads: int = setting(0, low=0, high=2**16)
@@ -135,12 +135,12 @@ class CheckpointMetadata:
                 "stopped_early": isinstance(metadata.stopped_early, bool),
             }
         )
-        _check_limits(metadata)
-        _check_limits(metadata.data)
         known = dict(RunConfig.walk())
         for key, value in flatten(config or {}).items():  # an older run may have had other settings too
             if key in known:
                 check_limits(value, known[key], f"its config: {key}")
+        _check_limits(metadata)
+        _check_limits(metadata.data)
         return metadata
 
 

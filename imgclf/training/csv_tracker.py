@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from lightning_fabric.loggers.logger import rank_zero_experiment
 
 from imgclf.files.atomic import write_atomically
 

@@ -39,7 +39,7 @@ NOT_NUMBERS = [True, "many"]
 TRIED = pytest.mark.trust("absurd numbers in each place of a checkpoint and a run's settings", "a traceback or 300 MB")
 ANYTHING = ("model.backbone_kwargs", "model.head.l2", "trainer.devices", "trainer.max_time")
 Record = Callable[[str, object], None]
-MEASURED = ("imgclf.metrics", "imgclf.history", "imgclf.running")  # may be infinite, or no number
+MEASURED = ("imgclf.metrics", "imgclf.history", "imgclf.running")  # may be infinite, large, or no number
 # Where text and truth values have a meaning, and settings whose types are checked where they are used.
 UNTYPED = (
     "hyper_parameters.model.backbone_kwargs",
@@ -70,7 +70,7 @@ def numbers_in(value: Any, key: str = "") -> list[str]:
 
 
 def may_be(place: str, value: float) -> bool:
-    return place.startswith(MEASURED) and isinstance(value, float) and not math.isfinite(value)
+    return place.startswith(MEASURED) and (not math.isfinite(value) or abs(value) < 1e100)
 
 
 def placed(contents: dict[str, Any], place: str, value: object) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def test_absurd_numbers_in_a_runs_settings_are_refused(tiny_run: Path, record_pr
     for place in places:
         for value in ABSURD + ([] if place.startswith(ANYTHING) else NOT_NUMBERS):
             with pytest.raises(ConfigError) as raised:
-                RunConfig.from_dict(yaml.safe_load(yaml.safe_dump(placed(saved, place, value))))
+                RunConfig.from_dict(placed(saved, place, value))
             assert "\n" not in str(raised.value)
             tried += 1
     record_property("tried", tried)
