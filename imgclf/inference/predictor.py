@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
 from imgclf.data.loader import Batch
-from imgclf.errors import ConfigError, ImageError, one_line, require_value
+from imgclf.errors import ConfigError, ImageError, require_value
 from imgclf.evaluation.evaluate import ForwardFn, build_forward, not_finite, predict_logits, softmax
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.images import as_pixels, fit, read_image
@@ -107,10 +107,6 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise ConfigError(f"device {name}: not available on this machine; choose cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
-    try:
-        torch.zeros(1, device=device)
-    except RuntimeError as error:  # of a driver that is too old, or a GPU that another process has for itself
-        raise ConfigError(f"device {name}: can't be used ({one_line(error, 160)}); choose cpu") from None
     return device
 
 
