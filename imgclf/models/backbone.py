@@ -63,8 +63,8 @@ def spare_strided_convolutions(network: nn.Module) -> None:
     """Let 1x1 convolutions with a stride take no more of their input than they use; their outputs stay the same.
 
     In channels_last, oneDNN's gradient of the weights of such a convolution writes outside its memory on a CPU if it has
-    fewer input channels than a vector register has numbers (8 with AVX2, 16 with AVX-512) and rows or columns remain
-    behind the last one that it uses (torch 2.15): the process dies of SIGSEGV or SIGABRT, or hangs. timm's networks have
+    fewer input channels than a vector register has numbers (8 with AVX2, so 16 here, for AVX-512) and rows or columns
+    remain behind the last one that it uses (torch 2.15): the process dies of SIGSEGV or SIGABRT, or hangs. timm's networks have
     such a layer where an image comes in: those of fastvit and mobileone. `tests/models/test_families.py` shows it.
     """
     for module in network.modules():
@@ -77,7 +77,7 @@ def _overruns(module: nn.Conv2d) -> bool:
     return strided_point and module.in_channels < 16 and module.groups == 1
 
 
-def _crop_to_stride(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _crop_to_stride(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Cut off the rows and columns behind the last ones that a 1x1 convolution `module` with a stride uses."""
     assert isinstance(module, nn.Conv2d)
     images, (down, across) = inputs[0], module.stride
