@@ -29,6 +29,7 @@ _ENGINE = "Runtime of frozen layers; auto: OpenVINO on a CPU from 1,000 images o
 # each number has two ends, so that none makes a run allocate, start or count without end.
 _COUNT = 10**9
 _ANY = 1e12
+_RATE = 3.4e38  # the largest number of float32
 _SEED = 2**63 - 1  # of a signed integer, which numpy's and torch's generators take
 _PROCESSES = 256  # of one machine: the threads of the largest servers
 KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
@@ -165,9 +166,9 @@ class OptimizerConfig(Settings):
 
     path = "optimizer"
     name: str = setting("adamw", "Any name of timm.optim.list_optimizers().")
-    lr: float = setting(1e-3, "Learning rate.", low=0, high=_ANY)
+    lr: float = setting(1e-3, "Learning rate.", low=0, high=_RATE)
     weight_decay: float = setting(0.01, "Weight decay of matrices; vectors have none.", low=0, high=_ANY)
-    backbone_lr: float | None = setting(None, "Learning rate of the backbone; null: lr.", low=0, high=_ANY)
+    backbone_lr: float | None = setting(None, "Learning rate of the backbone; null: lr.", low=0, high=_RATE)
     options: dict[str, Any] = setting(
         dict, "More keywords of the optimizer, such as +optimizer.options.momentum=0.9.", low=-_ANY, high=_ANY
     )

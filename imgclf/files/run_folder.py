@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from imgclf.console import print_text, shell_joined, shell_quoted
-from imgclf.errors import CheckpointError, RunError, require_value
+from imgclf.errors import CheckpointError, RunError, disk_is_full, require_value
 from imgclf.files.atomic import delete_leftovers, write_atomically
 from imgclf.names import as_json, printable
 from imgclf.threads import available_cpus
@@ -225,6 +225,8 @@ def create_run_folder(folder: Path, config: Plain, overrides: list[str], lock: R
         # The last of the two: a folder with this file holds a run.
         write_atomically(folder / _CONFIG, _as_yaml(config))
     except OSError as error:
+        if disk_is_full(error):
+            raise
         raise _not_writable(folder, error) from None
 
 

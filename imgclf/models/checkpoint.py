@@ -43,7 +43,6 @@ __all__ = [
     "checkpoint_errors",
     "read_checkpoint",
     "update_metadata",
-    "write_bytes",
     "write_checkpoint",
 ]
 
@@ -181,18 +180,13 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    write_bytes(buffer.getvalue(), path)
-
-
-def write_bytes(serialized: bytes, path: str | Path) -> None:
-    """Replace `path` by a checkpoint's bytes in one step; raises `RunError` when the disk doesn't take them."""
     try:
-        write_atomically(path, serialized)
+        write_atomically(path, buffer.getvalue())
     except OSError as error:
         free = shutil.disk_usage(Path(path).parent).free if Path(path).parent.is_dir() else 0
         reason = f"{error.strerror or error}; {free:,} bytes free"
         raise RunError(
-            f"{path}: the checkpoint of {len(serialized):,} bytes couldn't be written ({reason}); the one before it is "
+            f"{path}: the checkpoint of {buffer.tell():,} bytes couldn't be written ({reason}); the one before it is "
             "untouched; free some space, then `imgclf resume <run folder>` continues from it"
         ) from error
 

@@ -10,7 +10,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from imgclf.config import MONITORS, CheckpointConfig
-from imgclf.models.checkpoint import CheckpointMetadata, read_checkpoint, write_bytes, write_checkpoint
+from imgclf.files.atomic import write_atomically
+from imgclf.models.checkpoint import CheckpointMetadata, read_checkpoint, write_checkpoint
 from imgclf.signals import Interrupted, Signals
 
 __all__ = ["AtomicCheckpointIO", "CheckpointCallback", "TimeOver", "copy_checkpoint", "epoch_files"]
@@ -171,5 +172,5 @@ class CheckpointCallback(Checkpoint):
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copy a file; not by a link: damage to one checkpoint must not reach the others. Raises `RunError` on a full disk."""
-    write_bytes(source.read_bytes(), target)
+    """Copy a file; not by a link: damage to one checkpoint must not reach the others."""
+    write_atomically(target, source.read_bytes())

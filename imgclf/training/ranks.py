@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from pytorch_lightning.strategies import DDPStrategy, Strategy, StrategyRegistry
 
+from imgclf.console import print_message
 from imgclf.errors import RunError, one_line
 from imgclf.signals import quit_at_once
 
@@ -81,7 +81,7 @@ def end_with_first_process() -> None:
         while str(os.getppid()) == first:
             time.sleep(1)
         time.sleep(_GRACE)
-        print("imgclf: the first process of the run has ended, and so does this one", file=sys.stderr, flush=True)
+        print_message("the first process of the run has ended, and so does this one")
         quit_at_once(signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -29,7 +29,7 @@ from imgclf.errors import DataError, ImageError
 from imgclf.fetch import fetch_image
 from imgclf.files import write_atomically
 from imgclf.files.model_file import read_file
-from imgclf.files.run_folder import create_run_folder
+from imgclf.files.run_folder import RunLock, create_run_folder
 from imgclf.names import as_json, escaped, file_name, printable, unescaped
 
 if sys.platform == "win32":
@@ -67,7 +67,8 @@ def test_json_yaml_and_checkpoints_hold_every_name_exactly(tmp_path: Path) -> No
     for ascii_only in (False, True):
         text = as_json(NAMES, ascii_only, indent=1)
         assert json.loads(text) == NAMES and not OBEYED.search(text) and text.encode()
-    create_run_folder(tmp_path / "run", {"classes": NAMES}, NAMES, resuming=False)
+    with RunLock(tmp_path / "run") as lock:
+        create_run_folder(tmp_path / "run", {"classes": NAMES}, NAMES, lock, resuming=False)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")) == {"classes": NAMES}
     assert yaml.safe_load((tmp_path / "run" / "overrides.yaml").read_text(encoding="utf-8")) == NAMES
     torch.save({"classes": NAMES}, tmp_path / "names.ckpt")

@@ -165,7 +165,7 @@ def test_frozen_batchnorm_keeps_its_statistics() -> None:
         ({"head": {"pool": "mean"}}, "avg, max, flatten"),
         ({"head": {"activation": "sine"}}, "activation='sine'"),
         ({"head": {"widths": [3]}}, "widths"),
-        ({"head": {"hidden": [0]}}, "whole numbers"),
+        ({"head": {"hidden": [0]}}, "hidden=0: expected a whole number of at least 1"),
         ({"backbone": "small_cnn", "backbone_kwargs": {"layers": ["pool"]}}, "filters first"),
         ({"backbone": "small_cnn", "backbone_kwargs": {"depth": 3}}, "has no depth"),
     ],

@@ -5,6 +5,7 @@ import pickle
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from imgclf.errors import ImgclfError
@@ -32,7 +33,7 @@ def in_child(call: Callable[[], object]) -> Outcome:
     if (child := os.fork()) == 0:
         os.close(read)
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, resource.RLIM_INFINITY))
-        began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began, before = time.monotonic(), _peak(begins=True)
         try:
             call()
             text = "accepted"
@@ -40,7 +41,7 @@ def in_child(call: Callable[[], object]) -> Outcome:
             text = str(error)
         except BaseException as error:
             text = f"BUG {type(error).__name__}: {error}"
-        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        taken = (_peak() - before) / 1024
         with os.fdopen(write, "wb") as pipe:
             pickle.dump((text, taken, time.monotonic() - began), pipe)
         os._exit(0)
@@ -49,3 +50,13 @@ def in_child(call: Callable[[], object]) -> Outcome:
         data = pipe.read()
     os.waitpid(child, 0)
     return Outcome(*pickle.loads(data)) if data else Outcome("BUG died", 0, 0)
+
+
+def _peak(begins: bool = False) -> int:
+    """Return the largest memory of this process in kB; where it `begins`, from what is held now: a fork inherits the maximum."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if begins:
+        clear.write_text("5")
+    return int(status.read_text().split("VmHWM:")[1].split()[0])
