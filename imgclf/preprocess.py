@@ -49,7 +49,7 @@ class Preprocess:
             key, value = {"size": "image_size"}.get(item.name, item.name), getattr(self, item.name)
             kind = _KINDS.get(item.name, tuple)
             if not isinstance(value, kind) or isinstance(value, bool):
-                expected = {str: "text", int: "a whole number"}.get(kind, "a number")
+                expected = "text" if kind is str else "a whole number" if kind is int else "a number"
                 raise ConfigError(f"{key}={value!r}: expected {expected}")
             check_limits(value, item, key)
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
