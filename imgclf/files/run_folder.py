@@ -54,8 +54,9 @@ PACKAGES = [
     "numpy",
     "pillow",
 ]
-_CONFIG, _ENVIRONMENT, _LOCK = "config.yaml", "environment.json", ".run.lock"
+_CONFIG, _ENVIRONMENT, RUN_LOCK = "config.yaml", "environment.json", ".run.lock"
 TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"
+_ENDING_SECONDS = 10  # that a process which was asked to end may still save for
 PRUNED = "pruned.txt"  # also there, in a trial that was stopped because others were better
 LATEST = Path("outputs/latest")  # leads to the newest finished run of the current folder
 _FILES = (".ckpt", ".csv", ".html", ".json", ".png", ".yaml")  # that a run writes
@@ -182,14 +183,14 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / _LOCK)
+        self._lock = FileLock(folder / RUN_LOCK)
 
     def acquire(self) -> None:
         """Take the lock, unless it is held already; raises `RunError` while another process has it."""
         if self._lock.is_locked:
             return
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_ENDING_SECONDS)
         except Timeout:
             raise RunError(
                 f"{self.folder}: another process trains this run; wait for it, or stop it before you resume the run"

@@ -27,6 +27,7 @@ from imgclf.errors import ImgclfError, RunError, TrialError, one_line
 from imgclf.files.atomic import delete_leftovers
 from imgclf.files.run_folder import (
     PRUNED,
+    RUN_LOCK,
     TRIAL,
     TRIAL_LOCK,
     TrialRecord,
@@ -275,7 +276,7 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (TRIAL, TRIAL_LOCK):
+        elif path.name not in (TRIAL, TRIAL_LOCK, RUN_LOCK):
             path.unlink()
 
 

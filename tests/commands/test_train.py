@@ -15,6 +15,7 @@ from support.run_files import read_json, read_rows, without_seconds
 
 import imgclf
 from imgclf.errors import CheckpointError, ConfigError, RunError
+from imgclf.files import run_folder
 from imgclf.files.run_folder import RunLock, create_run_folder
 from imgclf.training.run import train
 
@@ -239,7 +240,10 @@ def test_pretrained_weights_train_on_the_real_cards_and_predict(tmp_path: Path) 
     assert classifier.predict(SHARED / "data" / "cards" / "valid" / "joker" / "1.jpg") in classifier.classes
 
 
-def test_run_folder_goes_to_one_of_eight_runs_that_start_at_once(tmp_path: Path) -> None:
+def test_run_folder_goes_to_one_of_eight_runs_that_start_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "_ENDING_SECONDS", 0)
     locks = [RunLock(tmp_path / "run") for _ in range(8)]  # the winner trains while the others start
 
     def start(number: int) -> bool:

@@ -23,6 +23,7 @@ from support.fabricate import TINY, composed, draw_tree
 from support.run_files import read_rows, without_seconds
 
 from imgclf.errors import CheckpointError, RunError
+from imgclf.files import run_folder
 from imgclf.files.row_store import key_of
 from imgclf.files.run_folder import RunLock, is_run
 from imgclf.models.checkpoint import read_checkpoint
@@ -298,8 +299,9 @@ def test_run_without_a_checkpoint_begins_again_and_says_so(
 
 @pytest.mark.trust("runs resumed while another process trains them", "two processes write into one run")
 def test_second_process_that_resumes_a_run_is_refused(
-    data: Path, tmp_path: Path, record_property: Callable[..., None]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[..., None]
 ) -> None:
+    monkeypatch.setattr(run_folder, "_ENDING_SECONDS", 0)
     overrides = settings_of(data, "val_loss", "best")
     run = tmp_path / "run"
     refused = []
