@@ -29,7 +29,7 @@ _ENGINE = "Runtime of frozen layers; auto: OpenVINO on a CPU from 1,000 images o
 # each number has two ends, so that none makes a run allocate, start or count without end.
 _COUNT = 10**9
 _ANY = 1e12
-_RATE = 3.4e38  # the largest number of float32
+_RATE = 1e29  # far beyond any that trains
 _SEED = 2**63 - 1  # of a signed integer, which numpy's and torch's generators take
 _PROCESSES = 256  # of one machine: the threads of the largest servers
 KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
@@ -317,15 +317,17 @@ class TrainerConfig(Settings):
     num_nodes: int = overridable(1, "Number of machines.", low=1, high=10_000)
     strategy: str | None = overridable(None, "ddp for several processes; null: by the number of devices.")
     precision: str = setting("32-true", "Floating-point precision.", choices=PRECISIONS)
-    max_epochs: int = overridable(15, "Number of epochs; -1: until something else ends the run.", low=-1, high=_COUNT)
+    max_epochs: int = overridable(
+        15, "Number of epochs; -1: until something else ends the run.", low=-_COUNT, high=_COUNT
+    )
     limit_train_batches: int | float | None = setting(
-        None, "Batches per epoch, or a fraction of them.", low=0, high=_COUNT
+        None, "Batches per epoch, or a fraction of them.", low=-_COUNT, high=_COUNT
     )
     limit_val_batches: int | float | None = setting(
-        None, "Validation batches, or a fraction of them.", low=0, high=_COUNT
+        None, "Validation batches, or a fraction of them.", low=-_COUNT, high=_COUNT
     )
     limit_test_batches: int | float | None = setting(
-        None, "Batches of the final evaluation, or a fraction of them.", low=0, high=_COUNT
+        None, "Batches of the final evaluation, or a fraction of them.", low=-_COUNT, high=_COUNT
     )
     accumulate_grad_batches: int = setting(1, "Batches per optimizer step.", low=1, high=_COUNT)
     gradient_clip_val: float | None = setting(None, "Largest norm of the gradients.", low=0, high=_ANY)
@@ -334,7 +336,7 @@ class TrainerConfig(Settings):
     )
     gradient_clip_algorithm: str | None = advanced(None, "Clip by norm or value.", choices=("norm", "value"))
     overfit_batches: int | float | None = advanced(
-        None, "Train on the same few batches again and again.", low=0, high=_COUNT
+        None, "Train on the same few batches again and again.", low=-_COUNT, high=_COUNT
     )
     profiler: str | None = advanced(None, "Profile the run.", choices=("simple", "advanced", "pytorch"))
     fast_dev_run: int | bool | None = advanced(
@@ -342,7 +344,7 @@ class TrainerConfig(Settings):
     )
     min_epochs: int | None = advanced(None, "Least number of epochs.", low=0, high=_COUNT)
     max_steps: int | None = advanced(
-        None, "Number of optimizer steps after which training ends.", may_change=True, low=-1, high=_COUNT
+        None, "Number of optimizer steps after which training ends.", may_change=True, low=-_COUNT, high=_COUNT
     )
     min_steps: int | None = advanced(None, "Least number of optimizer steps.", low=0, high=_COUNT)
     max_time: Any = advanced(
@@ -353,7 +355,7 @@ class TrainerConfig(Settings):
         high=_COUNT,
     )
     val_check_interval: int | float | None = advanced(
-        None, "Batches between validations, or a fraction.", low=0, high=_COUNT
+        None, "Batches between validations, or a fraction.", low=-_COUNT, high=_COUNT
     )
     check_val_every_n_epoch: int | None = advanced(None, "Epochs between validations.", low=1, high=_COUNT)
     log_every_n_steps: int | None = advanced(None, "Steps between two lines of a tracker.", low=0, high=_COUNT)

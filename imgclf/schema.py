@@ -68,6 +68,8 @@ class Settings:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = _convert(getattr(self, item.name), self.type_of(item.name), self.key(item.name))
+            for text in value if isinstance(value, list) else [value]:
+                require_value(self.key(item.name), text)
             check_limits(value, item, self.key(item.name))
             object.__setattr__(self, item.name, value)
 
@@ -248,8 +250,6 @@ def _expected(options: Sequence[Any]) -> str:
 
 def check_limits(value: Any, item: Field[Any], key: str) -> None:
     """Raise `ConfigError` unless `value`, and each number in its lists and mappings, is one that the field `item` may have."""
-    for text in value if isinstance(value, list) else [value]:
-        require_value(key, text)
     choices = item.metadata.get("choices")
     word = str(value).lower() if isinstance(value, bool) else value
     if choices and value is not None and word not in choices:

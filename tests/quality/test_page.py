@@ -153,7 +153,7 @@ def test_a_browser_shows_all_of_the_page_on_a_phone_and_a_desktop(tmp_path: Path
             assert result["beside"] == (1 if width == 390 or classes <= 15 else 2 if classes == 53 else 4)
             assert result["contrast"] >= 3.5 and (result["paper"] < 0.05) is dark
             assert result["first"].startswith(
-                "3 files can't be read, 3 unused files in class folders, 3 duplicate pairs"
+                "3 files can't be read, 3 classes without training images, 3 unused files in class folders, 3 duplicate pairs"
             )
             assert result["order"] == [*(kind for kind in KINDS if kind != "near"), "samples", "near", "notes", "files"]
             assert result["title"] == f"Check of {NASTY}" and result["quick"] is None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,8 +52,8 @@ def test_csv_logger_has_the_rows_of_the_uninterrupted_run(
 ) -> None:
     folder, save, saved = tmp_path / "run", CheckpointCallback._save, []
 
-    def stop(self: CheckpointCallback, trainer: Trainer, validating: bool = False) -> Path:
-        path = save(self, trainer, validating)
+    def stop(self: CheckpointCallback, trainer: Trainer, **options: Any) -> Path:
+        path = save(self, trainer, **options)
         saved.append(trainer.global_step)  # 5 an epoch
         if saved[-1] == (8 if at == "within an epoch" else 10):
             if at == "epoch's end, by a signal":

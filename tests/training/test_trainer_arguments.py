@@ -79,7 +79,7 @@ REFUSED_WITH_DATA = {
     "trainer.devices=0": "trainer: ",
     "trainer.devices=[0]": "`devices` selected with `CPUAccelerator` should be an int > 0",
     "trainer.devices=x": "`devices` selected with `CPUAccelerator` should be an int > 0",
-    "trainer.fast_dev_run=-1": "is not a valid configuration",
+    "trainer.fast_dev_run=-1": "expected a whole number of at least 0",
     "trainer.val_check_interval=100": "val_check_interval=100: an epoch has 5 batches; pass fewer, or a fraction",
     "trainer.val_check_interval=3 trainer.limit_train_batches=0.5": "an epoch has 2 batches",
     "dataset.batch_size=1 model.head.batch_norm=true": "a batch of 1 image .* BatchNorm needs 2",

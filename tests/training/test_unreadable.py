@@ -236,7 +236,7 @@ def test_check_that_a_failed_disk_spoilt_is_made_again(
 ) -> None:
     data = data_of(composed("dataset=folders", f"data_dir='{colours}'"))
 
-    def failing(item: str) -> Any:
+    def failing(item: str, **_: Any) -> Any:
         raise ImageError(f"{item}: Input/output error")
 
     with monkeypatch.context() as patch:
