@@ -167,7 +167,7 @@ class OptimizerConfig(Settings):
     path = "optimizer"
     name: str = setting("adamw", "Any name of timm.optim.list_optimizers().")
     lr: float = setting(1e-3, "Learning rate.", low=0, high=_RATE)
-    weight_decay: float = setting(0.01, "Weight decay of matrices; vectors have none.", low=0, high=_ANY)
+    weight_decay: float = setting(0.01, "Weight decay of matrices; vectors have none.", low=0, high=_RATE)
     backbone_lr: float | None = setting(None, "Learning rate of the backbone; null: lr.", low=0, high=_RATE)
     options: dict[str, Any] = setting(
         dict, "More keywords of the optimizer, such as +optimizer.options.momentum=0.9.", low=-_ANY, high=_ANY
