@@ -277,14 +277,17 @@ class Loader:
         try:
             yield from self._loader
         except Exception as error:
-            if self._loader.num_workers and (failure := worker_failure(error, self._exit_codes())):
+            if self._loader.num_workers and (failure := worker_failure(error, self._exit_codes(error))):
                 raise failure from None
             raise
 
-    def _exit_codes(self) -> list[int]:
+    def _exit_codes(self, error: Exception) -> list[int]:
         """Return how the workers that have ended did: their exit codes, or minus the signal that killed them."""
         workers: list[Any] = getattr(self._loader._iterator, "_workers", [])
-        wait([worker.sentinel for worker in workers], timeout=0.5)  # a connection breaks before the process has ended
+        patience = (
+            5.0 if isinstance(error, (ConnectionError, EOFError)) else 0.5
+        )  # seconds: it breaks before a process ends
+        wait([worker.sentinel for worker in workers], timeout=patience)
         return [worker.exitcode for worker in workers if worker.exitcode]
 
     def _batch_bounds(self) -> list[int]:

@@ -29,6 +29,7 @@ __all__ = [
     "history_csv",
     "history_json",
     "metrics_json",
+    "original_text",
     "per_class_csv",
     "per_class_table",
     "predictions_csv",
@@ -83,7 +84,7 @@ def read_confusion_csv(path: StrPath) -> tuple[list[str], NDArray[np.int64]]:
     """Read a file of `confusion_csv`: the K classes, and the counts int64 [K, K]; raises `DataError`."""
     header, rows = _read_rows(path)
     try:
-        return [_original(name) for name in header[1:]], np.array([row[1:] for row in rows], dtype=np.int64)
+        return [original_text(name) for name in header[1:]], np.array([row[1:] for row in rows], dtype=np.int64)
     except ValueError as error:
         raise DataError(f"{os.fspath(path)}: can't be read as counts ({one_line(error, 160)})") from None
 
@@ -169,8 +170,8 @@ def read_predictions_csv(path: StrPath) -> tuple[list[str], list[list[str]]]:
     if header[:3] != ["file", "true", "predicted"] or any(len(row) != len(header) for row in rows):
         raise DataError(f"{name}: can't be read as predictions; expected file, true, predicted and the probabilities")
     if all(column.startswith("p(") and column.endswith(")") for column in columns):
-        columns = [_original(column)[2:-1] for column in columns]
-    return columns, [[*map(_original, row[:3]), *row[3:]] for row in rows]
+        columns = [original_text(column)[2:-1] for column in columns]
+    return columns, [[*map(original_text, row[:3]), *row[3:]] for row in rows]
 
 
 def _names_of(targets: Array, count: int, classes: Sequence[str]) -> list[str]:
@@ -264,7 +265,7 @@ def text_cell(text: str, encoding: str = "utf-8") -> str:
     return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 
 
-def _original(cell: str) -> str:
+def original_text(cell: str) -> str:
     """Return the text that `text_cell` was given."""
     return unescaped(cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell)
 

@@ -31,6 +31,7 @@ from imgclf.files import write_atomically
 from imgclf.files.model_file import read_file
 from imgclf.files.run_folder import RunLock, create_run_folder
 from imgclf.names import as_json, escaped, file_name, printable, unescaped
+from imgclf.report.tables import original_text
 
 if sys.platform == "win32":
     pytest.skip("Windows takes only names that are text", allow_module_level=True)
@@ -173,7 +174,7 @@ def odd_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_names(path: Path, encoding: str = "utf-8") -> list[list[bytes]]:
     """Return the cells of a CSV file with their names as they were, as the file system holds them."""
     with path.open(encoding=encoding, newline="") as file:
-        return [[os.fsencode(unescaped(cell)) for cell in row] for row in csv.reader(file)]
+        return [[os.fsencode(original_text(cell)) for cell in row] for row in csv.reader(file)]
 
 
 @pytest.mark.trust(
