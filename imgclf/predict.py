@@ -70,17 +70,20 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
     from imgclf.images import IMAGE_SUFFIXES
-    from imgclf.inference import load, load_imagenet  # here, because these load torch
 
     if checkpoint is None:
         if options.tta:
             raise ConfigError("--tta needs a checkpoint, whose data set names its label-preserving flips")
+        from imgclf.inference import load_imagenet  # here, because it loads torch
+
         backbone = _backbone(options.imagenet)
         return load_imagenet(backbone, options.weights, options.device, options.engine, options.precision)
     if options.weights:
         raise ConfigError("--weights goes with --imagenet; a checkpoint has its own")
     if Path(checkpoint).suffix.lower() in IMAGE_SUFFIXES:
         raise ConfigError(f"{checkpoint}: an image; the model comes first: imgclf predict latest {checkpoint}")
+    from imgclf.inference import load  # here, because it loads NumPy, and torch for a checkpoint
+
     return load(checkpoint, options.device, options.engine, options.precision, options.tta)
 
 

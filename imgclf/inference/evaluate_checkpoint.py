@@ -12,7 +12,7 @@ from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, DataError
 from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.run_folder import describe_environment, find_checkpoint, require_unused
-from imgclf.inference.predictor import choose_device
+from imgclf.inference.torch_runner import choose_device
 from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.report import write_evaluation
 from imgclf.report.summary import print_metrics, print_per_class
@@ -37,7 +37,7 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")
     forward = build_forward(model, config.engine, len(data.samples[split]), config.precision)
-    flips = model.flips() if config.tta else ()
+    flips = model.metadata.flips() if config.tta else ()
     evaluation = evaluate_split(model, data.loader(split), None, forward, flips)
     write_evaluation(folder, split, evaluation)
     metrics_json(folder / "metrics.json", {split: evaluation.metrics})

@@ -22,7 +22,7 @@ from imgclf.evaluation.classification import TOP, has_top5
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import check_name
-from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
+from imgclf.models.metadata import CheckpointMetadata, DataFacts
 from imgclf.models.network import Network
 from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals

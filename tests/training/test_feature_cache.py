@@ -20,9 +20,10 @@ from imgclf.data.samples import Samples
 from imgclf.models import ImageModel
 from imgclf.models import engine as engine_module
 from imgclf.models.checkpoint import read_checkpoint
-from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run_padded
+from imgclf.models.engine import Eager, build_engine, choose_engine, run_padded
 from imgclf.models.frozen_stem import find_frozen_stem
 from imgclf.models.network import build_network
+from imgclf.models.openvino_queue import openvino_version
 from imgclf.preprocess import Preprocess
 from imgclf.training import run as training
 from imgclf.training.classifier import ImageClassifier
