@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgclf.cli.malloc import tune_malloc
-from imgclf.config import ENGINES
+from imgclf.config import MODEL_ENGINES
 from imgclf.console import CommandParser, print_message, progress_bar, run_command
 from imgclf.errors import ConfigError, ImageError
 
@@ -26,8 +26,8 @@ __all__ = ["main"]
 USAGE = """imgclf predict [options] MODEL PATH...
        imgclf predict [options] --imagenet NAME PATH..."""
 EPILOG = """
-MODEL is a run's folder, a checkpoint file, or latest (the newest run that
-finished here). PATH is an image, a folder of images, a CSV file of pixels, an
+MODEL is a run's folder, a checkpoint file, latest (the newest run that finished
+here), or a .onnx file of imgclf export, which answers fastest. PATH is an image, a folder of images, a CSV file of pixels, an
 http(s) URL, or - to read these from stdin: each line is answered as it comes,
 on a terminal too.
 
@@ -268,7 +268,7 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
     add("--tta", action="store_true", help="test-time augmentation over label-preserving flips")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
     engine = "runtime of the network; auto: openvino, if installed, on a CPU from 1,000 images on (default: auto)"
-    add("--engine", default="auto", choices=ENGINES, help=engine)
+    add("--engine", default="auto", choices=MODEL_ENGINES, help=engine)
     add("--precision", default="fp32", choices=("fp32", "bf16"), help="floating-point format (default: fp32)")
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imgclf.data.datasets import datamodule_class
-from imgclf.errors import CheckpointError, one_line, require_package
+from imgclf.errors import CheckpointError, one_line
+from imgclf.exporting import require_packages
 from imgclf.files.atomic import write_atomically
 from imgclf.models.exported import FORMAT, INPUT, METADATA_KEY, OUTPUT, ExportedModel
 from imgclf.models.image_model import ImageModel
@@ -32,7 +33,6 @@ __all__ = ["OPSET", "Exported", "export_onnx"]
 OPSET = 20  # of ONNX's operators; onnxruntime reads it from version 1.17 on, which came out in January 2024
 TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-2  # between the probabilities of the checkpoint and of the file
 _SMALL = 1024  # numbers of a tensor that stays in fp32 with `half`: it saves nothing, and may be a scale
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ def export_onnx(model: ImageModel, path: Path, images: NDArray[np.uint8], half: 
     extra `export` aren't installed, `CheckpointError` for a network that can't be exported, and where the probabilities
     differ by more than 1e-4 (`half`: 1e-2) or a predicted class does; nothing is written then.
     """
-    for package in _PACKAGES:
-        require_package(package, "export", "export")
+    require_packages()
     data = _serialized(model, half)
     expected, actual = _answers(model, images), ExportedModel(data, facts_of(model)).probabilities(images)
     difference = float(np.abs(expected - actual).max(initial=0))
@@ -85,6 +84,9 @@ def facts_of(model: ImageModel) -> dict[str, Any]:
 
 class _Answer(nn.Module):
     """The graph of the file: a model with everything that comes before and after its network."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: ImageModel) -> None:
         super().__init__()

@@ -210,7 +210,7 @@ class Predictor:
         self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], engine: str
     ) -> Iterator[Prediction]:
         readable = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
-        rows = iter(self.runner.run(np.stack(readable), engine) if readable else ())
+        rows: Iterator[NDArray[np.float32]] = iter(self.runner.run(np.stack(readable), engine) if readable else ())
         nothing_known = np.full(len(self.classes), np.nan, dtype=np.float32)
         for image, pixels in batch:
             if isinstance(pixels, ImageError):

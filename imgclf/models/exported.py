@@ -123,7 +123,7 @@ class ExportedModel:
         try:
             parts = [self._session.run([OUTPUT], {INPUT: part})[0] for part in _batches(pixels)]
         except Exception as error:  # onnxruntime's errors have no common type of their own
-            raise CheckpointError(f"the exported network can't be computed ({one_line(error, 200)})") from None
+            raise CheckpointError(f"the exported network can't be computed ({_reason(error)})") from None
         result = np.concatenate(parts)
         if result.shape != (len(pixels), len(self.classes)):
             raise CheckpointError(
@@ -182,7 +182,7 @@ def _facts(metadata: dict[str, str]) -> dict[str, Any]:
         raise CheckpointError(
             f"its metadata have format {str(facts.get('format'))[:20]}, this version of imgclf reads {FORMAT}; export it again"
         )
-    classes = facts.get("classes")
+    classes: Any = facts.get("classes")
     require(
         {
             "classes": is_list(classes, str) and 0 < len(classes) == len(set(classes)),
@@ -210,7 +210,7 @@ def _open_session(data: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common type of their own
-        raise CheckpointError(f"onnxruntime can't take it ({one_line(error, 200)}); use another file") from None
+        raise CheckpointError(f"onnxruntime can't take it ({_reason(error)}); use another file") from None
 
 
 @cache
@@ -222,6 +222,13 @@ def _bound_memory() -> None:
     limits = {"max_mem": _MEMORY_BYTES, "arena_extend_strategy": 1}  # 1: as much as is asked for
     arena = onnxruntime.OrtArenaCfg({**limits, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1})
     onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, place), arena)
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of onnxruntime means, in a line; its texts begin with numbers and places of its source code."""
+    if "Available memory" in str(error):
+        return f"it asks for more than {_MEMORY_BYTES >> 30} GB of memory"
+    return one_line(str(error).rpartition("Status Message: ")[2], 200)
 
 
 def _batches(pixels: Pixels) -> list[Pixels]:

@@ -11,7 +11,19 @@ import pytest
 import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
-COMMANDS = ("train", "resume", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
+COMMANDS = (
+    "train",
+    "resume",
+    "evaluate",
+    "predict",
+    "export",
+    "check",
+    "compare",
+    "sweep",
+    "cache",
+    "download",
+    "__main__",
+)
 FOUNDATIONS = ("config", "console", "errors", "jupyter", "names", "preprocess", "schema", "signals", "threads")
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
@@ -25,6 +37,7 @@ FLOORS = {
     "data": 3,
     "evaluation": 4,
     "report": 5,
+    "exporting": 6,
     "quality": 6,
     "training": 7,
     "inference": 8,
@@ -41,6 +54,7 @@ NEVER = {
     "data": ("models", "report", "training"),
     "evaluation": ("pytorch_lightning", "matplotlib", "training", "report"),
     "report": ("training",),
+    "exporting": ("pytorch_lightning", "quality", "report", "training"),
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
     "inference": ("cli", "sweeps"),
