@@ -142,7 +142,6 @@ def test_images_of_the_run_are_checked_or_noise_where_they_are_gone(
     [
         (["nowhere"], "nowhere: no such"),
         (["{run}", "--out", "model.pt"], "--out model.pt: expected the name of a file that ends in .onnx"),
-        (["{run}", "--out", "missing/model.onnx"], "missing"),
     ],
 )
 def test_mistakes_are_one_line(
