@@ -23,6 +23,7 @@ examples:
   imgclf export latest
   imgclf export outputs/cards_v3 --out cards.onnx
   imgclf predict cards.onnx photo.jpg
+  imgclf export latest --folder cards_model
 
 exit code: 0 written; 2 a model or an option can't be used, nothing is written
 """
@@ -41,7 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--half", action="store_true", help="store the weights in fp16: half the size, computed in fp32"
     )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="write a folder that runs without imgclf: model, script, model card",
+    )
     options = parser.parse_args(arguments)
+    if options.out and options.folder:
+        parser.error("--out and --folder: pass one of them; the folder's model is its model.onnx")
     if options.out and options.out.suffix.lower() != ".onnx":
         parser.error(f"--out {options.out}: expected the name of a file that ends in .onnx")
     tune_malloc()
@@ -49,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.folder:
+        from imgclf.exporting.folder import export_folder  # here, because it loads torch
+
+        export_folder(options.model, options.folder, options.half)
+        return 0
     from imgclf.exporting.run import export_checkpoint  # here, because it loads torch
 
     export_checkpoint(options.model, options.out, options.half)

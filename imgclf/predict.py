@@ -26,10 +26,10 @@ __all__ = ["main"]
 USAGE = """imgclf predict [options] MODEL PATH...
        imgclf predict [options] --imagenet NAME PATH..."""
 EPILOG = """
-MODEL is a run's folder, a checkpoint file, latest (the newest run that finished
-here), or a .onnx file of imgclf export, which answers fastest. PATH is an image, a folder of images, a CSV file of pixels, an
-http(s) URL, or - to read these from stdin: each line is answered as it comes,
-on a terminal too.
+MODEL is a run's folder, a checkpoint file, latest (the newest run that
+finished here), or a .onnx file of imgclf export, which answers fastest. PATH
+is an image, a folder of images, a CSV file of pixels, an http(s) URL, or - to
+read these from stdin: each line is answered as it comes, on a terminal too.
 
 examples:
   imgclf predict latest photo.jpg

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imgclf.data.datasets import datamodule_class
-from imgclf.errors import CheckpointError, one_line
+from imgclf.errors import CheckpointError, ConfigError, one_line
 from imgclf.exporting import require_packages
 from imgclf.files.atomic import write_atomically
 from imgclf.models.exported import FORMAT, INPUT, METADATA_KEY, OUTPUT, ExportedModel
@@ -44,16 +44,20 @@ class Exported:
     difference: float
 
 
-def export_onnx(model: ImageModel, path: Path, images: NDArray[np.uint8], half: bool = False) -> Exported:
+def export_onnx(
+    model: ImageModel, path: Path, images: NDArray[np.uint8], half: bool = False, public: bool = False
+) -> Exported:
     """Write `model` to `path` as ONNX after it has answered for `images` uint8 [N, S, S, C] as the checkpoint does.
 
-    `half` stores the weights in fp16 and computes in fp32: half the size. Raises `ConfigError` where the packages of the
-    extra `export` aren't installed, `CheckpointError` for a network that can't be exported, and where the probabilities
-    differ by more than 1e-4 (`half`: 1e-2) or a predicted class does; nothing is written then.
+    `half` stores the weights in fp16 and computes in fp32: half the size; for `public` see `facts_of`.
+
+    Raises `ConfigError` where the packages of the extra `export` aren't installed, and `CheckpointError` for a network that
+    can't be exported, and where the probabilities differ by more than 1e-4 (`half`: 1e-2) or a predicted class does; nothing
+    is written then.
     """
     require_packages()
-    data = _serialized(model, half)
-    expected, actual = _answers(model, images), ExportedModel(data, facts_of(model)).probabilities(images)
+    data = _serialized(model, half, public)
+    expected, actual = _answers(model, images), ExportedModel(data, facts_of(model, public)).probabilities(images)
     difference = float(np.abs(expected - actual).max(initial=0))
     changed = int((expected.argmax(axis=1) != actual.argmax(axis=1)).sum())
     if not difference <= (HALF_TOLERANCE if half else TOLERANCE) or changed:  # NaN isn't at most the tolerance either
@@ -66,10 +70,18 @@ def export_onnx(model: ImageModel, path: Path, images: NDArray[np.uint8], half: 
     return Exported(path, len(data), difference)
 
 
-def facts_of(model: ImageModel) -> dict[str, Any]:
-    """Return what the file's metadata say, as plain data that `ExportedModel` reads."""
+def facts_of(model: ImageModel, public: bool = False) -> dict[str, Any]:
+    """Return what the file's metadata say, as plain data that `ExportedModel` reads.
+
+    With `public` they leave out the run's settings and history, and name no path of this machine.
+    """
     network, metadata = model.network, model.metadata.to_dict()
-    kept = ("config", "data", "metrics", "temperature", "history")
+    kept = ["data", "metrics", "temperature", *([] if public else ["config", "history"])]
+    facts = {**vars(model.metadata.data), **({"root": "", "flips": _flips(model)} if public else {})}
+    is_drawn = (model.metadata.config or {}).get("data_dir") == "demo"
+    if is_drawn:
+        facts["name"] = f"{facts['name']} (drawn miniature)"
+    metadata["data"] = facts
     return {
         "format": FORMAT,
         "version": version("imgclf"),
@@ -77,9 +89,16 @@ def facts_of(model: ImageModel) -> dict[str, Any]:
         "classes": list(model.classes),
         "preprocess": model.preprocess.to_dict(),
         "backbone": network.backbone.name if isinstance(network, Network) else type(network).__name__,
-        "licence": datamodule_class(model.metadata.data.name).licence,
+        "licence": None if is_drawn else datamodule_class(model.metadata.data.name).licence,
         "metadata": {key: metadata[key] for key in kept},
     }
+
+
+def _flips(model: ImageModel) -> list[str]:
+    try:
+        return list(model.metadata.flips())
+    except ConfigError:
+        return []
 
 
 class _Answer(nn.Module):
@@ -110,7 +129,7 @@ def _answers(model: ImageModel, images: NDArray[np.uint8]) -> NDArray[np.float32
     return (torch.cat(parts) / model.temperature).softmax(dim=1).numpy()
 
 
-def _serialized(model: ImageModel, half: bool) -> bytes:
+def _serialized(model: ImageModel, half: bool, public: bool) -> bytes:
     """Return the bytes of the file; raises `CheckpointError` for a network that torch can't export."""
     import onnx
 
@@ -140,7 +159,7 @@ def _serialized(model: ImageModel, half: bool) -> bytes:
     if half:
         _halve(proto.graph, onnx)
     entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(facts_of(model), ensure_ascii=True)
+    entry.key, entry.value = METADATA_KEY, json.dumps(facts_of(model, public), ensure_ascii=True)
     return bytes(proto.SerializeToString(deterministic=True))
 
 
