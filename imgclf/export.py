@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imgclf.cli.malloc import tune_malloc
 from imgclf.console import CommandParser, run_command
+from imgclf.malloc import tune_malloc
 
 __all__ = ["main"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.cli.malloc import tune_malloc
 from imgclf.config import MODEL_ENGINES
 from imgclf.console import CommandParser, print_message, progress_bar, run_command
 from imgclf.errors import ConfigError, ImageError
+from imgclf.malloc import tune_malloc
 
 if TYPE_CHECKING:
     from imgclf.inference import Predictor

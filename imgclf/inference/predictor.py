@@ -73,6 +73,8 @@ def load(
     checkpoint, see `imgclf.models.engine`; auto, onnxruntime or openvino for an exported file. `precision`: fp32 or bf16;
     `tta`: average the probabilities over the label-preserving flips of the data set (test-time augmentation).
 
+    On Linux it lets the allocator of this process keep memory, see `imgclf.malloc`; `IMGCLF_MALLOC=0` leaves it as it is.
+
     Raises `CheckpointError` for a folder without a best.ckpt, and for another or a damaged file, `ConfigError` for a device
     that this machine lacks.
     """

@@ -18,6 +18,7 @@ from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits,
 from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.inference.predictor import Predictor
+from imgclf.malloc import tune_malloc
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import check_name
 from imgclf.models.engine import choose_engine
@@ -76,6 +77,7 @@ def load_checkpoint(
     tta: bool = False,
 ) -> Predictor:
     """Load the classifier from a checkpoint; `imgclf.load` says more."""
+    tune_malloc()  # a script that predicts is then as fast as `imgclf predict`
     target = choose_device(device)
     file = find_checkpoint(path)
     model = load_image_model(file).to(target)

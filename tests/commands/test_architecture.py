@@ -24,7 +24,18 @@ COMMANDS = (
     "download",
     "__main__",
 )
-FOUNDATIONS = ("config", "console", "errors", "jupyter", "names", "preprocess", "schema", "signals", "threads")
+FOUNDATIONS = (
+    "config",
+    "console",
+    "errors",
+    "jupyter",
+    "malloc",
+    "names",
+    "preprocess",
+    "schema",
+    "signals",
+    "threads",
+)
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
     "files": 1,

@@ -10,7 +10,7 @@ import sys
 from time import perf_counter
 from typing import Any
 
-from imgclf.cli.malloc import tune_malloc
+from imgclf.malloc import tune_malloc
 
 tune_malloc()
 

@@ -16,7 +16,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h
 def tune_malloc() -> bool:
     """Tune the allocator of this process, and return whether it was tuned; only Linux with glibc is.
 
-    Call it before torch allocates. Environment variables that tune malloc, and a preloaded allocator, take precedence.
+    Best before torch allocates; a second call changes nothing. Environment variables that tune malloc, and a preloaded
+    allocator, take precedence.
     """
     if sys.platform != "linux" or os.environ.get("IMGCLF_MALLOC") == "0":
         return False
