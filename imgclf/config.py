@@ -345,7 +345,7 @@ class TrainerConfig(Settings):
     )
     min_epochs: int | None = advanced(None, "Least number of epochs.", low=0, high=_COUNT)
     max_steps: int | None = advanced(
-        None, "Number of optimizer steps after which training ends.", may_change=True, low=-_COUNT, high=_COUNT
+        None, "Number of optimizer steps after which training ends.", on_resume=True, low=-_COUNT, high=_COUNT
     )
     min_steps: int | None = advanced(None, "Least number of optimizer steps.", low=0, high=_COUNT)
     max_time: Any = advanced(

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from imgclf.console import shell_quoted
+
 __all__ = [
     "Interrupted",
     "Signals",
@@ -88,7 +90,7 @@ def catch_signals() -> Iterator[Signals]:
 
 def resumable(signum: int, folder: Path) -> str:
     """Return the text of the `Interrupted` that ends the sweep in `folder`."""
-    again = f"the same command, with hydra.sweep.dir={folder}, resumes the sweep"
+    again = f"the same command, with {shell_quoted(f'hydra.sweep.dir={folder}')}, resumes the sweep"
     return f"interrupted by {signal.Signals(signum).name}; {again}"
 
 

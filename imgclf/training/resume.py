@@ -79,10 +79,9 @@ class ResumePoint:
         same = repr(rows) == repr(later)  # as text, NaN equals NaN
         return self.finished_epoch == epoch == self.epochs and same
 
-    def describe(self, max_epochs: int) -> str:
+    def describe(self, is_trained: bool) -> str:
         """Return the line that tells where the run continues; the first epoch is 1."""
-        trained = self.stopped_early or self.epochs >= max_epochs > 0
-        where = "with its evaluation" if trained else f"in epoch {self.epochs + 1}"
+        where = "with its evaluation" if is_trained else f"in epoch {self.epochs + 1}"
         return f"continues {where}, after {self.checkpoint['global_step']:,} steps, from {self.path.name}"
 
     def threads_note(self, threads: int) -> str | None:
@@ -146,9 +145,12 @@ class RunPlan:
 
     @property
     def is_trained(self) -> bool:
-        """Whether no epoch is left to train."""
+        """Whether no epoch and no step is left to train."""
         point, epochs = self.resume, self.config.trainer.max_epochs
-        return point is not None and (point.stopped_early or point.epochs >= epochs >= 0)
+        return point is not None and (point.stopped_early or point.epochs >= epochs >= 0 or self._steps_are_over(point))
+
+    def _steps_are_over(self, point: ResumePoint) -> bool:
+        return 0 < (self.config.trainer.max_steps or 0) <= int(point.checkpoint["global_step"])
 
     @property
     def missing(self) -> list[str]:
@@ -163,7 +165,8 @@ class RunPlan:
             return None
         if missing := self.missing:
             return f"this run is finished, after {point.epochs} epochs; it is evaluated again, for {', '.join(missing)}"
-        reason = "early stopping ended it" if point.stopped_early else "a larger trainer.max_epochs continues it"
+        limit = "max_steps" if self._steps_are_over(point) else "max_epochs"
+        reason = "early stopping ended it" if point.stopped_early else f"a larger trainer.{limit} continues it"
         return f"this run is finished, after {point.epochs} epochs; {reason}"
 
     def restore_files(self) -> None:

@@ -163,7 +163,7 @@ def _announce(run: Run, lock: RunLock) -> None:
         print_text("begins again: the run in this folder ended before its first checkpoint")
     if plan.resume:
         write_history(plan.folder, plan.resume.metadata["history"])
-        print_text(plan.resume.describe(plan.config.trainer.max_epochs))
+        print_text(plan.resume.describe(plan.is_trained))
         if note := plan.resume.threads_note(torch.get_num_threads()):
             print_line(note)
 

@@ -407,3 +407,19 @@ def test_new_run_continues_a_checkpoint_of_the_same_classes_and_model_only(run_t
     ):
         with pytest.raises(CheckpointError, match=message):
             run_tiny(f"ckpt_path='{last}'", change)
+
+
+def test_a_run_that_max_steps_ended_is_finished_and_takes_more_steps(
+    run_tiny: RunTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ("trainer.max_epochs=-1", "scheduler.name=none")  # 5 steps an epoch
+    whole, folder = run_tiny(*steps, "trainer.max_steps=12"), run_tiny(*steps, "trainer.max_steps=7")
+    capsys.readouterr()
+    train(composed(f"resume='{folder}'"), folder, [])
+    printed = capsys.readouterr().out
+    assert "this run is finished, after 2 epochs; a larger trainer.max_steps continues it" in printed
+    assert "continues in epoch" not in printed
+    train(composed(f"resume='{folder}'", "trainer.max_steps=12"), folder, ["trainer.max_steps=12"])
+    assert "after 7 steps" in capsys.readouterr().out
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 12
+    assert len(read_rows(folder / "history.csv")) >= len(read_rows(whole / "history.csv")) == 3
