@@ -8,14 +8,15 @@ from imgclf.errors import require_package
 if TYPE_CHECKING:
     from imgclf.exporting.onnx_file import export_onnx
     from imgclf.exporting.run import export_checkpoint, export_model
+    from imgclf.exporting.static_page import write_page
 
-__all__ = ["export_checkpoint", "export_model", "export_onnx", "require_packages"]
+__all__ = ["export_checkpoint", "export_model", "export_onnx", "require_packages", "write_page"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "onnx_file" if name == "export_onnx" else "run"
+    module = {"export_onnx": "onnx_file", "write_page": "static_page"}.get(name, "run")
     return getattr(import_module(f"{__name__}.{module}"), name)
 
 

@@ -45,6 +45,7 @@ FLOORS = {
     "fetch": 2,
     "images": 2,
     "models": 2,
+    "page": 2,
     "data": 3,
     "evaluation": 4,
     "report": 5,

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -69,7 +70,7 @@ def browse(
 class _Browser:
     """A headless browser that takes commands of the Chrome DevTools Protocol over a pipe; it has no other dependency."""
 
-    def __init__(self) -> None:
+    def __init__(self, *more: str) -> None:
         assert BROWSER
         profile = tempfile.mkdtemp()
         options = [
@@ -78,6 +79,7 @@ class _Browser:
             "--disable-gpu",
             "--remote-debugging-pipe",
             f"--user-data-dir={profile}",
+            *more,
         ]
         # The protocol's pipes are the descriptors 3 and 4.
         command = ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>&2', "sh", BROWSER, *options]
@@ -116,6 +118,10 @@ class _Browser:
                 "Log.entryAdded",
             ):
                 tab.console.append(json.dumps(answer["params"]))
+            if tab and answer.get("method") == "Network.requestWillBeSent":
+                tab.requests.append(answer["params"]["request"]["url"])
+            if tab and answer.get("method") == "Target.attachedToTarget":
+                tab.workers.append(answer["params"]["sessionId"])
 
     def close(self) -> None:
         """End the browser, and remove its profile."""
@@ -130,6 +136,8 @@ class _Tab:
     def __init__(self, browser: _Browser, target: str, session: str) -> None:
         self.browser, self.target, self.session = browser, target, session
         self.console: list[str] = []
+        self.requests: list[str] = []  # addresses, once `Network.enable` was called
+        self.workers: list[str] = []  # sessions of new workers, once `Target.setAutoAttach` was called
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Return the result of a command in this tab."""
@@ -140,6 +148,23 @@ class _Tab:
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
+
+    def watch_workers(self) -> None:
+        """Let the workers run that wait for a debugger, with their requests and consoles in this tab's lists."""
+        while self.workers:
+            worker = _Tab(self.browser, self.target, self.workers.pop())
+            worker.console, worker.requests = self.console, self.requests
+            for method in ("Network.enable", "Runtime.enable", "Runtime.runIfWaitingForDebugger"):
+                worker.call(method)
+
+    def wait_for(self, expression: str, seconds: float = 20) -> Any:
+        """Return the value of an expression once it is true; fail after `seconds`, with what the console says."""
+        end = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            self.watch_workers()
+            assert time.monotonic() < end, (expression, self.console)
+            time.sleep(0.02)
+        return value
 
     def close(self) -> None:
         """Close the tab."""

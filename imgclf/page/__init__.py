@@ -1,0 +1,1 @@
+"""The files of the page that classifies images: `imgclf serve` serves them, and `imgclf.exporting` makes them static."""
