@@ -24,6 +24,7 @@ examples:
   imgclf export outputs/cards_v3 --out cards.onnx
   imgclf predict cards.onnx photo.jpg
   imgclf export latest --folder cards_model
+  imgclf export latest --page cards_page --samples
 
 exit code: 0 written; 2 a model or an option can't be used, nothing is written
 """
@@ -48,9 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="write a folder that runs without imgclf: model, script, model card",
     )
+    parser.add_argument(
+        "--page", type=Path, metavar="FOLDER", help="write a web page on which the model runs in the browser"
+    )
+    parser.add_argument("--samples", action="store_true", help="publish an image of each class on the page")
     options = parser.parse_args(arguments)
-    if options.out and options.folder:
-        parser.error("--out and --folder: pass one of them; the folder's model is its model.onnx")
+    if sum(bool(place) for place in (options.out, options.folder, options.page)) > 1:
+        parser.error("--out, --folder and --page: pass one of them; each holds the model")
+    if options.samples and not (options.folder or options.page):
+        parser.error("--samples goes with --page or --folder")
     if options.out and options.out.suffix.lower() != ".onnx":
         parser.error(f"--out {options.out}: expected the name of a file that ends in .onnx")
     tune_malloc()
@@ -61,7 +68,12 @@ def _export(options: argparse.Namespace) -> int:
     if options.folder:
         from imgclf.exporting.folder import export_folder  # here, because it loads torch
 
-        export_folder(options.model, options.folder, options.half)
+        export_folder(options.model, options.folder, options.half, options.samples)
+        return 0
+    if options.page:
+        from imgclf.exporting.folder import export_page
+
+        export_page(options.model, options.page, options.half, options.samples)
         return 0
     from imgclf.exporting.run import export_checkpoint  # here, because it loads torch
 

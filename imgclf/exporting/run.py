@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,13 +10,14 @@ from imgclf.config import DatasetConfig
 from imgclf.console import print_text, shell_path
 from imgclf.data.datasets import build_data
 from imgclf.data.pixel_cache import read_pixels
+from imgclf.data.samples import Samples
 from imgclf.errors import DataError
 from imgclf.exporting.onnx_file import Exported, export_onnx
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.models.exported import SUFFIX
 from imgclf.models.image_model import ImageModel, load_image_model
 
-__all__ = ["CHECKED", "export_checkpoint", "export_model", "images_of_run"]
+__all__ = ["CHECKED", "export_checkpoint", "export_model", "images_of_run", "sample_images"]
 
 CHECKED = 16  # images that checkpoint and exported file must answer alike
 
@@ -42,15 +44,40 @@ def images_of_run(model: ImageModel) -> tuple[NDArray[np.uint8], str]:
 
     Where the data aren't there any more, they are noise.
     """
-    side, channels = model.preprocess.size, model.preprocess.channels
+    samples = _samples_of_run(model)
+    if samples is None:
+        side, channels = model.preprocess.size, model.preprocess.channels
+        noise = np.random.default_rng(0).integers(0, 256, (CHECKED, side, side, channels), dtype=np.uint8)
+        return noise, f"{CHECKED} images of noise (the run's own data aren't here)"
+    indices = np.unique(np.linspace(0, len(samples) - 1, CHECKED).astype(np.int64))
+    return read_pixels(samples, model.preprocess, indices), f"{len(indices)} of the run's images"
+
+
+def sample_images(model: ImageModel) -> dict[str, str | bytes]:
+    """Return an image of each class of the run's validation data: its path, or a PNG where it has no file of its own.
+
+    Raises `DataError` where the data aren't there any more.
+    """
+    samples = _samples_of_run(model)
+    if samples is None:
+        raise DataError(
+            f"samples: the run's data aren't in {model.metadata.data.root or 'any folder'}; leave --samples out"
+        )
+    chosen: dict[str, str | bytes] = {}
+    for index, target in enumerate(samples.targets.tolist()):
+        if (name := samples.classes[target]) not in chosen:
+            pixels = samples.pixels
+            chosen[name] = samples.items[index] if pixels is None else cv2.imencode(".png", pixels[index])[1].tobytes()
+    return chosen
+
+
+def _samples_of_run(model: ImageModel) -> Samples | None:
+    """Return the validation samples of the run, or of the first split that has any; None where its data aren't there."""
     config, facts = model.metadata.config, model.metadata.data
-    if config and facts.root:
-        try:
-            data = build_data(DatasetConfig.from_dict(config["dataset"]), facts.root, int(config["seed"]))
-            samples = next(data.samples[split] for split in ("val", "test", "train") if len(data.samples[split]))
-            indices = np.unique(np.linspace(0, len(samples) - 1, CHECKED).astype(np.int64))
-            return read_pixels(samples, model.preprocess, indices), f"{len(indices)} of the run's images"
-        except (DataError, StopIteration):
-            pass
-    noise = np.random.default_rng(0).integers(0, 256, (CHECKED, side, side, channels), dtype=np.uint8)
-    return noise, f"{CHECKED} images of noise (the run's own data aren't here)"
+    if not config or not facts.root:
+        return None
+    try:
+        data = build_data(DatasetConfig.from_dict(config["dataset"]), facts.root, int(config["seed"]))
+    except DataError:
+        return None
+    return next((data.samples[split] for split in ("val", "test", "train") if len(data.samples[split])), None)
