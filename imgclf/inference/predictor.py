@@ -220,6 +220,13 @@ class Predictor:
                     batch = []
         yield from self._predict_batch(batch, engine)
 
+    def predict_pixels(self, images: Sequence[InputImage], pixels: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Return the predictions for one batch of images that are decoded and fitted already: `pixels` uint8 [S, S, C] each.
+
+        The number of images may choose the engine, as in `predict_each`.
+        """
+        return list(self._predict_batch(list(zip(images, pixels, strict=True)), self._engine_for(len(images))))
+
     def _engine_for(self, count: int) -> ForwardFn:
         name = choose_engine(self.engine, self.model.device, count)
         if name not in self._engines:

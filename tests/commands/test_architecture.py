@@ -11,7 +11,19 @@ import pytest
 import imgclf
 
 PACKAGE = Path(imgclf.__file__).parent
-COMMANDS = ("train", "resume", "evaluate", "predict", "check", "compare", "sweep", "cache", "download", "__main__")
+COMMANDS = (
+    "train",
+    "resume",
+    "evaluate",
+    "predict",
+    "serve",
+    "check",
+    "compare",
+    "sweep",
+    "cache",
+    "download",
+    "__main__",
+)
 FOUNDATIONS = ("config", "console", "errors", "jupyter", "names", "preprocess", "schema", "signals", "threads")
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
@@ -29,6 +41,7 @@ FLOORS = {
     "training": 7,
     "inference": 8,
     "sweeps": 8,
+    "serving": 9,
 }
 # Folder -> the folders and third parties that it never imports.
 NEVER = {
@@ -44,6 +57,7 @@ NEVER = {
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
     "inference": ("cli", "sweeps"),
+    "serving": ("cli", "sweeps", "training"),
 }
 # Third party -> the only folders or modules that import it.
 HOMES = {
@@ -54,6 +68,9 @@ HOMES = {
     "kagglehub": ("fetch",),
     "pytorch_lightning": ("data.datamodule", "training"),
     "lightning_fabric": ("training",),
+    "prometheus_client": ("serving",),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
 
@@ -69,9 +86,9 @@ def folder_of(module: str) -> str:
 
 
 def floor_of(module: str) -> int:
-    """Return the floor of a module: 9 for commands, 0 for the foundations."""
+    """Return the floor of a module: 10 for commands, 0 for the foundations."""
     name = module.split(".")[0]
-    return FLOORS.get(name, 9 if name in (*COMMANDS, "__init__") else 0)
+    return FLOORS.get(name, 10 if name in (*COMMANDS, "__init__") else 0)
 
 
 def imports(path: Path) -> set[str]:
@@ -127,7 +144,7 @@ def test_third_party_is_imported_in_its_folders_only(path: Path) -> None:
 @pytest.mark.parametrize("line", ["import imgclf", "from imgclf import show_classes", "import imgclf.train"])
 def test_import_of_the_package_or_of_a_command_counts_as_the_highest_floor(line: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(f"def draw():\n    {line}\n")
-    assert max(map(floor_of, own_imports(tmp_path / "module.py"))) == 9
+    assert max(map(floor_of, own_imports(tmp_path / "module.py"))) == 10
 
 
 def test_every_folder_and_root_module_is_listed() -> None:
