@@ -87,7 +87,7 @@ def _settings(options: argparse.Namespace, loopback: bool) -> ServeSettings:
 
 def _load(options: argparse.Namespace) -> list[ServedModel]:
     """Return the models, each ready to answer; the first call of a network prepares it."""
-    from imgclf import load
+    from imgclf.inference import load
     from imgclf.serving.models import ServedModel, choose_names, split_name
 
     given = [split_name(text) for text in options.models]

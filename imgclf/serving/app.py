@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-import imgclf
 from imgclf.errors import ImageError, nearest
 from imgclf.names import printable
 from imgclf.serving.bodies import Upload, read_uploads
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Service", "build_app"]
 
 Result = TypeVar("Result")
-PAGE = Path(imgclf.__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "page"
 _FETCHES = 8  # addresses fetched at once
 _TYPES = {
     ".css": "text/css; charset=utf-8",
