@@ -110,11 +110,15 @@ async def _read_form(request: Request, stream: AsyncGenerator[bytes, None]) -> l
     except MultiPartException as error:
         line = f"the form can't be read ({printable(error.message)[:120]}); expected at most {IMAGES_PER_REQUEST} files"
         raise Refusal(400, line, closes=True) from None
-    uploads = []
-    for field, value in form.multi_items():
-        if field != "images" or not isinstance(value, UploadFile):
-            what = "a file" if isinstance(value, UploadFile) else "a text"
-            raise Refusal(400, f"field {printable(field)[:80]!r} is {what}: expected files in the field images")
-        uploads.append(Upload(value.filename or "image", await value.read()))
-    await form.close()
-    return uploads
+    try:
+        return [await _file(field, value) for field, value in form.multi_items()]
+    finally:
+        await form.close()
+
+
+async def _file(field: str, value: UploadFile | str) -> Upload:
+    """Return a file of a form; raises `Refusal` 400 for a text, and for another field."""
+    if field != "images" or isinstance(value, str):
+        what = "a text" if isinstance(value, str) else "a file"
+        raise Refusal(400, f"field {printable(field)[:80]!r} is {what}: expected files in the field images")
+    return Upload(value.filename or "image", await value.read())

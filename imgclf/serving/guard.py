@@ -88,6 +88,9 @@ class Guard:
     def _check(self, method: str, headers: Headers) -> None:
         """Raise `Refusal` for a host or an origin that may not ask."""
         host, origin = headers.get("host", ""), headers.get("origin")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # RFC 9112, 6.1: what a proxy in front takes for the end of the body may be another request
+            raise Refusal(400, "content-length and transfer-encoding: expected one of them", closes=True)
         if not self.settings.knows_host(host):
             line = (
                 f"host {printable(host)[:80]!r}: expected localhost or 127.0.0.1; --host 0.0.0.0 serves other names too"

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,13 @@ class Asked:
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
     def ask_raw(self, data: bytes, seconds: float = 10) -> bytes:
-        """Return all that comes back for these bytes until the service closes the connection."""
+        """Return all that comes back for these bytes until the service closes the connection; raises TimeoutError."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
-            connection.sendall(data)
             parts = []
-            while part := connection.recv(65536):
-                parts.append(part)
+            with suppress(ConnectionError):  # where it closes before it has read all
+                connection.sendall(data)
+                while part := connection.recv(65536):
+                    parts.append(part)
             return b"".join(parts)
 
 
