@@ -28,6 +28,7 @@ class ClassSamples:
         self._lock = threading.Lock()
         self._images: dict[int, list[str | np.ndarray]] | None = None
         self._licence: str | None = None
+        self._jpegs: dict[int, bytes | None] = {}  # about 10 kB a class
 
     @property
     def licence(self) -> str | None:
@@ -41,6 +42,11 @@ class ClassSamples:
 
     def read(self, index: int) -> bytes | None:
         """Return a JPEG of at most `SIDE` pixels of the class `index`; None where no image of it can be read."""
+        if index not in self._jpegs:
+            self._jpegs[index] = self._encode(index)
+        return self._jpegs[index]
+
+    def _encode(self, index: int) -> bytes | None:
         import cv2
 
         from imgclf.images import as_pixels, decode
