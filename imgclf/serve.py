@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.models:
         parser.error("no model is given: pass a run's folder, a best.ckpt, or latest")
-    tune_malloc()
+    tune_malloc(for_threads=True)  # `imgclf.serving.work.Batcher` computes in its own thread
     return run_command(lambda: _serve(options))
 
 
