@@ -1,6 +1,7 @@
 """The `imgclf` command: `imgclf train ...` runs the module `imgclf.train`."""
 
 import os
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a model on a split",
     "predict": "classify images with a model",
     "serve": "serve models over HTTP, with a page to try them",
+    "export": "write a model as a file that answers without torch",
     "compare": "compare runs and test whether the difference is significant",
     "sweep": "rank the trials of a sweep",
     "cache": "list or clear cached images and features",
@@ -24,7 +26,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Replace this process by the module that the first argument names.
+    """Replace this process by the module that the first argument names; `predict` runs in it.
 
     Lightning starts the other processes of a distributed run with the command line of this one, and a subcommand would
     get lost there. Signals and exit codes need no forwarding either.
@@ -37,6 +39,10 @@ def main() -> None:
     if arguments[0] not in COMMANDS:
         print(f"imgclf: unknown command {arguments[0]!r}; {nearest(arguments[0], list(COMMANDS))}", file=sys.stderr)
         sys.exit(2)
+    if arguments[0] == "predict":  # no distributed run, and an exported model answers before another Python has begun
+        sys.argv = sys.argv[1:]
+        runpy.run_module("imgclf.predict", run_name="__main__", alter_sys=True)
+        return
     command = [sys.executable, "-m", f"imgclf.{arguments[0]}", *arguments[1:]]
     if os.name == "nt":  # exec there returns to the shell before the command has finished
         sys.exit(subprocess.run(command).returncode)

@@ -34,6 +34,7 @@ _SEED = 2**63 - 1  # of a signed integer, which numpy's and torch's generators t
 _PROCESSES = 256  # of one machine: the threads of the largest servers
 KNOWN = ("asl_alphabet", "cards", "rock_paper_scissors", "sign_mnist", "sports")  # data sets that Kaggle has
 ENGINES = ("auto", "eager", "openvino")
+MODEL_ENGINES = (*ENGINES, "onnxruntime")  # the last one for exported models only
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
 
@@ -427,6 +428,7 @@ class RunConfig(Settings):
     ema_decay: float | None = setting(None, "EMA decay of the weights; evaluation uses the average.", above=0, below=1)
     calibrate: bool = changeable(False, "Fit a temperature on validation, to calibrate probabilities.")
     report: bool | None = changeable(None, "Write report.html and plots; null: except in a sweep.")
+    export: bool = changeable(False, "Write checkpoints/best.onnx too, which answers without torch.")
     verbose: bool = changeable(False, "Print the trials of a sweep in full, not only a line for each.")
     trials: int = changeable(20, "Trials of hparams_search, finished ones included.", low=1, high=_COUNT)
     task_name: str = changeable("train", "Free text stored in config.yaml, to find the run later.")
@@ -463,7 +465,7 @@ class EvaluateConfig(Settings):
     data_dir: str | None = setting(None, "Folder of the data; null: where the checkpoint was trained.")
     dataset: DatasetConfig | None = setting(None, "The data set; null: that of the checkpoint, with its settings.")
     device: str = setting("auto", "Device: auto, cpu, cuda, mps.")
-    engine: str = setting("auto", _ENGINE, choices=ENGINES)
+    engine: str = setting("auto", _ENGINE, choices=MODEL_ENGINES)
     precision: str = setting("fp32", "Floating-point precision.", choices=("fp32", "bf16"))
     tta: bool = setting(False, "Test-time augmentation over label-preserving flips (dataset.flips).")
     report: bool = setting(True, "Write report.html and plots.")

@@ -265,13 +265,16 @@ def progress_bar(label: str, total: int, shown: bool = True) -> Iterator[Callabl
         with notebook_bar(label, total) as advance:
             yield advance
         return
+    if not (shown and total > 1 and sys.stderr and sys.stderr.isatty()):
+        yield lambda count: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     text = "{task.description}: {task.completed:,.0f} of {task.total:,.0f}"
     columns = TextColumn(text, markup=False), BarColumn(bar_width=20), TimeRemainingColumn(compact=True)
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(printable(label), total=total)
         yield lambda count: progress.advance(task, count)
 

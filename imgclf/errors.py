@@ -28,6 +28,7 @@ __all__ = [
     "install_hint",
     "line_of_os_error",
     "nearest",
+    "not_finite",
     "one_line",
     "require_package",
     "require_value",
@@ -109,6 +110,15 @@ def line_of_os_error(error: OSError) -> str:
     """Return the line that a command prints for an error of the operating system: the file, what is wrong, what to do."""
     line = f"{error.filename or 'the operating system'}: {error.strerror or error}"
     return f"{line}; free some space, and run the command again" if disk_is_full(error) else line
+
+
+def not_finite(name: str, others: int = 0) -> str:
+    """Return the message about an image for which the network's outputs are NaN or infinite, and so are those for `others`."""
+    more = f" and {others:,} others" if others else ""
+    return (
+        f"{name}: the network's outputs aren't finite for this image{more}; use another checkpoint, or train with a lower "
+        "learning rate"
+    )
 
 
 def one_line(error: object, limit: int = 300) -> str:

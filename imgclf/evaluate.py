@@ -1,8 +1,8 @@
 """`imgclf evaluate outputs/run split=test`: the metrics of a model on a split of data."""
 
 from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
-from imgclf.cli.malloc import tune_malloc
 from imgclf.config import EvaluateConfig
+from imgclf.malloc import tune_malloc
 
 __all__ = ["main"]
 

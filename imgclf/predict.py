@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgclf.cli.malloc import tune_malloc
-from imgclf.config import ENGINES
+from imgclf.config import MODEL_ENGINES
 from imgclf.console import CommandParser, at_least, print_message, progress_bar, run_command
 from imgclf.errors import ConfigError, ImageError
+from imgclf.malloc import tune_malloc
 
 if TYPE_CHECKING:
     from imgclf.inference import Predictor
@@ -25,10 +25,10 @@ __all__ = ["main"]
 USAGE = """imgclf predict [options] MODEL PATH...
        imgclf predict [options] --imagenet NAME PATH..."""
 EPILOG = """
-MODEL is a run's folder, a checkpoint file, or latest (the newest run that
-finished here). PATH is an image, a folder of images, a CSV file of pixels, an
-http(s) URL, or - to read these from stdin: each line is answered as it comes,
-on a terminal too.
+MODEL is a run's folder, a checkpoint file, latest (the newest run that
+finished here), or a .onnx file of imgclf export, which answers fastest. PATH
+is an image, a folder of images, a CSV file of pixels, an http(s) URL, or - to
+read these from stdin: each line is answered as it comes, on a terminal too.
 
 examples:
   imgclf predict latest photo.jpg
@@ -69,17 +69,20 @@ def _predict(options: argparse.Namespace, checkpoint: str | None) -> int:
 
 def _load(options: argparse.Namespace, checkpoint: str | None) -> Predictor:
     from imgclf.images import IMAGE_SUFFIXES
-    from imgclf.inference import load, load_imagenet  # here, because these load torch
 
     if checkpoint is None:
         if options.tta:
             raise ConfigError("--tta needs a checkpoint, whose data set names its label-preserving flips")
+        from imgclf.inference import load_imagenet  # here, because it loads torch
+
         backbone = _backbone(options.imagenet)
         return load_imagenet(backbone, options.weights, options.device, options.engine, options.precision)
     if options.weights:
         raise ConfigError("--weights goes with --imagenet; a checkpoint has its own")
     if Path(checkpoint).suffix.lower() in IMAGE_SUFFIXES:
         raise ConfigError(f"{checkpoint}: an image; the model comes first: imgclf predict latest {checkpoint}")
+    from imgclf.inference import load  # here, because it loads NumPy, and torch for a checkpoint
+
     return load(checkpoint, options.device, options.engine, options.precision, options.tta)
 
 
@@ -250,7 +253,7 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
     add("--tta", action="store_true", help="test-time augmentation over label-preserving flips")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
     engine = "runtime of the network; auto: openvino, if installed, on a CPU from 1,000 images on (default: auto)"
-    add("--engine", default="auto", choices=ENGINES, help=engine)
+    add("--engine", default="auto", choices=MODEL_ENGINES, help=engine)
     add("--precision", default="fp32", choices=("fp32", "bf16"), help="floating-point format (default: fp32)")
 
 

@@ -5,9 +5,9 @@ import sys
 import textwrap
 
 from imgclf.cli.hydra_app import output_folder, run_app, task_overrides
-from imgclf.cli.malloc import tune_malloc
 from imgclf.config import RunConfig
 from imgclf.console import run_command
+from imgclf.malloc import tune_malloc
 
 __all__ = ["main"]
 

@@ -7,10 +7,10 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from imgclf.cli.malloc import tune_malloc
-from imgclf.config import ENGINES
+from imgclf.config import MODEL_ENGINES
 from imgclf.console import CommandParser, at_least, print_lines_to_copy, print_message, run_command
 from imgclf.errors import require_package
+from imgclf.malloc import tune_malloc
 from imgclf.names import printable
 
 if TYPE_CHECKING:
@@ -20,9 +20,10 @@ __all__ = ["main"]
 
 USAGE = "imgclf serve [options] [NAME=]MODEL..."
 EPILOG = """
-MODEL is a run's folder, a checkpoint file, or latest (the newest run that
-finished here). Requests choose one of several models by NAME, by default that of
-the file or of the data set. The page and /docs show how to ask.
+MODEL is a run's folder, a checkpoint file, a file of imgclf export (which needs
+no torch), or latest (the newest run that finished here). Requests choose one of
+several models by NAME, by default that of the file or of the data set. The page
+and /docs show how to ask.
 
 examples:
   imgclf serve latest
@@ -143,7 +144,7 @@ def _add_network_options(group: argparse._ArgumentGroup) -> None:
     unsure = "answer 'unsure' if the highest probability is below P, where a request doesn't say (default: 0)"
     add("--threshold", type=at_least(0, float, 1), default=0.0, metavar="P", help=unsure)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
-    add("--engine", default="auto", choices=ENGINES, help="runtime of the network (default: auto)")
+    add("--engine", default="auto", choices=MODEL_ENGINES, help="runtime of the network (default: auto)")
     add("--precision", default="fp32", choices=("fp32", "bf16"), help="floating-point format (default: fp32)")
 
 

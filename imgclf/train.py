@@ -22,12 +22,12 @@ from imgclf.cli.hydra_app import (
     trial_name,
     trials_at_once,
 )
-from imgclf.cli.malloc import tune_malloc
 from imgclf.cli.python_call import compose_run
 from imgclf.config import RunConfig
 from imgclf.console import print_message
 from imgclf.data.location import require_folder
 from imgclf.errors import ConfigError
+from imgclf.malloc import tune_malloc
 from imgclf.signals import Interrupted, Signals
 from imgclf.sweeps import finish_sweep, run_trial, start_search, start_server
 from imgclf.threads import available_cpus

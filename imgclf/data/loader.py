@@ -284,10 +284,12 @@ class Loader:
     def _exit_codes(self, error: Exception) -> list[int]:
         """Return how the workers that have ended did: their exit codes, or minus the signal that killed them."""
         workers: list[Any] = getattr(self._loader._iterator, "_workers", [])
-        patience = (
-            5.0 if isinstance(error, (ConnectionError, EOFError)) else 0.5
-        )  # seconds: it breaks before a process ends
-        wait([worker.sentinel for worker in workers], timeout=patience)
+        # A connection breaks before its process ends. The times are in seconds.
+        patience = 5.0 if isinstance(error, (ConnectionError, EOFError)) else 0.5
+        ended = wait([worker.sentinel for worker in workers], timeout=patience)
+        for worker in workers:
+            if worker.sentinel in ended:
+                worker.join(1.0)  # a process closes its sentinel before its exit code can be read
         return [worker.exitcode for worker in workers if worker.exitcode]
 
     def _batch_bounds(self) -> list[int]:

@@ -11,10 +11,11 @@ from torch.nn import functional
 
 from imgclf.data.loader import Batch, Loader
 from imgclf.data.samples import Samples
-from imgclf.errors import ConfigError, RunError
+from imgclf.errors import ConfigError, RunError, not_finite
 from imgclf.evaluation.calibration import calibration_error
 from imgclf.models import ImageModel
 from imgclf.models.engine import build_engine, choose_engine
+from imgclf.models.metadata import mirror_axes
 
 __all__ = [
     "Evaluation",
@@ -22,7 +23,6 @@ __all__ = [
     "build_forward",
     "compute_metrics",
     "evaluate_split",
-    "not_finite",
     "predict_logits",
 ]
 
@@ -72,28 +72,10 @@ def predict_logits(
         chosen = forward or eager
         part = chosen(batch.images)  # [B, K]
         if flips:
-            views = [part, *(chosen(batch.images.flip(axes)) for axes in _mirrors(flips))]
+            views = [part, *(chosen(batch.images.flip(axes)) for axes in mirror_axes(flips, 2, 3))]
             part = torch.stack([view.log_softmax(dim=1) for view in views]).logsumexp(dim=0) - math.log(len(views))
         logits.append(part.cpu().numpy())
     return np.concatenate(logits)
-
-
-def _mirrors(flips: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the axes of [B, C, H, W] to flip for each mirror image; both flips together make three."""
-    axes = {"horizontal": 3, "vertical": 2}
-    if unknown := sorted(set(flips) - set(axes)):
-        raise ConfigError(f"dataset.flips: {unknown[0]!r}; expected horizontal or vertical")
-    single: list[tuple[int, ...]] = [(axes[name],) for name in flips]
-    return [*single, (2, 3)] if len(single) == 2 else single
-
-
-def not_finite(name: str, others: int = 0) -> str:
-    """Return the message about an image for which the network's outputs are NaN or infinite, and so are those for `others`."""
-    more = f" and {others:,} others" if others else ""
-    return (
-        f"{name}: the network's outputs aren't finite for this image{more}; use another checkpoint, or train with a lower "
-        "learning rate"
-    )
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from imgclf.config import DatasetConfig, EvaluateConfig
 from imgclf.console import lines_of_model, print_lines_to_copy, print_text, shell_path, silence_library_logs
 from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
-from imgclf.errors import CheckpointError, DataError
-from imgclf.evaluation.evaluate import build_forward, evaluate_split
+from imgclf.errors import CheckpointError, ConfigError, DataError
+from imgclf.evaluation.evaluate import ForwardFn, build_forward, evaluate_split
 from imgclf.files.run_folder import describe_environment, find_checkpoint, require_unused
-from imgclf.inference.predictor import choose_device
+from imgclf.inference.torch_runner import choose_device
+from imgclf.models.exported import SUFFIX, load_exported
 from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.report import write_evaluation
 from imgclf.report.summary import print_metrics, print_per_class
@@ -20,6 +24,8 @@ from imgclf.report.tables import metrics_json
 from imgclf.threads import available_cpus
 
 __all__ = ["evaluate_checkpoint"]
+
+_TINY = 1e-38  # the smallest probability that has a logarithm in float32
 
 
 def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
@@ -32,12 +38,18 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     split = config.split
     device = choose_device(config.device)
     config = replace(config, checkpoint=str(find_checkpoint(config.checkpoint)))
-    model = load_image_model(config.checkpoint).to(device)
+    is_exported = config.checkpoint.lower().endswith(SUFFIX)
+    model = _ExportedImageModel(config) if is_exported else load_image_model(config.checkpoint).to(device)
     data = _data_for(config, model, overrides)
     if not len(data.samples[split]):
         raise DataError(f"{data.root}: no images for split={split}; choose another split or data_dir")
-    forward = build_forward(model, config.engine, len(data.samples[split]), config.precision)
-    flips = model.flips() if config.tta else ()
+    count = len(data.samples[split])
+    forward = (
+        model.prepare(count)
+        if isinstance(model, _ExportedImageModel)
+        else build_forward(model, config.engine, count, config.precision)
+    )
+    flips = model.metadata.flips() if config.tta else ()
     evaluation = evaluate_split(model, data.loader(split), None, forward, flips)
     write_evaluation(folder, split, evaluation)
     metrics_json(folder / "metrics.json", {split: evaluation.metrics})
@@ -54,6 +66,28 @@ def evaluate_checkpoint(config: EvaluateConfig, folder: Path, overrides: Sequenc
     lines = lines_of_model(Path(config.checkpoint), folder / "report.html")
     print_lines_to_copy({"results": shell_path(folder), **lines})
     return float(evaluation.metrics["accuracy"])
+
+
+class _ExportedImageModel(ImageModel):
+    """An exported classifier in the place of a checkpoint's: its logits are known up to a constant for each image."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        exported = load_exported(config.checkpoint)
+        super().__init__(nn.Identity(), exported.classes, exported.preprocess, exported.metadata)
+        self.exported, self.config = exported, config
+
+    def prepare(self, count: int) -> ForwardFn:
+        """Return the function from uint8 [B, C, S, S] to logits float32 [B, K]; raises `ConfigError` for the engine or device."""
+        if self.config.device not in ("auto", "cpu"):
+            raise ConfigError(f"device {self.config.device}: an exported file runs on the CPU; leave it out")
+        engine = self.exported.choose_engine(self.config.engine, count)
+
+        def logits(images: Tensor) -> Tensor:
+            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # [B, S, S, C]
+            probabilities = torch.from_numpy(self.exported.probabilities(pixels, engine, self.config.precision))
+            return probabilities.clamp_min(_TINY).log() * self.temperature
+
+        return logits
 
 
 def _data_for(config: EvaluateConfig, model: ImageModel, overrides: Sequence[str]) -> ImageDataModule:

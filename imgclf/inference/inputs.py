@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from urllib.request import url2pathname
 
 import cv2
 import numpy as np
-import torch
 
 from imgclf.data.folders import walk
 from imgclf.data.pixel_csv import read_pixel_csv
@@ -25,6 +25,7 @@ __all__ = [
     "InputImage",
     "RemoteImage",
     "each_input",
+    "is_array",
     "is_single",
     "list_inputs",
     "read_camera",
@@ -76,9 +77,15 @@ def is_single(images: object) -> bool:
         return True
     if isinstance(images, (str, os.PathLike)):
         return not os.path.isdir(images)  # noqa: PTH112, unlike a Path, never raises: a pasted line may be too long for a name
-    if isinstance(images, (np.ndarray, torch.Tensor)):
-        return images.ndim <= 3
+    if is_array(images):
+        return int(images.ndim) <= 3  # type: ignore[attr-defined]
     return isinstance(images, bytes) or not isinstance(images, Iterable)
+
+
+def is_array(images: object) -> bool:
+    """Return whether it is a NumPy array or a tensor of torch; torch isn't loaded to find out."""
+    torch = sys.modules.get("torch")
+    return isinstance(images, np.ndarray) or (torch is not None and isinstance(images, torch.Tensor))
 
 
 def each_input(images: object) -> Iterator[InputImage]:

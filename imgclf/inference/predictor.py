@@ -1,113 +1,91 @@
-"""Predictions from a checkpoint in Python: `imgclf.load("best.ckpt").predict("image.jpg")`."""
+"""Predictions from a model file in Python: `imgclf.load("best.ckpt").predict("image.jpg")`.
+
+Nothing here loads torch: an exported model answers without it.
+"""
 
 import os
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import timm
-import torch
 from numpy.typing import NDArray
-from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
-from imgclf.data.loader import Batch
-from imgclf.errors import ConfigError, ImageError, require_value
-from imgclf.evaluation.evaluate import ForwardFn, build_forward, not_finite, predict_logits, softmax
-from imgclf.files.run_folder import find_checkpoint
+from imgclf.errors import ConfigError, ImageError, not_finite, require_value
 from imgclf.images import as_pixels, fit, read_image
-from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_single
+from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_array, is_single
 from imgclf.inference.prediction import Prediction
-from imgclf.models import ImageModel, load_image_model
-from imgclf.models.backbone import check_name
-from imgclf.models.engine import choose_engine
-from imgclf.models.network import Network, to_channels_last
-from imgclf.models.weights import copy_tensors, describe_weights, find_weights, pretrained_network
+from imgclf.models.metadata import CheckpointMetadata
+from imgclf.preprocess import Preprocess
 from imgclf.threads import prefetch_map
 
 if TYPE_CHECKING:
+    import torch
+
     from imgclf.training.classifier import ImageClassifier
 
-__all__ = ["Predictor", "choose_device", "load", "load_imagenet"]
+__all__ = ["Predictor", "Runner", "load"]
 
 PREFETCHED = 64  # images decoded while the network computes: 10 MB of 224 x 224
 _NAMED = 8  # classes that the text of a predictor names
-DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
+
+
+class Model(Protocol):
+    """What is known of a model, whatever runs it: an `ImageModel` of torch or an `ExportedModel`."""
+
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    metadata: CheckpointMetadata
+
+
+class Runner(Protocol):
+    """A model and what computes it."""
+
+    @property
+    def description(self) -> str:
+        """The network and where it runs, in a line."""
+
+    def prepare(self, count: int) -> str:
+        """Choose and build the engine for `count` images in all (0: unknown); return its name. Raises `ConfigError`."""
+
+    def run(self, pixels: NDArray[np.uint8], engine: str) -> NDArray[np.float32]:
+        """uint8 [B, S, S, C] -> probabilities float32 [B, K]; a row of NaN where the outputs aren't finite."""
+
+    def saliency(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+        """Return the saliency map of a class over pixels uint8 [S, S, C]: uint8 [S, S, 3]. Raises `ConfigError`."""
 
 
 def load(
     path: str | Path,
-    device: str | torch.device = "auto",
+    device: "str | torch.device" = "auto",
     engine: str = "auto",
     precision: str = "fp32",
     tta: bool = False,
 ) -> "Predictor":
-    """Load the classifier from a checkpoint of `imgclf train`; needs no other file, and runs no code from it.
+    """Load the classifier from a checkpoint of `imgclf train` or a file of `imgclf export`; runs no code from it.
 
-    `path`: the checkpoint, the run's folder (its best.ckpt is taken), or `latest` for the newest finished run.
-    `device`: see `choose_device`; `engine`: auto, eager or openvino, see `imgclf.models.engine`; `precision`: fp32 or bf16;
+    `path`: the checkpoint, the run's folder (its best.ckpt is taken), `latest` for the newest finished run, or an exported
+    file (`.onnx`), which answers without torch, on the CPU.
+    `device`: auto, cpu, cuda, cuda:<number> or mps; auto is a GPU if there is one. `engine`: auto, eager or openvino for a
+    checkpoint, see `imgclf.models.engine`; auto, onnxruntime or openvino for an exported file. `precision`: fp32 or bf16;
     `tta`: average the probabilities over the label-preserving flips of the data set (test-time augmentation).
+
+    On Linux it lets the allocator of this process keep memory, see `imgclf.malloc`; `IMGCLF_MALLOC=0` leaves it as it is.
 
     Raises `CheckpointError` for a folder without a best.ckpt, and for another or a damaged file, `ConfigError` for a device
     that this machine lacks.
     """
-    target = choose_device(device)
-    file = find_checkpoint(path)
-    model = load_image_model(file).to(target)
-    return Predictor(model, file, engine, precision, model.flips() if tta else ())
+    require_value("model", path)
+    if str(path).lower().endswith(".onnx"):
+        from imgclf.inference.onnx_runner import load_onnx  # here, because it loads onnxruntime
 
+        return load_onnx(path, str(device), engine, precision, tta)
+    from imgclf.inference.torch_runner import load_checkpoint  # here, because it loads torch
 
-def load_imagenet(
-    name: str, weights: str | None = None, device: str = "auto", engine: str = "auto", precision: str = "fp32"
-) -> "Predictor":
-    """Load timm's network `name` with its ImageNet weights, from the file `weights`, the folder
-    $IMGCLF_WEIGHTS or the hub; images are cropped as
-    for the weights. `device`, `engine` and `precision` are those of `imgclf.load`.
-
-    Raises `ConfigError` for a network that timm does not have or whose classes are not ImageNet's, `CheckpointError` for
-    weights that cannot be read or downloaded.
-    """
-    place = choose_device(device)
-    require_value("weights", weights)
-    if weights and not os.path.isfile(os.path.expanduser(weights)):  # noqa: PTH111, PTH113
-        raise ConfigError(f"weights {weights}: no such file; expected safetensors or pth")
-    check_name(name, "network")
-    weights = weights or (str(found) if (found := find_weights(name)) else None)
-    preprocess, keywords = describe_weights(name, weights, resize="crop")
-    if weights:
-        network = timm.create_model(name, pretrained=False, **keywords)
-        copy_tensors(network, Path(weights).expanduser(), name)
-    else:
-        network = pretrained_network(name, {}, preprocess.channels, preprocess.size)
-    network = network.eval().requires_grad_(False)
-    to_channels_last(network)
-    model = ImageModel(network, _class_names(network, name), preprocess).eval().to(place)
-    return Predictor(model, weights or name, engine, precision)
-
-
-def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device `name`; "auto" is CUDA if there is a GPU, else MPS, else the CPU.
-
-    Raises `ConfigError` for a device that this machine lacks.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"device {name}: no such device; expected {DEVICES}") from None
-    if device.type not in available:
-        raise ConfigError(f"device {name}: not supported; expected {DEVICES}")
-    if not available[device.type]:
-        raise ConfigError(f"device {name}: not available on this machine; choose cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
-    return device
+    return load_checkpoint(path, device, engine, precision, tta)
 
 
 class Predictor:
@@ -117,29 +95,25 @@ class Predictor:
     an array or tensor with one more axis. A folder stands for the images in it and below it, in natural order.
     """
 
-    def __init__(
-        self,
-        model: ImageModel,
-        path: str | Path,
-        engine: str = "auto",
-        precision: str = "fp32",
-        flips: Sequence[str] = (),
-    ) -> None:
-        self.model = model
-        self.path, self.engine, self.precision, self.flips = path, engine, precision, flips
-        self._engines: dict[str, ForwardFn] = {}
+    def __init__(self, model: Model, path: str | Path, runner: Runner) -> None:
+        self.model, self.path, self.runner = model, path, runner
 
     def __repr__(self) -> str:
-        network, size = self.model.network, self.model.preprocess.size
-        name = network.backbone.name if isinstance(network, Network) else type(network).__name__
         return (
-            f"Predictor of {self.path}\n  {name} on {size} x {size} pixels, on {self.model.device}\n"
+            f"Predictor of {self.path}\n  {self.runner.description}\n"
             f"  {len(self.classes)} classes: {_shortened(self.classes)}"
         )
 
     @cached_property
     def classifier(self) -> "ImageClassifier":
-        """The same checkpoint as an `ImageClassifier`, for training or a Trainer; read from the file at first use."""
+        """The same checkpoint as an `ImageClassifier`, for training or a Trainer; read from the file at first use.
+
+        Raises `ConfigError` for an exported file, which can't be trained.
+        """
+        if not hasattr(self.model, "device"):
+            raise ConfigError(
+                f"{self.path}: an exported file can't be trained; load the checkpoint that it was made from"
+            )
         from imgclf.training.classifier import ImageClassifier  # here, because it loads Lightning
 
         return ImageClassifier.load_from_checkpoint(self.path).to(self.model.device)
@@ -194,7 +168,7 @@ class Predictor:
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: expected raise or return")
         # Paths and arrays are listed before they are read, so that their number can choose the engine; generators cannot.
-        countable = isinstance(images, (str, os.PathLike, list, tuple, np.ndarray, torch.Tensor))
+        countable = isinstance(images, (str, os.PathLike, list, tuple)) or is_array(images)
         inputs = list(each_input(images)) if countable else each_input(images)
         count = len(inputs) if isinstance(inputs, list) else 0
         with closing(self.predict_each(inputs, count, batch_size)) as predictions:
@@ -211,7 +185,7 @@ class Predictor:
         In memory are one batch, and `PREFETCHED` decoded images.
         """
         batch: list[tuple[InputImage, NDArray[np.uint8] | ImageError]] = []
-        engine = self._engine_for(count)
+        engine = self.runner.prepare(count)
         with closing(prefetch_map(lambda image: (image, self._pixels(image)), images, PREFETCHED)) as decoded:
             for entry in decoded:
                 batch.append(entry)
@@ -225,13 +199,7 @@ class Predictor:
 
         The number of images may choose the engine, as in `predict_each`.
         """
-        return list(self._predict_batch(list(zip(images, pixels, strict=True)), self._engine_for(len(images))))
-
-    def _engine_for(self, count: int) -> ForwardFn:
-        name = choose_engine(self.engine, self.model.device, count)
-        if name not in self._engines:
-            self._engines[name] = build_forward(self.model, name, count, self.precision)
-        return self._engines[name]
+        return list(self._predict_batch(list(zip(images, pixels, strict=True)), self.runner.prepare(len(images))))
 
     def _pixels(self, image: InputImage) -> NDArray[np.uint8] | ImageError:
         """Return uint8 [S, S, C], decoded as in training, or the error of an image that cannot be read."""
@@ -248,23 +216,17 @@ class Predictor:
             return error
 
     def _predict_batch(
-        self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], forward: ForwardFn
+        self, batch: Sequence[tuple[InputImage, NDArray[np.uint8] | ImageError]], engine: str
     ) -> Iterator[Prediction]:
         readable = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
-        rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
-        if readable:
-            images = torch.from_numpy(np.stack(readable)).permute(0, 3, 1, 2)  # [B, C, S, S]
-            nothing = torch.zeros(len(readable), dtype=torch.int64)
-            logits = predict_logits(self.model, [Batch(images, nothing, nothing)], None, forward, self.flips)
-            probabilities = softmax(logits, self.model.temperature)
-            finite = np.isfinite(logits) & np.isfinite(probabilities)  # [B, K]
-            rows = ((row, bool(known.all())) for row, known in zip(probabilities, finite, strict=True))
+        rows: Iterator[NDArray[np.float32]] = iter(self.runner.run(np.stack(readable), engine) if readable else ())
         nothing_known = np.full(len(self.classes), np.nan, dtype=np.float32)
         for image, pixels in batch:
             if isinstance(pixels, ImageError):
                 yield Prediction(image, nothing_known, None, pixels, self.classes)
                 continue
-            row, is_finite = next(rows)
+            row = next(rows)
+            is_finite = bool(np.isfinite(row).all())
             error = None if is_finite else ImageError(not_finite(image.name))
             yield Prediction(image, row if is_finite else nothing_known, pixels, error, self.classes)
             if isinstance(image.source, RemoteImage):
@@ -274,17 +236,3 @@ class Predictor:
 def _shortened(classes: Sequence[str]) -> str:
     shown = ", ".join(classes[:_NAMED])
     return shown if len(classes) <= _NAMED else f"{shown}, ... {classes[-1]}"
-
-
-def _class_names(network: Any, name: str) -> tuple[str, ...]:
-    """Return the WordNet name of each class; one that several classes share (crane: bird and machine) is followed by its id."""
-    subset = infer_imagenet_subset(network)
-    if subset is None:
-        raise ConfigError(
-            f"{name}: its {network.num_classes} classes are not those of ImageNet; choose another network"
-        )
-    info = ImageNetInfo(subset)
-    words = [info.index_to_description(index).partition(",")[0] for index in range(network.num_classes)]
-    wnids = [info.index_to_label_name(index) for index in range(network.num_classes)]
-    uses = Counter(words)
-    return tuple(f"{word} ({wnid})" if uses[word] > 1 else word for word, wnid in zip(words, wnids, strict=True))

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from imgclf.console import print_text
 from imgclf.errors import ImageError
-from imgclf.evaluation.saliency import explain, overlay
 from imgclf.files import write_atomically
 from imgclf.images import as_pixels, decode
 from imgclf.inference.inputs import InputImage, RemoteImage
@@ -274,19 +272,12 @@ def _make_tile(prediction: Prediction, predictor: Predictor, threshold: float, w
 
     if with_map:
         assert prediction.pixels is not None
-        pixels, saliency = prediction.pixels, _saliency_map(predictor, prediction)
+        best = int(prediction.probabilities.argmax())
+        pixels, saliency = prediction.pixels, predictor.runner.saliency(prediction.pixels, best)
     else:
         pixels, saliency = shrunk(_original_pixels(prediction.image, predictor.model.preprocess.bits), TILE_SIDE), None
     predicted = predicted_class(prediction, predictor.classes, threshold)
     return Tile(pixels, predicted, float(prediction.probabilities.max()), prediction.image.true_class, saliency)
-
-
-def _saliency_map(predictor: Predictor, prediction: Prediction) -> NDArray[np.uint8]:
-    """Return uint8 [S, S, 3]: the map of the most probable class over the image."""
-    assert prediction.pixels is not None
-    images = torch.from_numpy(prediction.pixels[None]).permute(0, 3, 1, 2)  # [1, C, S, S]
-    target = torch.tensor([int(prediction.probabilities.argmax())])
-    return overlay(prediction.pixels, explain(predictor.model, images, target)[0])
 
 
 def _original_pixels(image: InputImage, bits: int) -> NDArray[np.uint8]:

@@ -6,8 +6,6 @@ don't pay; else eager. OpenVINO is compared with eager before its first use, and
 `scripts/bench/peers/engines.py` measures them.
 """
 
-import importlib.metadata
-import importlib.util
 import warnings
 from typing import Any, Protocol
 
@@ -16,15 +14,14 @@ from torch import Tensor, nn
 
 from imgclf.config import ENGINES
 from imgclf.console import print_text
-from imgclf.errors import ConfigError, install_hint, one_line
+from imgclf.errors import ConfigError, one_line
 from imgclf.models.image_model import ImageModel
+from imgclf.models.openvino_queue import OPENVINO_MIN_IMAGES, OpenVINOQueue, openvino_version, require_openvino
 
-__all__ = ["BATCH", "Engine", "build_engine", "choose_engine", "label_of", "openvino_version", "run_padded"]
+__all__ = ["BATCH", "Engine", "build_engine", "choose_engine", "label_of", "run_padded"]
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPENVINO_MIN_IMAGES = 1000  # MobileNetV2 wins its preparation back at 400, MobileNetV3-small at 1,100
 BATCH = 32  # images
-MICRO_BATCH = 8  # images that one thread of OpenVINO takes; up to 1.5 times as fast as 32 by all threads together
 TOLERANCE = 1e-4  # of the largest value
 
 
@@ -60,46 +57,18 @@ class Eager:
 
 
 class OpenVINO:
-    """The model compiled by OpenVINO for the CPU.
-
-    Each thread takes `MICRO_BATCH` images of the batch through the whole network, which keeps them in its own cache and
-    makes the numbers independent of the number of threads. The last few images are padded, and the padding is cut off.
-    """
+    """The model compiled by OpenVINO for the CPU, see `OpenVINOQueue`."""
 
     def __init__(self, model: ImageModel, precision: str = "fp32") -> None:
-        import openvino
-
         self.label, self.batch = label_of("openvino", precision), BATCH
-        streams = min(torch.get_num_threads(), BATCH)
-        self._micro_batch = min(MICRO_BATCH, BATCH // streams)
         side, channels = model.preprocess.size, model.preprocess.channels
-        hints = {
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams,
-        }
-        converted = _convert(model, (self._micro_batch, side, side, channels))
-        self._queue = openvino.AsyncInferQueue(openvino.Core().compile_model(converted, "CPU", hints), streams)
-        results: list[Tensor] = []
-
-        def store(
-            request: Any, number: int
-        ) -> None:  # doesn't refer to `self`: the queue would keep both alive for ever
-            results[number] = torch.from_numpy(request.get_output_tensor(0).data.copy())  # the request is reused
-
-        self._queue.set_callback(store)
-        self._results = results
+        network = _convert(model, (1, side, side, channels))
+        self._queue = OpenVINOQueue(network, side, channels, torch.get_num_threads(), BATCH, precision)
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, C, S, S] -> float32 [B, ...]."""
-        pixels = _pad(images, -len(images) % self._micro_batch).permute(0, 2, 3, 1).contiguous()
-        parts = torch.split(pixels, self._micro_batch)
-        self._results[:] = [pixels] * len(parts)
-        for number, part in enumerate(parts):
-            self._queue.start_async([part.numpy()], number)
-        self._queue.wait_all()
-        return torch.cat(self._results)[: len(images)]
+        pixels = images.permute(0, 2, 3, 1).contiguous().numpy()  # [B, S, S, C]
+        return torch.from_numpy(self._queue(pixels))
 
 
 class _ChannelsLast(nn.Module):
@@ -119,16 +88,14 @@ def _convert(model: ImageModel, shape: tuple[int, ...]) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    pixels = torch.zeros(1, *shape[1:], dtype=torch.uint8)
+    pixels = torch.zeros(shape, dtype=torch.uint8)
     trace: Any = torch.jit.trace
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer warns of shapes, which are fixed here, and of its own age
         decoder = TorchScriptPythonDecoder(trace(_ChannelsLast(model).eval(), pixels, check_trace=False))
         # Through the front end, because `openvino.convert_model` reports its use over the network.
         frontend = FrontEndManager().load_by_framework("pytorch")
-        converted = frontend.convert(frontend.load(decoder))
-    converted.reshape(list(shape))
-    return converted
+        return frontend.convert(frontend.load(decoder))
 
 
 def choose_engine(wanted: str, device: torch.device, images: int) -> str:
@@ -138,8 +105,8 @@ def choose_engine(wanted: str, device: torch.device, images: int) -> str:
     """
     if wanted not in ENGINES:
         raise ConfigError(f"engine {wanted}: expected one of {', '.join(ENGINES)}")
-    if wanted == "openvino" and not openvino_version():
-        raise ConfigError(f"engine openvino isn't installed; {install_hint('fast')}, or choose engine eager")
+    if wanted == "openvino":
+        require_openvino()
     if wanted == "openvino" and device.type != "cpu":
         raise ConfigError(f"engine openvino runs on the CPU, but the network is on {device}; choose engine eager")
     if wanted != "auto":
@@ -190,13 +157,3 @@ def run_padded(engine: Engine, images: Tensor, batch: int) -> Tensor:
 def _pad(images: Tensor, count: int) -> Tensor:
     """Return `images` and `count` copies of the first one after them."""
     return torch.cat([images, images[:1].expand(count, -1, -1, -1)]) if count else images
-
-
-def openvino_version() -> str | None:
-    """Return the installed version of OpenVINO, None without it; imports nothing."""
-    if importlib.util.find_spec("openvino") is None:
-        return None
-    try:
-        return importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from imgclf.config import ModelConfig
-from imgclf.errors import ConfigError
 from imgclf.models.checkpoint import (
     AVERAGED,
     TRAINED,
-    CheckpointMetadata,
     check_checkpoint,
     checkpoint_errors,
     read_checkpoint,
 )
 from imgclf.models.frozen_stem import Bypass, FrozenStem, SharedView, find_frozen_stem
+from imgclf.models.metadata import CheckpointMetadata
 from imgclf.models.network import Network, build_network
 from imgclf.preprocess import Preprocess
 
@@ -105,18 +104,6 @@ class ImageModel(nn.Module):
     def penalty(self) -> Tensor:
         """L2 term of the loss: a scalar, 0 for a network without a `Head`."""
         return self.network.head.penalty() if isinstance(self.network, Network) else self.mean.new_zeros(())
-
-    def flips(self) -> tuple[str, ...]:
-        """Return the flips that keep an image's class, from the data set; raises `ConfigError` where it names none."""
-        augment = ((self.metadata.config or {}).get("dataset") or {}).get("augment") or {}
-        used = [name for name in ("horizontal", "vertical") if augment.get(f"{name}_flip")]
-        known = self.metadata.data.flips or used
-        if not known:
-            raise ConfigError(
-                "tta: the checkpoint's data set names no flip that keeps the class (dataset.flips); "
-                "leave tta out, or train with dataset.flips=[horizontal]"
-            )
-        return tuple(known)
 
 
 def load_image_model(path: str | Path, map_location: Any = "cpu") -> ImageModel:

@@ -41,7 +41,8 @@ class ServedModel:
 
     def __init__(self, name: str, predictor: "Predictor") -> None:
         self.name, self.predictor = name, predictor
-        self.samples = ClassSamples(predictor.classes, predictor.model.metadata)
+        licence = getattr(predictor.model, "licence", None)
+        self.samples = ClassSamples(predictor.classes, predictor.model.metadata, licence)
         self._lock = threading.Lock()
         self._explains: bool | None = None
 
@@ -68,10 +69,9 @@ class ServedModel:
         black = np.zeros((preprocess.size, preprocess.size, preprocess.channels), dtype=np.uint8)
         (prediction,) = self.predict([Decoded("black", black)])
         if self._explains is None:
-            self._explains = _has_network(self.predictor)
             try:
-                self._explains = self._explains and bool(self.explain(prediction, 0))
-            except ConfigError:  # a transformer
+                self._explains = bool(self.explain(prediction, 0))
+            except ConfigError:  # a transformer, or an exported file
                 self._explains = False
         return self._explains
 
@@ -83,17 +83,13 @@ class ServedModel:
     def explain(self, prediction: "Prediction", target: int | None = None) -> str:
         """Return the saliency map of the predicted class, or of `target`, over the image: `data:image/png;base64,...`."""
         import cv2
-        import torch
-
-        from imgclf.evaluation.saliency import explain, overlay
 
         assert prediction.pixels is not None
         if target is None:
             target = int(prediction.probabilities.argmax())
-        images = torch.from_numpy(prediction.pixels[None]).permute(0, 3, 1, 2)  # [1, C, S, S]
         with self._lock:
-            heat = explain(self.predictor.model, images, torch.tensor([target]))[0]
-        _, png = cv2.imencode(".png", np.ascontiguousarray(overlay(prediction.pixels, heat)[:, :, ::-1]))
+            pixels = self.predictor.runner.saliency(prediction.pixels, target)
+        _, png = cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))
         return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
 
     def facts(self, position: int) -> dict[str, Any]:
@@ -121,11 +117,6 @@ def network_name(predictor: "Predictor") -> str:
     if isinstance(backbone, str):
         return backbone
     return str(getattr(backbone, "name", None) or type(getattr(model, "network", model)).__name__)
-
-
-def _has_network(predictor: "Predictor") -> bool:
-    """Return whether the network is PyTorch's, which alone has gradients."""
-    return hasattr(getattr(predictor.model, "network", None), "backbone")
 
 
 def split_name(text: str) -> tuple[str | None, str]:

@@ -19,15 +19,16 @@ _TRIES = 5  # images of a class, of which the first that can be read is shown
 class ClassSamples:
     """The samples of a model's classes, and the licence of its data set; both are looked for when first asked for.
 
-    `metadata` names the data set, its folder and the settings that found its images. A folder that is gone, or that has
-    other classes now, has no samples. So has a model without torch: `imgclf.data` loads it, and an image isn't worth that.
+    `licence` is the one that a model file holds; `metadata` names the data set, its folder and the settings that found its
+    images. A folder that is gone, or that has other classes now, has no samples. So has a process without torch, which
+    serves exported files alone: `imgclf.data` would load it, and an image isn't worth that.
     """
 
-    def __init__(self, classes: Sequence[str], metadata: Any) -> None:
+    def __init__(self, classes: Sequence[str], metadata: Any, licence: str | None = None) -> None:
         self.classes, self.metadata = tuple(classes), metadata
         self._lock = threading.Lock()
         self._images: dict[int, list[str | np.ndarray]] | None = None
-        self._licence: str | None = None
+        self._licence = licence
         self._jpegs: dict[int, bytes | None] = {}  # about 10 kB a class
 
     @property
@@ -65,7 +66,6 @@ class ClassSamples:
         """Return the first few images of each class: paths, or pixels uint8 [S, S, C]."""
         with self._lock:
             if self._images is None:
-                self._licence = getattr(self.metadata, "licence", None)
                 self._images = self._list() if _torch_is_loaded() else {}
             return self._images
 

@@ -234,7 +234,7 @@ def _work(folder: str, threads: int | None, connection: Connection) -> None:
 
 def _train(folder: str, begin: Callable[[], None] = lambda: None) -> float | None:
     """Train the trial whose record is in `folder`; `begin` is called when everything that it needs is loaded."""
-    from imgclf.cli.malloc import tune_malloc  # here, because the waiting process needs none of it
+    from imgclf.malloc import tune_malloc  # here, because the waiting process needs none of it
     from imgclf.training.run import train
 
     record = read_record(Path(folder))

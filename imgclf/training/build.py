@@ -19,10 +19,11 @@ from imgclf.data.datamodule import ImageDataModule
 from imgclf.data.datasets import build_data
 from imgclf.errors import CheckpointError, ConfigError, nearest, one_line, require_package
 from imgclf.evaluation.classification import TOP, has_top5
+from imgclf.exporting import require_packages
 from imgclf.files.run_folder import find_checkpoint
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import check_name
-from imgclf.models.checkpoint import CheckpointMetadata, DataFacts
+from imgclf.models.metadata import CheckpointMetadata, DataFacts
 from imgclf.models.network import Network
 from imgclf.models.weights import describe_weights, find_weights
 from imgclf.signals import Signals
@@ -92,6 +93,8 @@ def check_names(config: RunConfig) -> None:
         )
     if config.logger.name not in ("none", "csv"):
         require_package(config.logger.name, config.logger.name, f"logger={config.logger.name}")
+    if config.export:
+        require_packages()
 
 
 def data_of(config: RunConfig) -> ImageDataModule:

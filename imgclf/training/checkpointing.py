@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from imgclf.config import MONITORS, CheckpointConfig
 from imgclf.files.atomic import write_atomically
-from imgclf.models.checkpoint import CheckpointMetadata, read_checkpoint, write_checkpoint
+from imgclf.models.checkpoint import read_checkpoint, write_checkpoint
+from imgclf.models.metadata import CheckpointMetadata
 from imgclf.signals import Interrupted, Signals
 
 __all__ = ["AtomicCheckpointIO", "CheckpointCallback", "TimeOver", "copy_checkpoint", "epoch_files"]

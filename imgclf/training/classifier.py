@@ -23,7 +23,8 @@ from imgclf.errors import CheckpointError, ConfigError
 from imgclf.evaluation import EpochMetrics
 from imgclf.evaluation.classification import TOP, has_top5
 from imgclf.models import ImageModel
-from imgclf.models.checkpoint import CheckpointMetadata, check_checkpoint, checkpoint_errors, read_checkpoint
+from imgclf.models.checkpoint import check_checkpoint, checkpoint_errors, read_checkpoint
+from imgclf.models.metadata import CheckpointMetadata
 from imgclf.models.network import Network
 from imgclf.models.weights import find_weights, load_pretrained, load_weights, read_note
 from imgclf.preprocess import Preprocess
@@ -141,7 +142,7 @@ class ImageClassifier(LightningModule):
 
     def flips(self) -> tuple[str, ...]:
         """Return the flips that keep an image's class; raises `ConfigError` where the data set names none."""
-        return self.model.flips()
+        return self.metadata.flips()
 
     def load_weights(self, path: str | Path) -> None:
         """Give the backbone the weights in a safetensors or pth file; raises `CheckpointError` if they don't fit."""

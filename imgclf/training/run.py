@@ -35,6 +35,7 @@ from imgclf.files.run_folder import (
     write_environment,
 )
 from imgclf.models.checkpoint import update_metadata
+from imgclf.models.image_model import load_image_model
 from imgclf.quality import check_before_training, quick_notes
 from imgclf.report.summary import print_data, print_metrics, print_network, print_per_class
 from imgclf.report.tables import metrics_json, report_files, write_evaluation, write_history
@@ -48,6 +49,8 @@ from imgclf.training.ranks import end_with_first_process, lost_process, wait_for
 from imgclf.training.resume import RunPlan, plan_run, resume_command
 
 __all__ = ["train"]
+
+EXPORTED = "checkpoints/best.onnx"
 
 
 def train(config: RunConfig, folder: Path, overrides: list[str]) -> float | None:
@@ -210,6 +213,7 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
     epochs, forwards = len(run.classifier.history), run.features.forwards if run.features else None
     reports = run.plan.config.report is not False
     results += report_files(evaluations, run.classifier.history) if reports else []
+    results += [EXPORTED] if run.plan.config.export else []
     # From here on the run counts as finished; killed before its report is written, it writes that when it is resumed.
     write_environment(folder, seconds, epochs, results, forwards)
     if read_record(folder) is None:  # of a sweep, the winner alone becomes the latest run
@@ -232,6 +236,11 @@ def _finish(run: Run, best_epoch: int | None, clock: _Clock) -> None:
         write_report(folder, inputs)
         clock.lap("report")
         write_environment(folder, {**seconds, "report": clock.seconds["report"]}, epochs, results, forwards)
+    if run.plan.config.export:
+        from imgclf.exporting import export_model  # here, because it loads onnxruntime
+
+        export_model(load_image_model(folder / "checkpoints" / "best.ckpt"), folder / EXPORTED)
+        clock.lap("export")
     print_text(f"done in {sum(clock.seconds.values()):.0f} s (training {seconds['fit']:.0f} s)")
     _print_end(folder)
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from imgclf.cli.malloc import tune_malloc
 from imgclf.config import CacheConfig, ModelConfig, RunConfig, SchedulerConfig
 from imgclf.data.datasets import SportsDataModule
 from imgclf.data.folders import list_images
@@ -33,6 +32,7 @@ from imgclf.evaluation.evaluate import build_forward, evaluate_split
 from imgclf.files.atomic import write_atomically
 from imgclf.files.run_folder import describe_environment
 from imgclf.images import read_image
+from imgclf.malloc import tune_malloc
 from imgclf.threads import available_cpus, prefetch_map
 from imgclf.training.build import build_classifier
 

@@ -17,6 +17,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "serve",
+    "export",
     "check",
     "compare",
     "sweep",
@@ -24,7 +25,18 @@ COMMANDS = (
     "download",
     "__main__",
 )
-FOUNDATIONS = ("config", "console", "errors", "jupyter", "names", "preprocess", "schema", "signals", "threads")
+FOUNDATIONS = (
+    "config",
+    "console",
+    "errors",
+    "jupyter",
+    "malloc",
+    "names",
+    "preprocess",
+    "schema",
+    "signals",
+    "threads",
+)
 # Folder -> its floor. A folder may import any lower floor.
 FLOORS = {
     "files": 1,
@@ -37,6 +49,7 @@ FLOORS = {
     "data": 3,
     "evaluation": 4,
     "report": 5,
+    "exporting": 6,
     "quality": 6,
     "training": 7,
     "inference": 8,
@@ -54,6 +67,7 @@ NEVER = {
     "data": ("models", "report", "training"),
     "evaluation": ("pytorch_lightning", "matplotlib", "training", "report"),
     "report": ("training",),
+    "exporting": ("pytorch_lightning", "quality", "training"),
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
     "inference": ("cli", "sweeps"),
@@ -64,7 +78,7 @@ HOMES = {
     "hydra": ("cli",),
     "omegaconf": ("cli",),
     "matplotlib": ("figures", "report.confusion"),
-    "PIL": ("images", "demo"),
+    "PIL": ("images", "demo", "exporting.standalone"),
     "kagglehub": ("fetch",),
     "pytorch_lightning": ("data.datamodule", "training"),
     "lightning_fabric": ("training",),

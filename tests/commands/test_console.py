@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imgclf import cache, compare, console, predict, resume, sweep
+from imgclf import cache, compare, console, export, predict, resume, sweep
 from imgclf.config import RunConfig
 from imgclf.console import lines_of_model, print_lines_to_copy, replace_unprintable, shell_path
 
@@ -61,7 +61,7 @@ def test_names_that_are_no_text_are_escaped_where_the_stream_is_strict(monkeypat
         assert stream.buffer.getvalue().decode() == "caf\\xe9.jpg é\n"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["predict", "resume", "compare", "sweep", "cache"])
+@pytest.mark.parametrize("name", ["predict", "export", "resume", "compare", "sweep", "cache"])
 def test_help_fits_80_columns_and_has_three_examples(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +70,9 @@ def test_help_fits_80_columns_and_has_three_examples(
         resume._print_help()
     else:
         with pytest.raises(SystemExit):
-            {"predict": predict, "compare": compare, "sweep": sweep, "cache": cache}[name].main(["--help"])
+            {"predict": predict, "export": export, "compare": compare, "sweep": sweep, "cache": cache}[name].main(
+                ["--help"]
+            )
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert sum(line.startswith(f"  imgclf {name}") for line in text.splitlines()) == 3

@@ -13,7 +13,7 @@ from imgclf import cache, compare, predict, sweep
 from imgclf.cli.compose import COMMANDS, FLAGS_WITH_VALUE, check_overrides, split_flags
 from imgclf.errors import ConfigError, ImgclfError
 from imgclf.files.run_folder import find_checkpoint, find_resumable, find_run
-from imgclf.inference.predictor import load_imagenet
+from imgclf.inference.torch_runner import load_imagenet
 from imgclf.schema import Settings
 
 EMPTY = "the value is empty; give one, or leave it out (is a variable of the shell unset?)"

@@ -104,6 +104,7 @@ def test_tables_of_100_classes_and_of_many_images_fit_80_columns(capsys: pytest.
     assert printed[3].split() == ["test", "999,999", "of", "1,000,000", "100.00%", "100.00%", "1.0000", "123.4567"]
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_shows_the_running_trial_in_one_line_and_a_line_for_each(work: Path) -> None:
     words = [*TINY, "trainer.max_epochs=1", "data_dir=data", "hydra.sweep.dir=sweep", "seed=0,1"]
     command = [sys.executable, "-m", "imgclf.train", "-m", *words]

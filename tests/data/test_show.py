@@ -56,7 +56,7 @@ def test_no_image_to_show_is_a_config_error(colours: Path, function: object) -> 
         function(ImageDataModule(colours), 0)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("num_classes", [3, 15, 53, 100])
+@pytest.mark.parametrize("num_classes", [3, 53, pytest.param(100, marks=pytest.mark.exhaustive)])
 def test_rows_of_classes_lie_inside_the_figure_and_apart(num_classes: int) -> None:
     image = np.zeros((8, 8, 1), np.uint8)
     names = [f"{'wheelchair basketball' if k % 7 == 0 else 'x'} {k}" for k in range(num_classes)]

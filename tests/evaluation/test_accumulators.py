@@ -122,6 +122,7 @@ def _process(rank: int, port: int, connection: Connection) -> None:
     connection.send((within, local, after, twice, alone))
 
 
+@pytest.mark.exhaustive
 def test_two_processes_count_each_sample_once() -> None:
     context = get_context("spawn")
     with socket.socket() as free:

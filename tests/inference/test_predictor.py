@@ -17,7 +17,7 @@ from imgclf.console import silence_library_logs
 from imgclf.errors import DataError
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.inference.inputs import each_input
-from imgclf.inference.predictor import choose_device
+from imgclf.inference.torch_runner import choose_device
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, gpus: int, mps: bool) -> None:

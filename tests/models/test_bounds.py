@@ -22,12 +22,11 @@ from imgclf.config import EvaluateConfig, RunConfig
 from imgclf.errors import CheckpointError, ConfigError
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.models.checkpoint import (
-    CheckpointMetadata,
-    DataFacts,
     check_checkpoint,
     checkpoint_errors,
     read_checkpoint,
 )
+from imgclf.models.metadata import CheckpointMetadata, DataFacts
 from imgclf.preprocess import Preprocess
 from imgclf.schema import Settings
 from imgclf.training.run import train

@@ -28,7 +28,8 @@ from imgclf.files.model_file import read_file
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.models import ImageModel, load_image_model
 from imgclf.models.backbone import build_backbone
-from imgclf.models.checkpoint import CheckpointMetadata, DataFacts, read_checkpoint, update_metadata
+from imgclf.models.checkpoint import read_checkpoint, update_metadata
+from imgclf.models.metadata import CheckpointMetadata, DataFacts
 from imgclf.training.checkpointing import AtomicCheckpointIO
 from imgclf.training.resume import find_resume_point
 from imgclf.training.run import train

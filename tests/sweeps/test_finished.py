@@ -371,6 +371,7 @@ def test_the_seconds_of_a_trial_begin_with_its_work(forked: None) -> None:
     assert process.outcome == "done" and process.exitcode == 0 and process.seconds < 1.2
 
 
+@pytest.mark.exhaustive
 def test_a_changed_yaml_of_the_users_own_is_noticed(data: Path, tmp_path: Path) -> None:
     """Through the command line, as users meet it."""
     (tmp_path / "own" / "dataset").mkdir(parents=True)

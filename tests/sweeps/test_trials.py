@@ -287,7 +287,7 @@ def test_trials_at_once_end_with_their_sweep(
     "Ctrl-C of a sweep while torch is loaded for its first trial",
     "a traceback, a trial that trains on, or another exit code",
 )
-@pytest.mark.parametrize("launcher", ["basic", "cores"])
+@pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.exhaustive), "cores"])
 def test_ctrl_c_before_the_first_trial_trains_is_one_line(
     colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], launcher: str
 ) -> None:
@@ -336,6 +336,7 @@ def test_trials_at_once_share_features_and_cores(
 
 
 @pytest.mark.skipif(not find_spec("hydra_plugins.hydra_submitit_launcher"), reason="needs the extra submitit")
+@pytest.mark.exhaustive
 def test_submitit_runs_trials_and_reports_failures(colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     done = sweep(colours, folder, "hydra/launcher=local", "optimizer.name=sgd", "optimizer.lr=0.01,1e25")
@@ -354,6 +355,7 @@ def test_ray_runs_trials(colours: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not find_spec("optuna"), reason="needs the extra optuna")
+@pytest.mark.exhaustive
 def test_optuna_resumes_its_study(colours: Path, tmp_path: Path) -> None:
     import sqlite3
 

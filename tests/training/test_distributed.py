@@ -109,6 +109,7 @@ def test_two_processes_write_one_run_folder_and_print_each_line_once(
     assert not done.stderr.strip(), done.stderr
 
 
+@pytest.mark.exhaustive
 def test_resume_command_starts_both_processes_again(
     pair: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -413,6 +414,7 @@ def test_torchrun_without_hydra_run_dir_is_refused(odd: Path, tmp_path: Path) ->
     assert done.returncode == 2 and "hydra.run.dir" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_check_exclude_checks_in_one_of_two_processes_and_both_leave_the_files_out(odd: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(odd, data)

@@ -17,12 +17,13 @@ from imgclf import CheckpointError, ConfigError
 from imgclf.cache import main as cache_command
 from imgclf.config import ModelConfig, TrainerConfig
 from imgclf.data.samples import Samples
-from imgclf.models import ImageModel
+from imgclf.models import ImageModel, openvino_queue
 from imgclf.models import engine as engine_module
 from imgclf.models.checkpoint import read_checkpoint
-from imgclf.models.engine import Eager, build_engine, choose_engine, openvino_version, run_padded
+from imgclf.models.engine import Eager, build_engine, choose_engine, run_padded
 from imgclf.models.frozen_stem import find_frozen_stem
 from imgclf.models.network import build_network
+from imgclf.models.openvino_queue import openvino_version
 from imgclf.preprocess import Preprocess
 from imgclf.training import run as training
 from imgclf.training.classifier import ImageClassifier
@@ -264,7 +265,8 @@ def test_network_is_cut_at_the_deepest_frozen_module_and_parts_add_up(
 
 def test_choose_engine_follows_device_and_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(engine_module, "openvino_version", lambda: "1.2")
+    for module in (engine_module, openvino_queue):
+        monkeypatch.setattr(module, "openvino_version", lambda: "1.2")
     assert [choose_engine("auto", cpu, n) for n in (1, 999, 1000, 10**6)] == ["eager", "eager", "openvino", "openvino"]
     assert choose_engine("auto", torch.device("cuda"), 10**6) == "eager"
     assert choose_engine("openvino", cpu, 1) == "openvino" and choose_engine("eager", cpu, 10**6) == "eager"
@@ -272,7 +274,8 @@ def test_choose_engine_follows_device_and_number_of_images(monkeypatch: pytest.M
         choose_engine("openvino", torch.device("cuda"), 1)
     with pytest.raises(ConfigError, match="engine tensorrt: expected one of auto, eager, openvino"):
         choose_engine("tensorrt", cpu, 1)
-    monkeypatch.setattr(engine_module, "openvino_version", lambda: None)
+    for module in (engine_module, openvino_queue):
+        monkeypatch.setattr(module, "openvino_version", lambda: None)
     assert choose_engine("auto", cpu, 10**6) == "eager"
     with pytest.raises(ConfigError, match="isn't installed; install it with"):
         choose_engine("openvino", cpu, 1)

@@ -10,15 +10,16 @@ import sys
 from time import perf_counter
 from typing import Any
 
-from imgclf.cli.malloc import tune_malloc
+from imgclf.malloc import tune_malloc
 
 tune_malloc()
 
 import torch  # noqa: E402, malloc is tuned before torch allocates
 
 from imgclf.models.backbone import build_backbone  # noqa: E402
-from imgclf.models.engine import BATCH, build_engine, choose_engine, openvino_version, run_padded  # noqa: E402
+from imgclf.models.engine import BATCH, build_engine, choose_engine, run_padded  # noqa: E402
 from imgclf.models.image_model import ImageModel  # noqa: E402
+from imgclf.models.openvino_queue import openvino_version  # noqa: E402
 from imgclf.preprocess import Preprocess  # noqa: E402
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import litserve
 from fastapi import Request
 
-from imgclf.cli.malloc import tune_malloc
+from imgclf.malloc import tune_malloc
 
 
 class Classifier(litserve.LitAPI):

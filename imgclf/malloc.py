@@ -18,7 +18,8 @@ def tune_malloc(for_threads: bool = False) -> bool:
 
     `for_threads`: also where a thread other than the first computes. A heap of its own, which glibc gives it, grows by at
     most 64 MB and ignores the settings: a batch of 16 images took 58,000 page faults, and in the one heap of all 1,600.
-    Call it before torch allocates. Environment variables that tune malloc, and a preloaded allocator, take precedence.
+    Best before torch allocates; a second call changes nothing. Environment variables that tune malloc, and a preloaded
+    allocator, take precedence.
     """
     if sys.platform != "linux" or os.environ.get("IMGCLF_MALLOC") == "0":
         return False
