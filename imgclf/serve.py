@@ -132,7 +132,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     size = "largest body of a request in bytes (default: 33554432, 32 MiB)"
     add("--max-bytes", type=at_least(1024, int, 2**30), default=32 * 2**20, metavar="N", help=size)
     add("--queue", type=count, default=128, metavar="N", help="images taken at once; more get 429 (default: 128)")
-    add("--batch", type=count, default=16, metavar="N", help="images that the network takes at once (default: 16)")
+    add("--batch", type=count, default=8, metavar="N", help="images that the network takes at once (default: 8)")
     workers = "images decoded at once, each in at most 300 MB (default: the number of cores)"
     add("--workers", type=count, metavar="N", help=workers)
     seconds = "for a body to arrive, and again for its answer (default: 30)"
