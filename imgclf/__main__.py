@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "find unreadable files, duplicates and other faults of a data set",
     "evaluate": "measure a model on a split",
     "predict": "classify images with a model",
+    "serve": "serve models over HTTP, with a page to try them",
     "export": "write a model as a file that answers without torch",
     "compare": "compare runs and test whether the difference is significant",
     "sweep": "rank the trials of a sweep",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import os
 import re
 import shlex
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CommandParser",
+    "at_least",
     "lines_of_model",
     "make_console",
     "print_line",
@@ -110,6 +112,20 @@ class CommandParser(argparse.ArgumentParser):
             return 0
 
         run_command(show)
+
+
+def at_least(low: float, kind: type[int] | type[float], high: float = math.inf) -> Callable[[str], float]:
+    """Return an argparse type: a number of `kind` that is at least `low`, and at most `high`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            limit = f" and at most {high:g}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text}: expected at least {low:g}{limit}")
+        return value
+
+    parse.__name__ = kind.__name__  # the name in argparse's messages
+    return parse
 
 
 def run_command(task: Callable[[], int]) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgclf.config import MODEL_ENGINES
-from imgclf.console import CommandParser, print_message, progress_bar, run_command
+from imgclf.console import CommandParser, at_least, print_message, progress_bar, run_command
 from imgclf.errors import ConfigError, ImageError
 from imgclf.malloc import tune_malloc
 
@@ -218,20 +217,6 @@ def _predict_camera(predictor: Predictor, camera: str, writer: LineWriter) -> in
     return 0
 
 
-def _at_least(low: float, kind: type[int] | type[float], high: float = math.inf) -> Callable[[str], float]:
-    """Return an argparse type: a number of `kind` that is at least `low`, and at most `high`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            limit = f" and at most {high:g}" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text}: expected at least {low:g}{limit}")
-        return value
-
-    parse.__name__ = kind.__name__  # the name in argparse's messages
-    return parse
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="imgclf predict",
@@ -248,9 +233,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_input_options(group: argparse._ArgumentGroup) -> None:
-    add, count, seconds = group.add_argument, _at_least(1, int), _at_least(0.1, float, 86_400)
+    add, count, seconds = group.add_argument, at_least(1, int), at_least(0.1, float, 86_400)
     add("--sample", type=count, metavar="N", help="classify N random images")
-    add("--seed", type=_at_least(0, int), default=0, help="seed of --sample (default: 0)")
+    add("--seed", type=at_least(0, int), default=0, help="seed of --sample (default: 0)")
     add("--webcam", nargs="?", const="0", metavar="CAMERA", help="one frame per second of a camera or a video")
     add("--allow-private", action="store_true", help="allow URLs of this machine and of private networks")
     default = f"total time per URL (default: {TIMEOUT_SECONDS:g})"
@@ -279,13 +264,13 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--top",
-        type=_at_least(1, int),
+        type=at_least(1, int),
         default=3,
         metavar="K",
         help="classes to print per image, as many as fit on a terminal (default: 3)",
     )
     unsure = "predict 'unsure' if the highest probability is below P, such as 0.8"
-    add("--threshold", type=_at_least(0, float, 1), default=0.0, metavar="P", help=unsure)
+    add("--threshold", type=at_least(0, float, 1), default=0.0, metavar="P", help=unsure)
     add("--grid", type=Path, metavar="FILE.png", help="write a grid of images titled with the prediction")
     add("--save-to", type=Path, metavar="FOLDER", help="copy each image into a folder of its predicted class")
     add("--explain", type=Path, metavar="FOLDER", help="write a saliency map (HiResCAM) per image")

@@ -194,6 +194,13 @@ class Predictor:
                     batch = []
         yield from self._predict_batch(batch, engine)
 
+    def predict_pixels(self, images: Sequence[InputImage], pixels: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Return the predictions for one batch of images that are decoded and fitted already: `pixels` uint8 [S, S, C] each.
+
+        The number of images may choose the engine, as in `predict_each`.
+        """
+        return list(self._predict_batch(list(zip(images, pixels, strict=True)), self.runner.prepare(len(images))))
+
     def _pixels(self, image: InputImage) -> NDArray[np.uint8] | ImageError:
         """Return uint8 [S, S, C], decoded as in training, or the error of an image that cannot be read."""
         source, preprocess = image.source, self.model.preprocess

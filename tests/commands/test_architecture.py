@@ -16,6 +16,7 @@ COMMANDS = (
     "resume",
     "evaluate",
     "predict",
+    "serve",
     "export",
     "check",
     "compare",
@@ -54,6 +55,7 @@ FLOORS = {
     "training": 7,
     "inference": 8,
     "sweeps": 8,
+    "serving": 9,
 }
 # Folder -> the folders and third parties that it never imports.
 NEVER = {
@@ -70,6 +72,7 @@ NEVER = {
     "quality": ("models", "training"),
     "training": ("inference", "sweeps"),
     "inference": ("cli", "sweeps"),
+    "serving": ("cli", "sweeps", "training"),
 }
 # Third party -> the only folders or modules that import it.
 HOMES = {
@@ -80,6 +83,9 @@ HOMES = {
     "kagglehub": ("fetch",),
     "pytorch_lightning": ("data.datamodule", "training"),
     "lightning_fabric": ("training",),
+    "prometheus_client": ("serving",),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
 
@@ -95,9 +101,9 @@ def folder_of(module: str) -> str:
 
 
 def floor_of(module: str) -> int:
-    """Return the floor of a module: 9 for commands, 0 for the foundations."""
+    """Return the floor of a module: 10 for commands, 0 for the foundations."""
     name = module.split(".")[0]
-    return FLOORS.get(name, 9 if name in (*COMMANDS, "__init__") else 0)
+    return FLOORS.get(name, 10 if name in (*COMMANDS, "__init__") else 0)
 
 
 def imports(path: Path) -> set[str]:
@@ -153,7 +159,7 @@ def test_third_party_is_imported_in_its_folders_only(path: Path) -> None:
 @pytest.mark.parametrize("line", ["import imgclf", "from imgclf import show_classes", "import imgclf.train"])
 def test_import_of_the_package_or_of_a_command_counts_as_the_highest_floor(line: str, tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text(f"def draw():\n    {line}\n")
-    assert max(map(floor_of, own_imports(tmp_path / "module.py"))) == 9
+    assert max(map(floor_of, own_imports(tmp_path / "module.py"))) == 10
 
 
 def test_every_folder_and_root_module_is_listed() -> None:
