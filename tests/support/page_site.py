@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from support.browser import _Browser, _Tab
 
 import imgclf.page
+from imgclf.errors import DataError
 from imgclf.exporting.web_runtime import VARIABLE, VERSION, runtime_files
 from imgclf.preprocess import Preprocess
 
@@ -143,19 +144,29 @@ class _Stub(BaseHTTPRequestHandler):
 
 
 def runtime_or_skip() -> None:
-    """Skip the test unless `$IMGCLF_WEB_RUNTIME` names ONNX Runtime for the browser: tests download nothing."""
-    if not os.environ.get(VARIABLE):
-        pytest.skip(f"needs ${VARIABLE}: the file that `npm pack onnxruntime-web@{VERSION}` writes")
-    if Path(os.environ[VARIABLE]).is_file():
-        os.environ[VARIABLE] = _unpacked(os.environ[VARIABLE])
+    """Let `$IMGCLF_WEB_RUNTIME` name a folder with ONNX Runtime for the browser; skip the test where it can't be had.
+
+    It is the package that the variable names, or what npm fetches, as for a user.
+    """
+    given = os.environ.get(VARIABLE)
+    if not given and not shutil.which("npm"):
+        pytest.skip(f"needs npm, or ${VARIABLE}: the file that `npm pack onnxruntime-web@{VERSION}` writes")
+    if not given or Path(given).is_file():
+        os.environ[VARIABLE] = _unpacked(given)
 
 
 @cache
-def _unpacked(package: str) -> str:
+def _unpacked(package: str | None) -> str:
     """Return a folder with the checked files of the package, for all tests of this process: unpacking takes seconds."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name, data in runtime_files(package).items():
+    try:
+        files = runtime_files(package)
+    except DataError as error:
+        if package:
+            raise
+        pytest.skip(f"npm can't fetch ONNX Runtime for the browser: {error}")
+    for name, data in files.items():
         (Path(folder) / name).write_bytes(data)
     return folder
 
