@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgclf.errors import ConfigError, ImageError, not_finite, require_value
+from imgclf.files.run_folder import find_checkpoint
 from imgclf.images import as_pixels, fit, read_image
 from imgclf.inference.inputs import InputImage, RemoteImage, each_input, is_array, is_single
 from imgclf.inference.prediction import Prediction
@@ -83,9 +84,10 @@ def load(
         from imgclf.inference.onnx_runner import load_onnx  # here, because it loads onnxruntime
 
         return load_onnx(path, str(device), engine, precision, tta)
+    file = find_checkpoint(path)  # before torch is loaded: a wrong path is answered at once
     from imgclf.inference.torch_runner import load_checkpoint  # here, because it loads torch
 
-    return load_checkpoint(path, device, engine, precision, tta)
+    return load_checkpoint(file, device, engine, precision, tta)
 
 
 class Predictor:

@@ -16,7 +16,6 @@ from imgclf.data.loader import Batch
 from imgclf.errors import ConfigError, require_value
 from imgclf.evaluation.evaluate import ForwardFn, build_forward, predict_logits, softmax
 from imgclf.evaluation.saliency import explain, overlay
-from imgclf.files.run_folder import find_checkpoint
 from imgclf.inference.predictor import Predictor
 from imgclf.malloc import tune_malloc
 from imgclf.models import ImageModel, load_image_model
@@ -69,17 +68,10 @@ class TorchRunner:
         return overlay(pixels, explain(self.model, images, torch.tensor([index]))[0])
 
 
-def load_checkpoint(
-    path: str | Path,
-    device: str | torch.device = "auto",
-    engine: str = "auto",
-    precision: str = "fp32",
-    tta: bool = False,
-) -> Predictor:
-    """Load the classifier from a checkpoint; `imgclf.load` says more."""
+def load_checkpoint(file: Path, device: str | torch.device, engine: str, precision: str, tta: bool) -> Predictor:
+    """Load the classifier from a checkpoint's file; `imgclf.load` says more."""
     tune_malloc()  # a script that predicts is then as fast as `imgclf predict`
     target = choose_device(device)
-    file = find_checkpoint(path)
     model = load_image_model(file).to(target)
     flips = model.metadata.flips() if tta else ()
     return Predictor(model, file, TorchRunner(model, engine, precision, flips))

@@ -40,7 +40,7 @@ class ServeSettings:
     max_bytes: int = 32 * 2**20
     queue: int = 128
     timeout_seconds: float = 30.0
-    batch: int = 8  # on a CPU more are slower: they leave its cache
+    batch: int = 8  # on two cores 16 were slower
     workers: int = field(default_factory=available_cpus)
     threshold: float = 0.0
     allow_private: bool = False

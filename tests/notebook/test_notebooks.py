@@ -11,7 +11,6 @@ from support.fabricate import ROOT
 from imgclf.demo import DEMO_NAMES
 
 FOLDER = ROOT / "docs" / "notebooks"
-QUICK = ("cards",)  # 15 s
 
 
 def cells_of(name: str) -> list[dict[str, Any]]:
@@ -43,9 +42,8 @@ def test_way_to_open_a_notebook_is_the_same_in_all_and_names_no_version() -> Non
     assert not re.search(r"imgclf-\d", way)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in DEMO_NAMES]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", DEMO_NAMES)
 def test_notebook_runs_from_data_to_prediction(name: str, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat", reason="needs the extra `dev`")
     nbclient = pytest.importorskip("nbclient", reason="needs the extra `dev`")

@@ -256,7 +256,8 @@ def logs_with(folder: Path, text: str) -> int:
     "Ctrl-C or SIGTERM of a sweep that trains two trials at a time, the same command after it, and SIGKILL of that",
     "a trial that trains on, isn't saved or doesn't resume, or more than one line",
 )
-@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_trials_at_once_end_with_their_sweep(
     colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], signum: int
 ) -> None:
@@ -287,7 +288,8 @@ def test_trials_at_once_end_with_their_sweep(
     "Ctrl-C of a sweep while torch is loaded for its first trial",
     "a traceback, a trial that trains on, or another exit code",
 )
-@pytest.mark.parametrize("launcher", [pytest.param("basic", marks=pytest.mark.exhaustive), "cores"])
+@pytest.mark.parametrize("launcher", ["basic", "cores"])
+@pytest.mark.exhaustive
 def test_ctrl_c_before_the_first_trial_trains_is_one_line(
     colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]], launcher: str
 ) -> None:

@@ -131,6 +131,7 @@ def test_two_processes_decode_each_image_once(pair: tuple[Path, subprocess.Compl
     assert rows <= pixels < rows + 2000, "one row per image, and the index"
 
 
+@pytest.mark.exhaustive
 def test_two_processes_compute_each_feature_once(odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGCLF_CACHE", str(tmp_path / "one" / "cache"))
     one = train_alone(odd, tmp_path / "one" / "run", "model.freeze=all")
@@ -192,11 +193,12 @@ runpy.run_module("imgclf.train", run_name="__main__", alter_sys=True)
 @pytest.mark.trust(
     "ranks of two killed at a file operation, then resumed", "a result that differs from the uninterrupted run's"
 )
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the other rank in /proc")
 @pytest.mark.parametrize(
     ("victim", "operation", "name"),
     [
-        pytest.param(victim, *place, marks=() if (victim, place[1]) == (0, "best.ckpt") else pytest.mark.exhaustive)
+        (victim, *place)
         for victim in (0, 1)
         for place in (
             ("os.rename", "history.csv"),

@@ -166,7 +166,7 @@ def cases() -> list[Any]:
     """Return (monitor, keep, every): every how many states are tried; one sample is for every commit."""
     all_of = [(*pair, 1) for pair in itertools.product(MONITORS, KEEPS)]
     exhaustive = [pytest.param(*case, marks=pytest.mark.exhaustive) for case in all_of]
-    return [pytest.param("val_loss", "improved", 8), *exhaustive]
+    return [pytest.param("val_loss", "improved", 12), *exhaustive]
 
 
 @pytest.mark.trust("runs killed before each of their file operations, then resumed", DIFFERS)
