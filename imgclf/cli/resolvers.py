@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from imgclf.errors import ConfigError
-from imgclf.files.run_folder import find_run, find_trials
+from imgclf.files.run_folder import find_run
+from imgclf.files.trial_record import find_trials
 
 __all__ = ["new_stamp", "register_resolvers", "trial_folder"]
 

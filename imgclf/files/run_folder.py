@@ -1,4 +1,4 @@
-"""A run's folder: created for one run, found by name, with its settings, where it ran, and its record as a trial."""
+"""A run's folder: created for one run, found by name, with its settings and where it ran."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,30 +16,24 @@ from filelock import FileLock, Timeout
 from imgclf.console import print_text, shell_joined, shell_quoted
 from imgclf.errors import CheckpointError, RunError, disk_is_full, require_value
 from imgclf.files.atomic import delete_leftovers, write_atomically
+from imgclf.files.trial_record import find_trials
 from imgclf.names import as_json, printable
 from imgclf.threads import available_cpus
 
 __all__ = [
-    "PRUNED",
     "RunLock",
-    "TrialRecord",
     "create_run_folder",
     "describe_environment",
     "find_checkpoint",
     "find_resumable",
     "find_run",
-    "find_trials",
     "finished_epochs",
     "has_checkpoints",
     "is_run",
-    "is_training",
     "mark_latest",
     "missing_results",
-    "read_record",
     "require_unused",
-    "trial_lock",
     "write_environment",
-    "write_record",
 ]
 
 PACKAGES = [
@@ -55,12 +48,9 @@ PACKAGES = [
     "pillow",
 ]
 _CONFIG, _ENVIRONMENT, RUN_LOCK = "config.yaml", "environment.json", ".run.lock"
-TRIAL, TRIAL_LOCK = "trial.json", ".trial.lock"
 _ENDING_SECONDS = 10  # that a process which was asked to end may still save for
-PRUNED = "pruned.txt"  # also there, in a trial that was stopped because others were better
 LATEST = Path("outputs/latest")  # leads to the newest finished run of the current folder
 _FILES = (".ckpt", ".csv", ".html", ".json", ".png", ".yaml")  # that a run writes
-STATES = ("running", "finished", "failed", "interrupted")
 Plain = dict[str, Any]
 
 
@@ -317,63 +307,6 @@ def _read_environment(folder: Path) -> Plain:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial of a sweep: the `overrides` that identify it and its whole `settings` as plain data.
-
-    `state` is one of `STATES`, `value` the metric that the sweep optimises, `error` the reason of a failure, `seconds` the
-    wall time of all attempts. `fingerprint`: of the data that a finished trial was trained on, as its checkpoint has it.
-    """
-
-    overrides: list[str]
-    settings: Plain = field(repr=False)
-    state: str = "running"
-    value: float | None = None
-    error: str | None = None
-    seconds: float = 0.0
-    fingerprint: Plain = field(default_factory=dict, repr=False)
-
-
-def read_record(folder: Path) -> TrialRecord | None:
-    """Return the trial's record in `folder`; None where no readable one exists."""
-    try:
-        record = TrialRecord(**json.loads((folder / TRIAL).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    right = record.state in STATES and isinstance(record.overrides, list) and isinstance(record.settings, dict)
-    right = right and isinstance(record.fingerprint, dict)
-    return record if right and isinstance(record.seconds, (int, float)) else None
-
-
-def write_record(folder: Path, record: TrialRecord) -> None:
-    """Replace the record in `folder`."""
-    write_atomically(folder / TRIAL, as_json(asdict(record), indent=2) + "\n")
-
-
-def trial_lock(folder: Path) -> FileLock:
-    """Return the lock that the process which trains the trial in `folder` holds; it ends with that process."""
-    return FileLock(folder / TRIAL_LOCK)
-
-
-def is_training(folder: Path) -> bool:
-    """Return whether a process trains the trial in `folder` now, as far as can be known: a folder that can't be written to
-    may be another user's.
-    """
-    if not (folder / TRIAL_LOCK).is_file():
-        return False
-    try:
-        with trial_lock(folder).acquire(timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
-
-
-def find_trials(folder: Path) -> list[tuple[Path, TrialRecord]]:
-    """Return (folder, record) of every trial of the sweep in `folder`, by name."""
-    records = ((path.parent, read_record(path.parent)) for path in sorted(folder.glob(f"*/{TRIAL}")))
-    return [(path, record) for path, record in records if record is not None]
 
 
 def _version(name: str) -> str | None:

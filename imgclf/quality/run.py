@@ -24,7 +24,8 @@ from imgclf.data.datasets import build_data
 from imgclf.data.manifest import relative_paths
 from imgclf.errors import DataError, ImageError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import read_record, require_unused
+from imgclf.files.run_folder import require_unused
+from imgclf.files.trial_record import read_record
 from imgclf.images import decode
 from imgclf.names import as_json
 from imgclf.quality.findings import EARLIER, Finding, Report, data_key, examine, verdict

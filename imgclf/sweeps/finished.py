@@ -15,7 +15,7 @@ from imgclf.config import CheckConfig, RunConfig
 from imgclf.data.location import locate
 from imgclf.data.manifest import difference
 from imgclf.errors import ConfigError, DataError, ImgclfError, RunError
-from imgclf.files.run_folder import TrialRecord
+from imgclf.files.trial_record import TrialRecord
 from imgclf.schema import flatten
 from imgclf.signals import leave_group
 from imgclf.sweeps.comparison import MATTER, read_run

@@ -11,7 +11,8 @@ from imgclf.config import MONITORS, CheckpointConfig
 from imgclf.console import lines_of_model, print_line, print_lines_to_copy, print_table, print_text, shell_path
 from imgclf.errors import DataError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import PRUNED, TrialRecord, find_trials, is_training, mark_latest
+from imgclf.files.run_folder import mark_latest
+from imgclf.files.trial_record import PRUNED, TrialRecord, find_trials, is_training
 from imgclf.report.tables import read_history_csv, write_csv
 from imgclf.sweeps.comparison import RunResults, read_run
 from imgclf.sweeps.finished import missing_results

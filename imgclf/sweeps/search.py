@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from imgclf.config import RunConfig
 from imgclf.errors import RunError
-from imgclf.files.run_folder import TrialRecord, find_trials
+from imgclf.files.trial_record import TrialRecord, find_trials
 from imgclf.sweeps.finished import changed_data, changed_setting
 
 if TYPE_CHECKING:

@@ -25,16 +25,8 @@ from imgclf.config import RunConfig
 from imgclf.console import print_line, print_message, progress_bar, replace_unprintable, shell_path
 from imgclf.errors import ImgclfError, RunError, TrialError, one_line
 from imgclf.files.atomic import delete_leftovers
-from imgclf.files.run_folder import (
-    PRUNED,
-    RUN_LOCK,
-    TRIAL,
-    TRIAL_LOCK,
-    TrialRecord,
-    read_record,
-    trial_lock,
-    write_record,
-)
+from imgclf.files.run_folder import RUN_LOCK
+from imgclf.files.trial_record import PRUNED, TRIAL, TRIAL_LOCK, TrialRecord, read_record, trial_lock, write_record
 from imgclf.signals import Interrupted, Signals, catch_signals, exit_with_parent, resumable
 from imgclf.sweeps.finished import changed_data, changed_setting, missing_results
 from imgclf.sweeps.process import BEGUN, ChildProcess

@@ -15,7 +15,7 @@ from imgclf.config import MONITORS, CheckpointConfig, EarlyStoppingConfig, Pruni
 from imgclf.console import print_line, progress_bar
 from imgclf.errors import ConfigError, DataError, RunError
 from imgclf.files.atomic import write_atomically
-from imgclf.files.run_folder import PRUNED, find_trials, read_record
+from imgclf.files.trial_record import PRUNED, find_trials, read_record
 from imgclf.jupyter import in_notebook
 from imgclf.report.tables import read_history_csv
 from imgclf.signals import Signals

@@ -31,9 +31,9 @@ from imgclf.files.run_folder import (
     describe_environment,
     is_run,
     mark_latest,
-    read_record,
     write_environment,
 )
+from imgclf.files.trial_record import read_record
 from imgclf.models.checkpoint import update_metadata
 from imgclf.models.image_model import load_image_model
 from imgclf.quality import check_before_training, quick_notes

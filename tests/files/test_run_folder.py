@@ -11,7 +11,8 @@ from support.fabricate import composed
 import imgclf
 from imgclf.errors import CheckpointError, RunError
 from imgclf.files import run_folder
-from imgclf.files.run_folder import TrialRecord, find_checkpoint, find_run, mark_latest, write_record
+from imgclf.files.run_folder import find_checkpoint, find_run, mark_latest
+from imgclf.files.trial_record import TrialRecord, write_record
 from imgclf.training.run import train
 
 

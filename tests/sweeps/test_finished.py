@@ -17,7 +17,7 @@ import pytest
 
 from imgclf.config import RunConfig
 from imgclf.errors import TrialError
-from imgclf.files.run_folder import read_record, write_record
+from imgclf.files.trial_record import read_record, write_record
 from imgclf.sweeps import run_trial
 from imgclf.sweeps.comparison import MATTER
 from imgclf.sweeps.finished import changed_setting

@@ -11,8 +11,8 @@ import pytest
 
 from imgclf.cli.resolvers import trial_folder
 from imgclf.errors import DataError
-from imgclf.files import run_folder
-from imgclf.files.run_folder import TrialRecord, write_record
+from imgclf.files import run_folder, trial_record
+from imgclf.files.trial_record import TrialRecord, write_record
 from imgclf.report.page import sweep_page
 from imgclf.sweep import main
 from imgclf.sweeps.importance import importance
@@ -118,14 +118,14 @@ def test_a_trial_runs_as_long_as_a_process_holds_its_lock(tmp_path: Path) -> Non
     fabricate(tmp_path, {"seed": "0"}, "running")
     (trial,) = read_sweep(tmp_path).trials
     code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(); sys.stdin.read()"
-    words = [sys.executable, "-u", "-c", code, str(trial.folder / run_folder.TRIAL_LOCK)]
+    words = [sys.executable, "-u", "-c", code, str(trial.folder / trial_record.TRIAL_LOCK)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout and holder.stdout.readline() == b"\n"
         living = [(trial.state, trial.error) for trial in read_sweep(tmp_path).trials]
         holder.kill()
     assert living == [("running", None)]
     assert [trial.state for trial in read_sweep(tmp_path).trials] == ["interrupted"]
-    assert run_folder.read_record(trial.folder).state == "running", "reading changes nothing"  # type: ignore[union-attr]
+    assert trial_record.read_record(trial.folder).state == "running", "reading changes nothing"  # type: ignore[union-attr]
 
 
 def test_a_folder_without_trials_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

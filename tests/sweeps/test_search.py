@@ -14,7 +14,7 @@ import pytest
 
 from imgclf.cli.hydra_app import Search, run_app
 from imgclf.errors import RunError
-from imgclf.files.run_folder import TrialRecord, find_trials, write_record
+from imgclf.files.trial_record import TrialRecord, find_trials, write_record
 from imgclf.sweeps import finish_sweep, start_search
 from imgclf.sweeps import search as module
 from imgclf.train import main

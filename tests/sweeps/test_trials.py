@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from imgclf.files.run_folder import TrialRecord, find_trials, read_record, write_record
+from imgclf.files.trial_record import TrialRecord, find_trials, read_record, write_record
 from imgclf.signals import Interrupted
 from imgclf.sweeps import read_sweep, trials
 

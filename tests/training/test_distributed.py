@@ -14,7 +14,7 @@ from support.fabricate import TINY, composed, draw_tree
 from support.run_files import read_json
 
 from imgclf.files.row_store import list_stores
-from imgclf.files.run_folder import find_trials
+from imgclf.files.trial_record import find_trials
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.models.checkpoint import read_checkpoint
 from imgclf.training.run import train

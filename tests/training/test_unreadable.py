@@ -17,7 +17,7 @@ from support.fabricate import composed
 from imgclf.cli.compose import CONF
 from imgclf.cli.data_words import check_commands
 from imgclf.errors import DataError, ImageError
-from imgclf.files.run_folder import TrialRecord, write_record
+from imgclf.files.trial_record import TrialRecord, write_record
 from imgclf.inference.evaluate_checkpoint import evaluate_checkpoint
 from imgclf.inference.run import open_run
 from imgclf.quality import check_before_training
