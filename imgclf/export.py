@@ -21,7 +21,6 @@ for 16 images of the run.
 
 examples:
   imgclf export latest
-  imgclf export outputs/cards_v3 --out cards.onnx
   imgclf export latest --folder cards_model
   imgclf export latest --page cards_page --samples
 

@@ -104,6 +104,7 @@ def test_package_of_a_tracker_is_no_folder_of_its_name(tmp_path: Path, monkeypat
         require_package("some_tracker", "wandb", "logger=some_tracker")
 
 
+@pytest.mark.exhaustive
 def test_refused_run_leaves_the_folders_that_were_there(colours: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "empty").mkdir(parents=True)
     folder = "mine/empty/new/run"

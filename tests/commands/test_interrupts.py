@@ -170,6 +170,7 @@ def test_signal_outside_of_training_ends_with_one_line(colours: Path, tmp_path: 
         assert stderr == "imgclf: interrupted by SIGTERM; nothing was saved yet, begin the run again\n"
 
 
+@pytest.mark.exhaustive
 def test_printed_resume_command_is_quoted_for_the_shell(colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "it's [a] b=c"
     quoted = str(folder).replace("'", "\\'")

@@ -143,7 +143,7 @@ def test_dash_reads_the_paths_from_stdin(
     assert [row["file"] for row in csv_rows(capsys.readouterr().out)] == files
 
 
-@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+@pytest.mark.parametrize("kind", [pytest.param("terminal", marks=pytest.mark.exhaustive), "pipe"])
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="POSIX terminals")
 def test_dash_answers_each_line_before_the_next_one_comes(
     kind: str, checkpoint: str, colours: Path, tmp_path: Path

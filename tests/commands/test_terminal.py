@@ -44,6 +44,7 @@ def recorded(work: Path) -> Recording:
     return record([sys.executable, "-m", "imgclf.train", *words], work, {"IMGCLF_CACHE": str(work / "cache")})
 
 
+@pytest.mark.exhaustive
 def test_no_line_of_a_run_is_wider_than_the_terminal_but_its_paths(recorded: Recording) -> None:
     assert recorded.code == 0, recorded.screen.text()
     assert [line for line in recorded.screen.wrapped if "/" not in line] == []

@@ -89,6 +89,7 @@ def test_unreadable_image_is_replaced_in_the_rows_of_classes_and_named_by_show_b
         data.show_classes(4)
 
 
+@pytest.mark.exhaustive
 def test_show_classes_needs_no_name_of_imgclf_but_the_data_module(colours: Path) -> None:
     code = (
         "import sys; from imgclf import ImageDataModule; "

@@ -66,8 +66,9 @@ def test_load_and_evaluate_refuse_a_missing_device_before_they_read_the_file(
 ) -> None:
     pretend(monkeypatch, gpus=0, mps=False)
     path = tiny_run / "checkpoints" / "best.ckpt"
+    (tmp_path / "empty.ckpt").touch()
     with pytest.raises(imgclf.ConfigError, match="device cuda: not available"):
-        imgclf.load(tmp_path / "none.ckpt", device="cuda")
+        imgclf.load(tmp_path / "empty.ckpt", device="cuda")
     with pytest.raises(imgclf.ConfigError, match="device cuda: not available"):
         evaluate_checkpoint(composed(f"checkpoint='{path}'", "device=cuda", config="evaluate"), tmp_path)
 

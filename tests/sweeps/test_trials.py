@@ -192,6 +192,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @LINUX
+@pytest.mark.exhaustive
 def test_killed_trials_and_killed_sweeps_lose_nothing(
     colours: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -315,6 +316,7 @@ def test_an_interruption_is_the_same_after_the_way_from_a_worker() -> None:
             assert (came.signum, came.exit_code) == (number, 128 + number)
 
 
+@pytest.mark.exhaustive
 def test_trials_at_once_share_features_and_cores(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
