@@ -222,9 +222,12 @@ def _train_and_predict(config: "RunConfig", folder: Path) -> int:
 
 def _row(family: str, tried: list[Outcome]) -> str:
     """Return a family's row of the table: what came of its network at the last side, and at those before."""
-    notes = "; ".join(f"{o.kind} at {o.side}: {_short(o.text)}" for o in tried if o.kind != "works")
-    end = tried[-1]
-    outcome = ("works" + (f" ({notes})" if notes else "")) if end.kind == "works" else notes
+    end, failed = tried[-1], [outcome for outcome in tried if outcome.kind != "works"]
+    if end.kind == "works":
+        notes = ", ".join(f"{outcome.kind} at {outcome.side}" for outcome in failed)
+        outcome = f"works ({notes})" if notes else "works"
+    else:
+        outcome = "; ".join(f"{outcome.kind} at {outcome.side}: {_short(outcome.text)}" for outcome in failed)
     return f"| {family} | {end.network} | {end.parameters:,} | {end.side} | {outcome} | {end.seconds:.0f} |"
 
 
