@@ -1,4 +1,4 @@
-"""The camera on the page: a browser whose camera shows a film of drawn cards, live answers, and what can go wrong."""
+"""The camera on the page: a browser whose camera shows a film of plain colours, live answers, and what can go wrong."""
 
 from collections.abc import Iterator
 from pathlib import Path
