@@ -104,7 +104,8 @@ export function factsOf(model, named) {
   add("Classes", String(model.classes.length));
   add("Data", model.data);
   for (const [split, numbers] of Object.entries(model.metrics ?? {})) {
-    if (typeof numbers?.accuracy === "number") {
+    // On its training images a classifier is right whatever it has learned.
+    if (split !== "train" && typeof numbers?.accuracy === "number") {
       add(`Accuracy, ${split}`, percent(numbers.accuracy) + (numbers.count ? ` of ${numbers.count.toLocaleString("en")} images` : ""));
     }
   }
