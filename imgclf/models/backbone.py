@@ -111,7 +111,8 @@ def build_backbone(name: str, in_chans: int, size: int, kwargs: Mapping[str, obj
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         own = timm.get_pretrained_cfg(name)
         other = f"; its own image_size is {own.input_size[-1]}" if own and own.input_size[-1] != size else ""
-        raise ConfigError(f"model.backbone={name} at image_size={size}, {keywords}: {reason[:200]}{other}") from error
+        given = f", {keywords}" if keywords else ""
+        raise ConfigError(f"model.backbone={name} at image_size={size}{given}: {reason[:200]}{other}") from error
 
 
 def _check_keywords(kwargs: Mapping[str, object]) -> None:
