@@ -24,7 +24,7 @@ from imgclf.data.datasets import datamodule_class
 from imgclf.errors import CheckpointError, ConfigError, one_line
 from imgclf.exporting import require_packages
 from imgclf.files.atomic import write_atomically
-from imgclf.models.exported import FORMAT, INPUT, METADATA_KEY, OUTPUT, ExportedModel
+from imgclf.models.exported import FORMAT, INPUT, METADATA_KEY, OUTPUT, read_exported
 from imgclf.models.image_model import ImageModel
 from imgclf.models.network import Network
 
@@ -57,7 +57,11 @@ def export_onnx(
     """
     require_packages()
     data = _serialized(model, half, public)
-    expected, actual = _answers(model, images), ExportedModel(data, facts_of(model, public)).probabilities(images)
+    try:
+        exported = read_exported(data)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: not written, it couldn't be loaded: {one_line(error, 300)}") from None
+    expected, actual = _answers(model, images), exported.probabilities(images)
     difference = float(np.abs(expected - actual).max(initial=0))
     changed = int((expected.argmax(axis=1) != actual.argmax(axis=1)).sum())
     if not difference <= (HALF_TOLERANCE if half else TOLERANCE) or changed:  # NaN isn't at most the tolerance either

@@ -25,7 +25,7 @@ _ITEM_BYTES = {
     11: 8,
     16: 2,
 }  # of float32, u/int8, int32, int64, bool, float16, ...
-_MAX_PARTS = 100_000  # nodes and tensors; timm's largest networks have some 5,000
+_MAX_PARTS = 100_000  # nodes and tensors
 _MAX_RANK = 8
 _STANDARD = ("", "ai.onnx")  # domains of ONNX's own operators
 # Control flow may repeat for ever, and the others call a runtime's extensions, or make a file differ between two runs.

@@ -21,13 +21,13 @@ from imgclf.models.openvino_queue import OPENVINO_MIN_IMAGES, OpenVINOQueue, ope
 from imgclf.preprocess import Preprocess
 from imgclf.threads import available_cpus
 
-__all__ = ["FORMAT", "INPUT", "METADATA_KEY", "OUTPUT", "SUFFIX", "ExportedModel", "load_exported"]
+__all__ = ["FORMAT", "INPUT", "METADATA_KEY", "OUTPUT", "SUFFIX", "ExportedModel", "load_exported", "read_exported"]
 
 SUFFIX, INPUT, OUTPUT, METADATA_KEY = ".onnx", "images", "probabilities", "imgclf"
 FORMAT = 1  # of the metadata
 BATCH = 32  # images
 TOLERANCE = 1e-4  # between the probabilities of two engines
-_MEMORY_BYTES = 2**32  # that all models of a process may take at a time; VGG16 needs 2**30 for a batch
+_MEMORY_BYTES = 2**32  # that all models of a process may take at a time
 _MAX_BYTES = 2**31  # of a file: a protocol buffer can't be larger
 _MAX_DEPTH = 50  # of the metadata
 
@@ -154,11 +154,16 @@ def load_exported(path: str | Path) -> ExportedModel:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be opened ({error.strerror}); expected a file of imgclf export") from None
     try:
-        if len(data) > _MAX_BYTES:
-            raise CheckpointError(f"larger than {_MAX_BYTES:,} bytes; refused")
-        return ExportedModel(data, _facts(check_onnx(data).metadata))
+        return read_exported(data)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {one_line(error, 400)}") from None
+
+
+def read_exported(data: bytes) -> ExportedModel:
+    """Return the classifier in the bytes of a file; raises `CheckpointError` or `ConfigError` for any other file."""
+    if len(data) > _MAX_BYTES:
+        raise CheckpointError(f"larger than {_MAX_BYTES:,} bytes; refused")
+    return ExportedModel(data, _facts(check_onnx(data).metadata))
 
 
 def _facts(metadata: dict[str, str]) -> dict[str, Any]:

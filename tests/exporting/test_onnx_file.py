@@ -17,6 +17,7 @@ from imgclf.errors import CheckpointError
 from imgclf.export import main
 from imgclf.exporting import export_onnx, onnx_file
 from imgclf.exporting.run import images_of_run
+from imgclf.files import onnx_format
 from imgclf.models.exported import METADATA_KEY, load_exported
 from imgclf.models.image_model import ImageModel, load_image_model
 from imgclf.preprocess import Preprocess
@@ -110,6 +111,16 @@ def test_a_file_that_answers_otherwise_is_not_written(
     assert main([str(tiny_run), "--out", str(tmp_path / "no.onnx")]) == 2
     error = capsys.readouterr().err
     assert words in error and "not written" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_imgclf_would_refuse_to_load_is_not_written(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(onnx_format, "_REFUSED", {"Conv"})
+    assert main([str(tiny_run), "--out", str(tmp_path / "no.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert "not written, it couldn't be loaded: calls the operator Conv" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
